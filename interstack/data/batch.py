@@ -1,0 +1,45 @@
+"""The batch that every part of interstack trains, validates and predicts on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from interstack.constants import SAMPLE_RATE
+
+
+class Batch(NamedTuple):
+    """Utterances padded to the longest of them.
+
+    Attributes:
+        waveforms: (batch, max_num_samples) float32 in [-1, 1] at 16 kHz, zeros after each end.
+        num_samples: (batch,) int64, the valid samples of each utterance.
+        ids: one utterance id a row.
+    """
+
+    waveforms: Tensor
+    num_samples: Tensor
+    ids: tuple[str, ...]
+
+    @property
+    def seconds(self) -> Tensor:
+        """Seconds of valid audio, a 0-dim tensor: reading it as a float would stall a GPU."""
+        return self.num_samples.sum() / SAMPLE_RATE
+
+
+def collate(waveforms: Sequence[Tensor], ids: Sequence[str]) -> Batch:
+    """Pads 1-D waveforms with zeros on the right into one batch.
+
+    Raises:
+        ValueError: there is no waveform, or not one id for each.
+    """
+    if not waveforms or len(waveforms) != len(ids):
+        raise ValueError(f"{len(waveforms)} waveforms and {len(ids)} ids do not make a batch.")
+    return Batch(
+        waveforms=torch.nn.utils.rnn.pad_sequence(list(waveforms), batch_first=True),
+        num_samples=torch.tensor([len(waveform) for waveform in waveforms]),
+        ids=tuple(ids),
+    )

@@ -1,0 +1,199 @@
+"""The LightningDataModule: any speech source as duration-bucketed, padded batches."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import lightning as L  # noqa: N812 - Lightning's own name for it
+
+from interstack.constants import SAMPLE_RATE
+from interstack.data.counter import SharedCounter
+from interstack.data.feed import Feed, FeedSettings, OnCorrupt
+from interstack.data.loader import SpeechLoader
+from interstack.data.source import SpeechSource, Split
+from interstack.errors import ConfigurationError
+
+_SPLITS: dict[str, tuple[Split, ...]] = {
+    "fit": ("train", "validation"),
+    "validate": ("validation",),
+    "test": ("test",),
+    "predict": ("test",),
+}
+
+
+class SpeechDataModule(L.LightningDataModule):
+    """Batches of speech for training, validation, test and prediction.
+
+    Each epoch has its own order of batches, so the trainer must ask for a loader every epoch:
+    `reload_dataloaders_every_n_epochs: 1`. And the batches are split over ranks here:
+    `use_distributed_sampler: false`.
+
+    Args:
+        source: where the speech comes from.
+        batch_seconds: most seconds in one rank's batch, padding included (utterances × longest).
+        validation_batch_seconds: the same for validation, test and prediction; null: as training.
+        max_seconds: longer utterances are cropped, in training at a random place that seed, epoch
+            and id decide, otherwise from the start. Null keeps all whole.
+        min_seconds: shorter utterances are left out and counted.
+        num_buckets: buckets of alike lengths that batches are drawn from; a small corpus gets
+            fewer.
+        num_workers: processes that decode audio; 0 decodes in the training process.
+        seed: seed of the order of batches and of the crops.
+        on_corrupt: raise: stop at audio that can't be decoded, naming it; skip: leave it out and
+            count it.
+        resample: resample audio of other rates to 16 kHz instead of refusing it.
+        epoch_batches: batches that make an epoch on each rank. Streams need it, and only they: an
+            epoch of a folder is every utterance once.
+
+    Raises:
+        ConfigurationError: a setting is out of range.
+    """
+
+    def __init__(
+        self,
+        source: SpeechSource,
+        batch_seconds: float = 60.0,
+        validation_batch_seconds: float | None = None,
+        max_seconds: float | None = 16.0,
+        min_seconds: float = 0.5,
+        num_buckets: int = 30,
+        num_workers: int = 2,
+        seed: int = 0,
+        on_corrupt: OnCorrupt = "raise",
+        resample: bool = False,
+        epoch_batches: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.source = source
+        self.batch_seconds = batch_seconds
+        self.validation_batch_seconds = (
+            batch_seconds if validation_batch_seconds is None else validation_batch_seconds
+        )
+        self.max_seconds = max_seconds
+        self.min_seconds = min_seconds
+        self.num_buckets = num_buckets
+        self.num_workers = num_workers
+        self.seed = seed
+        self.on_corrupt = on_corrupt
+        self.resample = resample
+        self.epoch_batches = epoch_batches
+        self._check_settings()
+        self._skipped = SharedCounter(num_workers)
+        self._too_short = SharedCounter(num_workers)
+        self._feeds: dict[Split, Feed] = {}
+
+    def _check_settings(self) -> None:
+        """Refuses settings out of range, by their names on the command line."""
+        at_least: dict[str, tuple[float | None, float]] = {
+            "min_seconds": (self.min_seconds, 0),
+            "max_seconds": (self.max_seconds, max(self.min_seconds, 1 / SAMPLE_RATE)),
+            "batch_seconds": (self.batch_seconds, 1 / SAMPLE_RATE),
+            "validation_batch_seconds": (self.validation_batch_seconds, 1 / SAMPLE_RATE),
+            "num_buckets": (self.num_buckets, 1),
+            "num_workers": (self.num_workers, 0),
+            "seed": (self.seed, 0),
+            "epoch_batches": (self.epoch_batches, 1),
+        }
+        for name, (value, least) in at_least.items():
+            if value is not None and value < least:
+                raise ConfigurationError(f"data.{name} is {value}; it must be at least {least:g}.")
+
+    def prepare_data(self) -> None:
+        """Downloads what the source is allowed to; Lightning calls it once a machine."""
+        self.source.prepare()
+
+    def setup(self, stage: str) -> None:
+        """Finds and checks the splits that a stage needs; those found before are kept.
+
+        Raises:
+            DataError: a split is missing or empty, or its audio corrupt, at another rate than
+                16 kHz or too short.
+            ConfigurationError: an utterance is longer than a batch may be, or a setting does not
+                suit the source.
+        """
+        for split in _SPLITS[stage]:
+            if split not in self._feeds:
+                self._feeds[split] = self.source.open(split, self._settings(split))
+
+    def _settings(self, split: Split) -> FeedSettings:
+        seconds = self.batch_seconds if split == "train" else self.validation_batch_seconds
+        return FeedSettings(
+            batch_samples=int(seconds * SAMPLE_RATE),
+            max_samples=None if self.max_seconds is None else int(self.max_seconds * SAMPLE_RATE),
+            min_samples=math.ceil(self.min_seconds * SAMPLE_RATE),
+            num_buckets=self.num_buckets,
+            seed=self.seed,
+            on_corrupt=self.on_corrupt,
+            resample=self.resample,
+            epoch_batches=self.epoch_batches,
+            skipped=self._skipped,
+            too_short=self._too_short,
+        )
+
+    def train_dataloader(self) -> SpeechLoader:
+        """Returns this rank's batches of the trainer's present epoch (0 without a trainer).
+
+        Raises:
+            ConfigurationError: the trainer would use this epoch's order for later ones too.
+        """
+        epoch = 0
+        if self.trainer is not None:
+            epoch = self.trainer.current_epoch
+            # An attribute that Lightning sets without declaring it.
+            every = vars(self.trainer)["reload_dataloaders_every_n_epochs"]
+            if every != 1 and self.trainer.max_epochs != 1:
+                raise ConfigurationError(
+                    f"trainer.reload_dataloaders_every_n_epochs is {every}; it must be 1, or every "
+                    "epoch would repeat the first one's batches and crops."
+                )
+        # Lightning doubts the length of every stream; ours is exact with any number of workers.
+        warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined")
+        dataset = self._feed("train").training(epoch, *self._place())
+        return SpeechLoader(dataset, self.num_workers, self.seed)
+
+    def val_dataloader(self) -> SpeechLoader:
+        """Returns this rank's batches of the validation split, the longest utterances first."""
+        return self._evaluation_loader("validation")
+
+    def test_dataloader(self) -> SpeechLoader:
+        """Returns this rank's batches of the test split, the longest utterances first."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> SpeechLoader:
+        """Returns this rank's batches of the test split, in the corpus' order."""
+        return self._evaluation_loader("test", keep_order=True)
+
+    def _evaluation_loader(self, split: Split, keep_order: bool = False) -> SpeechLoader:
+        feed = self._feed(split)
+        dataset = feed.evaluation(*self._place(), keep_order=keep_order)
+        most = feed.max_evaluation_workers
+        workers = self.num_workers if most is None else min(self.num_workers, most)
+        return SpeechLoader(dataset, workers, self.seed)
+
+    def _feed(self, split: Split) -> Feed:
+        if split not in self._feeds:
+            raise ConfigurationError(f"The split {split} is not set up; call setup() first.")
+        return self._feeds[split]
+
+    def _place(self) -> tuple[int, int]:
+        """Returns rank and number of ranks."""
+        return (
+            (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
+        )
+
+    def longest_seconds(self, split: Split) -> float:
+        """Returns the longest waveform a batch of a split can hold, after cropping, in seconds."""
+        return self._feed(split).longest_samples / SAMPLE_RATE
+
+    def report(self) -> dict[str, float]:
+        """Returns counts for the log: utterances, seconds and what was left out.
+
+        Keys are "train/utterances", "train/seconds", "train/too_short", "train/corrupt", the same
+        for the other splits that are set up, and "skipped" and "too_short" for those left out
+        while loading.
+        """
+        counts = {
+            f"{split}/{k}": v for split, feed in self._feeds.items() for k, v in feed.counts.items()
+        }
+        return {**counts, "skipped": self._skipped.total, "too_short": self._too_short.total}

@@ -1,0 +1,83 @@
+"""From an utterance's encoded audio to a waveform: decode, mix to mono, resample, crop."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+from interstack.constants import SAMPLE_RATE
+from interstack.data.utterance import Utterance, open_audio
+from interstack.errors import DataError
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Decodes utterances to mono float32 waveforms at 16 kHz, longer ones cropped.
+
+    Attributes:
+        max_samples: longest waveform at 16 kHz; None leaves every utterance whole.
+        epoch: epoch of training, which moves the crops; None crops from the start.
+        seed: seed of the crops.
+    """
+
+    max_samples: int | None = None
+    epoch: int | None = None
+    seed: int = 0
+
+    def __call__(self, utterance: Utterance) -> Tensor:
+        """Returns the waveform, (num_samples,) float32.
+
+        Raises:
+            DataError: the audio is corrupt, or shorter than its header says.
+        """
+        start, length = self.crop(utterance)
+        if utterance.sample_rate == SAMPLE_RATE:
+            return torch.from_numpy(_read(utterance, start, length))
+        # torchaudio is imported only here: it is in maintenance, and most corpora are at 16 kHz.
+        from torchaudio.functional import resample
+
+        whole = torch.from_numpy(_read(utterance, 0, utterance.num_source_samples))
+        resampled: Tensor = resample(whole, utterance.sample_rate, SAMPLE_RATE)
+        return resampled[start : start + length].clone()
+
+    def crop(self, utterance: Utterance) -> tuple[int, int]:
+        """Returns the crop's first sample and its length, at 16 kHz.
+
+        The place depends on seed, epoch and id alone, so that neither workers, ranks nor a
+        resumed run change it.
+        """
+        spare = utterance.num_samples - (self.max_samples or utterance.num_samples)
+        if spare <= 0:
+            return 0, utterance.num_samples
+        assert self.max_samples is not None
+        if self.epoch is None:
+            return 0, self.max_samples
+        key = f"{self.seed}/{self.epoch}/{utterance.id}".encode()
+        draw = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
+        return draw % (spare + 1), self.max_samples
+
+
+def _read(
+    utterance: Utterance, start: int, length: int
+) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+    """Reads samples [start, start + length) at the file's own rate, channels averaged."""
+    with open_audio(utterance.audio, utterance.name) as file:
+        try:
+            file.seek(start)
+            samples = file.read(length, dtype="float32")
+        except soundfile.LibsndfileError as error:
+            raise DataError(f"{utterance.name} is corrupt ({error}).") from error
+    if samples.ndim == 2:
+        samples = samples.mean(axis=1)
+    if len(samples) < length:
+        raise DataError(
+            f"{utterance.name} is cut off: {len(samples)} samples at {start}, {length} expected."
+        )
+    if not np.isfinite(samples).all():
+        raise DataError(f"{utterance.name} holds samples that are not finite numbers.")
+    return np.asarray(samples, dtype=np.float32)

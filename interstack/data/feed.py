@@ -1,0 +1,93 @@
+"""What the data module asks of a source: one split's batches, for any epoch and rank."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from torch.utils.data import Dataset
+
+from interstack.constants import SAMPLE_RATE
+from interstack.data.batch import Batch
+from interstack.data.counter import SharedCounter
+from interstack.data.utterance import Utterance
+from interstack.errors import DataError
+
+OnCorrupt: TypeAlias = Literal["raise", "skip"]
+BatchOrError: TypeAlias = Batch | DataError
+
+
+@dataclass(frozen=True)
+class FeedSettings:
+    """How a split becomes batches; see `SpeechDataModule` for what each means.
+
+    Attributes:
+        batch_samples: budget of one rank's batch, padding included.
+        max_samples: longest waveform; longer ones are cropped.
+        min_samples: shorter utterances are left out.
+        num_buckets: most buckets of alike lengths.
+        seed: seed of order and crops.
+        on_corrupt: what to do with audio that can't be decoded.
+        resample: whether other rates than 16 kHz are allowed.
+        epoch_batches: batches a rank in an epoch of a stream.
+        skipped: counts corrupt utterances met while loading.
+        too_short: counts too short utterances met while loading.
+    """
+
+    batch_samples: int
+    max_samples: int | None
+    min_samples: int
+    num_buckets: int
+    seed: int
+    on_corrupt: OnCorrupt
+    resample: bool
+    epoch_batches: int | None
+    skipped: SharedCounter
+    too_short: SharedCounter
+
+
+def check_rate(utterance: Utterance, resample: bool) -> None:
+    """Refuses rates other than 16 kHz unless resampling is allowed.
+
+    Raises:
+        DataError: the utterance is at another rate.
+    """
+    if utterance.sample_rate != SAMPLE_RATE and not resample:
+        raise DataError(
+            f"{utterance.name} is sampled at {utterance.sample_rate} Hz, not {SAMPLE_RATE}; set "
+            "resample=true, or resample the corpus once and for all."
+        )
+
+
+class Feed(ABC):
+    """The batches of one split."""
+
+    max_evaluation_workers: int | None = None
+    """Most workers that may load `evaluation`; None is any number."""
+
+    @property
+    @abstractmethod
+    def longest_samples(self) -> int:
+        """The longest waveform a batch can hold, after cropping."""
+
+    @property
+    @abstractmethod
+    def counts(self) -> dict[str, float]:
+        """What is known of the split beforehand: utterances, seconds, how many were left out."""
+
+    @abstractmethod
+    def training(
+        self, epoch: int, rank: int, world_size: int, first_batch: int = 0
+    ) -> Dataset[BatchOrError]:
+        """Returns one rank's batches of an epoch from `first_batch` on, shuffled and sized.
+
+        Every rank has the same number. All are a function of the arguments and the seed (and, for
+        streams, of the number of workers).
+        """
+
+    @abstractmethod
+    def evaluation(
+        self, rank: int, world_size: int, keep_order: bool = False
+    ) -> Dataset[BatchOrError]:
+        """Returns one rank's batches of a single pass, in the corpus' order or by length."""

@@ -1,0 +1,129 @@
+"""Corpora whose utterances are all known before training."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from interstack.constants import SAMPLE_RATE
+from interstack.data.assembling import BatchAssembler, BatchDataset
+from interstack.data.batching import plan_batches
+from interstack.data.decoding import Decoder
+from interstack.data.feed import Feed, FeedSettings, OnCorrupt, check_rate
+from interstack.data.source import SpeechSource, Split
+from interstack.data.utterance import Utterance
+from interstack.errors import ConfigurationError, DataError
+
+_log = logging.getLogger(__name__)
+
+
+class FileSource(SpeechSource):
+    """A corpus that lists its utterances and their lengths."""
+
+    @abstractmethod
+    def utterances(self, split: Split, on_corrupt: OnCorrupt) -> tuple[list[Utterance], list[str]]:
+        """Returns the split's utterances in a fixed order, and the names of corrupt ones left out.
+
+        Raises:
+            DataError: the split is missing or empty, or audio is corrupt and `on_corrupt` raises.
+        """
+
+    def open(self, split: Split, settings: FeedSettings) -> FileFeed:
+        """Lists the split's utterances and keeps the usable ones; see `SpeechSource.open`."""
+        found, corrupt = self.utterances(split, settings.on_corrupt)
+        for utterance in found:
+            check_rate(utterance, settings.resample)
+        kept = [utterance for utterance in found if utterance.num_samples >= settings.min_samples]
+        if not kept:
+            raise DataError(
+                f"All {len(found)} utterances of {split} are shorter than "
+                f"{settings.min_samples / SAMPLE_RATE} s; lower data.min_seconds."
+            )
+        mixed = [utterance.name for utterance in kept if utterance.num_channels > 1]
+        if mixed:
+            _log.warning(
+                "%d files of %s have several channels, which are averaged: %s%s",
+                *(len(mixed), split, mixed[0], ", …" if len(mixed) > 1 else ""),
+            )
+        return FileFeed(kept, settings, too_short=len(found) - len(kept), corrupt=len(corrupt))
+
+
+class FileFeed(Feed):
+    """Batches of a list of utterances.
+
+    Args:
+        utterances: at least one.
+        settings: how they become batches.
+        too_short: utterances left out before, for the counts.
+        corrupt: the same.
+
+    Raises:
+        ConfigurationError: an utterance exceeds the budget of a batch.
+    """
+
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        settings: FeedSettings,
+        too_short: int = 0,
+        corrupt: int = 0,
+    ) -> None:
+        self.utterances = utterances
+        self.settings = settings
+        crop = Decoder(settings.max_samples).crop
+        self._lengths = [crop(utterance)[1] for utterance in utterances]
+        self._counts: dict[str, float] = {
+            "utterances": len(utterances),
+            "seconds": sum(self._lengths) / SAMPLE_RATE,
+            "too_short": too_short,
+            "corrupt": corrupt,
+        }
+        if self.longest_samples > settings.batch_samples:
+            longest = utterances[self._lengths.index(self.longest_samples)]
+            raise ConfigurationError(
+                f"{longest.name} takes {self.longest_samples / SAMPLE_RATE:.1f} s, but a batch "
+                f"only {settings.batch_samples / SAMPLE_RATE:.1f} s; raise data.batch_seconds or "
+                "lower data.max_seconds."
+            )
+
+    @property
+    def longest_samples(self) -> int:
+        """The longest utterance, after cropping."""
+        return max(self._lengths)
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """Usable utterances, their seconds after cropping, and how many were left out."""
+        return self._counts
+
+    def training(
+        self, epoch: int, rank: int, world_size: int, first_batch: int = 0
+    ) -> BatchDataset:
+        """Returns one rank's batches of an epoch; together the ranks' hold every utterance once."""
+        settings = self.settings
+        plan = plan_batches(
+            self._lengths, settings.batch_samples, settings.num_buckets, world_size=world_size
+        )
+        share = plan.shuffled((settings.seed, epoch), world_size)[rank]
+        return self._dataset(share[first_batch:], epoch)
+
+    def evaluation(self, rank: int, world_size: int, keep_order: bool = False) -> BatchDataset:
+        """Returns one rank's batches of a single pass: as listed, or longest first.
+
+        Longest first because what does not fit into memory then fails at once.
+        """
+        plan = plan_batches(
+            self._lengths, self.settings.batch_samples, world_size=world_size, keep_order=keep_order
+        )
+        batches = plan.batches() if keep_order else plan.batches()[::-1]
+        return self._dataset(batches[rank::world_size], epoch=None)
+
+    def _dataset(self, batches: Sequence[NDArray[np.int64]], epoch: int | None) -> BatchDataset:
+        return BatchDataset(
+            [[self.utterances[index] for index in batch] for batch in batches],
+            BatchAssembler(self.settings, epoch),
+        )

@@ -1,0 +1,127 @@
+"""Speech streamed from a Hugging Face dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+
+from interstack.data.source import Split
+from interstack.data.streams import Shard, StreamSource
+from interstack.errors import DataError
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+
+class HubDataset(StreamSource):
+    """A dataset from the Hugging Face hub, or in a local folder, streamed without downloading.
+
+    LibriSpeech itself is `openslr/librispeech_asr`. lhotse can read these too, but names
+    utterances by a hash of their audio and decodes each one as it comes.
+
+    Args:
+        path: the hub's id of the dataset, or a local folder.
+        name: its configuration, where it has several ("all", "clean", …).
+        train: splits to train on.
+        validation: splits to validate on.
+        test: splits to test and predict on.
+        audio_column: column that holds the audio.
+        id_column: column that names the utterance; where there is none, the audio's file name or
+            else its position does.
+        revision: branch, tag or commit of the dataset.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None = None,
+        train: Sequence[str] = ("train.clean.100",),
+        validation: Sequence[str] = ("validation.clean",),
+        test: Sequence[str] = ("test.clean",),
+        audio_column: str = "audio",
+        id_column: str = "id",
+        revision: str | None = None,
+    ) -> None:
+        self.path = path
+        self.name = name
+        self.splits: dict[Split, tuple[str, ...]] = {
+            "train": tuple(train),
+            "validation": tuple(validation),
+            "test": tuple(test),
+        }
+        self.audio_column = audio_column
+        self.id_column = id_column
+        self.revision = revision
+
+    def shards(self, split: Split) -> Sequence[Shard]:
+        """Lists the files of a split's dataset; see `StreamSource.shards`."""
+        shards = [shard for name in self.splits[split] for shard in self._shards_of(name)]
+        if not shards:
+            raise DataError(f"No split is named for {split}; set data.source.{split}.")
+        return shards
+
+    def _shards_of(self, split: str) -> list[Shard]:
+        dataset = self._load(split)
+        columns = dataset.column_names or []
+        if columns and self.audio_column not in columns:
+            raise DataError(
+                f"{self.path} has no column {self.audio_column!r} but {', '.join(columns)}; set "
+                "data.source.audio_column."
+            )
+        number = dataset.num_shards
+        return [
+            partial(_read, dataset.shard(number, index), self, f"{split}-{index}")
+            for index in range(number)
+        ]
+
+    def _load(self, split: str) -> IterableDataset:
+        """Opens a split without reading it, its audio left encoded."""
+        from datasets import Audio, load_dataset
+
+        try:
+            dataset = load_dataset(
+                self.path, self.name, split=split, streaming=True, revision=self.revision
+            )
+            return dataset.cast_column(self.audio_column, Audio(decode=False))
+        except Exception as error:  # datasets, huggingface_hub and httpx each raise their own
+            raise DataError(
+                f"The split {split!r} of the dataset {self.path!r} can't be opened ({error}). "
+                "Without a connection to the hub, set data.source.path to a local copy, or use "
+                "LibriSpeechFolder or Shards."
+            ) from error
+
+
+def _read(dataset: IterableDataset, source: HubDataset, place: str) -> Iterator[tuple[str, bytes]]:
+    """Yields ids and encoded audio of one of a dataset's files.
+
+    Raises:
+        DataError: the file can't be reached or read.
+    """
+    try:
+        # Not iter(dataset): inside a loader worker that divides the shards among the workers,
+        # which is already done.
+        for index, rows in enumerate(dataset.iter(batch_size=1)):
+            row = {column: values[0] for column, values in rows.items()}
+            audio = row[source.audio_column]
+            yield _name(row, source.id_column, audio, f"{place}-{index}"), _bytes(audio)
+    except Exception as error:
+        raise DataError(f"The dataset {source.path!r} can't be read ({error}).") from error
+
+
+def _name(row: dict[str, Any], id_column: str, audio: dict[str, Any], place: str) -> str:
+    if row.get(id_column) is not None:
+        return str(row[id_column])
+    return PurePosixPath(audio["path"]).stem if audio.get("path") else place
+
+
+def _bytes(audio: dict[str, Any]) -> bytes:
+    """Returns a row's encoded audio, which is in the row itself or in a file it names."""
+    if audio["bytes"] is not None:
+        return bytes(audio["bytes"])
+    with fsspec.open(audio["path"], "rb") as file:
+        data: bytes = file.read()
+    return data

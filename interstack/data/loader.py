@@ -1,0 +1,54 @@
+"""The torch DataLoader around our datasets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from interstack.data.batch import Batch
+from interstack.errors import DataError
+
+if TYPE_CHECKING:
+    from torch.utils.data.dataloader import _BaseDataLoaderIter
+
+
+class SpeechLoader(DataLoader[Batch | DataError]):
+    """Loads the batches of a dataset that yields whole batches, in their order.
+
+    A worker's exception reaches the main process with the worker's traceback pasted into its
+    message. Our datasets therefore hand a `DataError` over as an item, and it is raised here.
+
+    Args:
+        dataset: yields batches.
+        num_workers: worker processes; 0 decodes in the main one.
+        seed: seed of the loader's own generator. Without one torch draws the workers' seeds from
+            the global random state, and then a resumed run's state would differ.
+    """
+
+    def __init__(self, dataset: Dataset[Batch | DataError], num_workers: int, seed: int) -> None:
+        super().__init__(
+            dataset,
+            batch_size=None,
+            num_workers=num_workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=_use_one_thread,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def __iter__(self) -> _BaseDataLoaderIter:
+        # torch names its private iterator as the return type; whoever loops needs only the items.
+        return cast("_BaseDataLoaderIter", self._checked(super().__iter__()))
+
+    def _checked(self, items: Iterator[Batch | DataError]) -> Iterator[Batch]:
+        for item in items:
+            if isinstance(item, DataError):
+                raise item
+            yield item
+
+
+def _use_one_thread(_worker: int) -> None:
+    """Keeps workers from competing with the training process for its cores."""
+    torch.set_num_threads(1)

@@ -1,0 +1,133 @@
+"""Batches of a stream, as an iterable torch dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from interstack.data.assembling import BatchAssembler, BatchDataset
+from interstack.data.batching import plan_batches
+from interstack.data.feed import BatchOrError, FeedSettings
+from interstack.data.stream_reading import read_once, read_share
+from interstack.data.utterance import Utterance
+from interstack.errors import DataError
+
+_WINDOW = 16
+"""Batches' worth of encoded utterances that a reader holds and batches at a time. More would pad
+less and mix more; these cost some 2 MB a minute of audio."""
+
+
+class StreamDataset(IterableDataset[BatchOrError]):
+    """One rank's batches of an epoch, or of a single pass.
+
+    Not lhotse's `DynamicBucketingSampler`, though it batches streams too: an epoch here has a known
+    number of batches, their order is a pure function of seed, epoch, rank and number of workers,
+    and batches before `first_batch` are passed over without decoding them.
+
+    Worker w of a rank makes its batches w, w + workers, …, in which order torch collects them.
+
+    Args:
+        shards: openers of the shards.
+        settings: how utterances become batches.
+        epoch: epoch of training; None for a single pass, which is alike on all ranks.
+        rank: this process' rank.
+        world_size: number of ranks.
+        first_batch: batches of the epoch to pass over.
+        keep_order: single pass: leave the utterances as they come; otherwise longest first within
+            a window.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Callable[[], Iterator[tuple[str, bytes]]]],
+        settings: FeedSettings,
+        *,
+        epoch: int | None,
+        rank: int = 0,
+        world_size: int = 1,
+        first_batch: int = 0,
+        keep_order: bool = False,
+    ) -> None:
+        super().__init__()
+        self.shards = shards
+        self.settings = settings
+        self.epoch = epoch
+        self.rank = rank
+        self.world_size = world_size
+        self.first_batch = first_batch
+        self.keep_order = keep_order
+        self._assemble = BatchAssembler(settings, epoch)
+
+    def __len__(self) -> int:
+        if self.epoch is None or self.settings.epoch_batches is None:
+            raise TypeError("a single pass over a stream has no known length")
+        return max(0, self.settings.epoch_batches - self.first_batch)
+
+    def __iter__(self) -> Iterator[BatchOrError]:
+        """Yields this worker's batches; an error is yielded too, for the loader to raise."""
+        info = get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        try:
+            if self.epoch is None:
+                for window, index in self._windows(read_once(self.shards, self.settings), (0,)):
+                    yield window[index]
+                return
+            # Torch asks worker 0 first, who therefore takes the part of whoever is next.
+            worker = (worker + self.first_batch) % workers
+            reader, readers = self.rank * workers + worker, self.world_size * workers
+            stream = read_share(self.shards, self.settings, self.epoch, reader, readers)
+            batches = self._windows(stream, (self.settings.seed, self.epoch, reader))
+            done = len(range(worker, self.first_batch, workers))
+            end = len(range(worker, self.settings.epoch_batches or 0, workers))
+            for window, index in islice(batches, done, end):
+                yield window[index]
+        except DataError as error:
+            yield error
+
+    def _windows(
+        self, stream: Iterator[Utterance], key: tuple[int, ...]
+    ) -> Iterator[tuple[BatchDataset, int]]:
+        """Yields undecoded batches, each as a window of them and its place there.
+
+        The next window is read little by little while this one's batches are handed out, so that
+        the model never waits for a whole window.
+        """
+        budget = self.settings.batch_samples
+        window = self._take(stream, _WINDOW * budget)
+        for number in range(2**63):
+            if not window:
+                return
+            upcoming: list[Utterance] = []
+            batches = self._batches(window, (*key, number))
+            dataset = BatchDataset(batches, self._assemble)
+            for index in range(len(batches)):
+                yield dataset, index
+                missing = _WINDOW * budget - sum(map(self._length, upcoming))
+                upcoming += self._take(stream, min(budget, missing))
+            window = upcoming
+
+    def _batches(self, window: list[Utterance], key: tuple[int, ...]) -> list[list[Utterance]]:
+        """Divides a window into batches, shuffled in training."""
+        settings = self.settings
+        lengths = [self._length(utterance) for utterance in window]
+        if self.epoch is None:
+            plan = plan_batches(lengths, settings.batch_samples, keep_order=self.keep_order)
+            order = plan.batches() if self.keep_order else plan.batches()[::-1]
+        else:
+            plan = plan_batches(lengths, settings.batch_samples, settings.num_buckets)
+            order = plan.shuffled(key)[0]
+        return [[window[index] for index in batch] for batch in order]
+
+    def _take(self, stream: Iterator[Utterance], num_samples: int) -> list[Utterance]:
+        """Takes utterances from a stream until they last `num_samples` or it ends."""
+        taken: list[Utterance] = []
+        while num_samples > 0 and (utterance := next(stream, None)) is not None:
+            taken.append(utterance)
+            num_samples -= self._length(utterance)
+        return taken
+
+    def _length(self, utterance: Utterance) -> int:
+        """Returns an utterance's samples after cropping."""
+        return self._assemble.decode.crop(utterance)[1]

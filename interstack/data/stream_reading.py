@@ -1,0 +1,85 @@
+"""Utterances from shards: once through, or endlessly, each reader its own share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+
+import numpy as np
+
+from interstack.data.assembling import handle_corrupt
+from interstack.data.feed import FeedSettings, check_rate
+from interstack.data.utterance import Utterance, read_header
+from interstack.errors import DataError
+
+
+def read_once(
+    shards: Sequence[Callable[[], Iterator[tuple[str, bytes]]]], settings: FeedSettings
+) -> Iterator[Utterance]:
+    """Yields the usable utterances of all shards, in order.
+
+    Raises:
+        DataError: audio is corrupt (unless that is to be skipped), or not at 16 kHz.
+    """
+    for shard in shards:
+        for id_, audio in shard():
+            utterance = _admit(id_, audio, settings)
+            if utterance is not None:
+                yield utterance
+
+
+def read_share(
+    shards: Sequence[Callable[[], Iterator[tuple[str, bytes]]]],
+    settings: FeedSettings,
+    epoch: int,
+    reader: int,
+    num_readers: int,
+) -> Iterator[Utterance]:
+    """Yields one reader's utterances without end, in an order that seed and epoch decide.
+
+    All readers shuffle the shards alike and take turns in choosing. Where there are more readers
+    than shards, those of one shard take turns with its utterances. After all of its share a reader
+    goes on with its share of another shuffle.
+
+    Raises:
+        DataError: see `read_once`; or nothing in the share is usable.
+    """
+    for pass_ in count():
+        random = np.random.default_rng((settings.seed, epoch, pass_))
+        found = False
+        for shard, part, parts in _share(random.permutation(len(shards)), reader, num_readers):
+            for index, (id_, audio) in enumerate(shards[shard]()):
+                utterance = _admit(id_, audio, settings) if index % parts == part else None
+                if utterance is not None:
+                    found = True
+                    yield utterance
+        if not found:
+            raise DataError(
+                f"Reader {reader} of {num_readers} finds no usable utterance in its share of "
+                f"{len(shards)} shards; use fewer workers or devices, or pack more shards."
+            )
+
+
+def _share(
+    order: np.ndarray[tuple[int], np.dtype[np.int64]], reader: int, num_readers: int
+) -> list[tuple[int, int, int]]:
+    """Returns a reader's shards, each as shard, which part of it, of how many parts."""
+    if len(order) >= num_readers:
+        return [(int(shard), 0, 1) for shard in order[reader::num_readers]]
+    place = reader % len(order)
+    parts = len(range(place, num_readers, len(order)))
+    return [(int(order[place]), reader // len(order), parts)]
+
+
+def _admit(id_: str, audio: bytes, settings: FeedSettings) -> Utterance | None:
+    """Describes an utterance, or returns None if it is too short or corrupt and to be skipped."""
+    try:
+        utterance = read_header(id_, audio, id_)
+    except DataError as error:
+        handle_corrupt(error, settings)
+        return None
+    check_rate(utterance, settings.resample)
+    if utterance.num_samples < settings.min_samples:
+        settings.too_short.add()
+        return None
+    return utterance

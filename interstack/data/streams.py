@@ -1,0 +1,109 @@
+"""Corpora that are read shard by shard, front to back, and never known as a whole."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
+
+from interstack.constants import SAMPLE_RATE
+from interstack.data.feed import Feed, FeedSettings
+from interstack.data.source import SpeechSource, Split
+from interstack.data.stream_dataset import StreamDataset
+from interstack.data.stream_reading import read_once
+from interstack.errors import ConfigurationError, DataError
+
+_log = logging.getLogger(__name__)
+
+Shard: TypeAlias = Callable[[], Iterator[tuple[str, bytes]]]
+"""Opens one shard: yields utterance ids and encoded audio. Picklable, for spawned workers."""
+
+
+class StreamSource(SpeechSource):
+    """A corpus in shards, on disk or far away."""
+
+    @abstractmethod
+    def shards(self, split: Split) -> Sequence[Shard]:
+        """Lists a split's shards in a fixed order.
+
+        Raises:
+            DataError: the split is missing, empty or out of reach.
+        """
+
+    def open(self, split: Split, settings: FeedSettings) -> StreamFeed:
+        """Lists the split's shards and tries the first utterance; see `SpeechSource.open`."""
+        if split == "train" and settings.epoch_batches is None:
+            raise ConfigurationError(
+                "A stream has no end of its own: set data.epoch_batches to the batches that make "
+                "an epoch on each rank."
+            )
+        if settings.max_samples is None or settings.max_samples > settings.batch_samples:
+            raise ConfigurationError(
+                "A stream's longest utterance is not known beforehand: set data.max_seconds to at "
+                f"most the {settings.batch_samples / SAMPLE_RATE:g} s of a batch."
+            )
+        shards = self.shards(split)
+        first = next(read_once(shards, settings), None)
+        if first is None:
+            raise DataError(f"The {len(shards)} shards of {split} hold no usable utterance.")
+        if first.num_channels > 1:
+            _log.warning("%s has several channels; these are averaged.", first.name)
+        return StreamFeed(shards, settings, settings.max_samples)
+
+
+class StreamFeed(Feed):
+    """Batches of a stream.
+
+    Args:
+        shards: openers of the shards.
+        settings: how utterances become batches.
+        longest_samples: longest waveform after cropping.
+    """
+
+    max_evaluation_workers = 1  # a single pass in one order needs one reader
+
+    def __init__(
+        self, shards: Sequence[Shard], settings: FeedSettings, longest_samples: int
+    ) -> None:
+        self.shards = shards
+        self.settings = settings
+        self._longest_samples = longest_samples
+
+    @property
+    def longest_samples(self) -> int:
+        """The longest crop: how long the utterances are shows only in reading them."""
+        return self._longest_samples
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """The number of shards."""
+        return {"shards": len(self.shards)}
+
+    def training(
+        self, epoch: int, rank: int, world_size: int, first_batch: int = 0
+    ) -> StreamDataset:
+        """Returns `epoch_batches` batches from this rank's share of the shards."""
+        return StreamDataset(
+            self.shards,
+            self.settings,
+            epoch=epoch,
+            rank=rank,
+            world_size=world_size,
+            first_batch=first_batch,
+        )
+
+    def evaluation(self, rank: int, world_size: int, keep_order: bool = False) -> StreamDataset:
+        """Returns the whole split on every rank.
+
+        How many batches a share would make shows only in reading it, and ranks that differ in
+        that wait for each other for ever. Equal results on all ranks average to the same.
+        """
+        return StreamDataset(
+            self.shards,
+            self.settings,
+            epoch=None,
+            rank=rank,
+            world_size=world_size,
+            keep_order=keep_order,
+        )

@@ -1,0 +1,1 @@
+"""Distillation: pure objectives, and the LightningModule that trains a student by them."""

@@ -1,0 +1,1 @@
+"""The method: operators, plans and schedules are pure; only the callback knows Lightning."""

@@ -1,0 +1,63 @@
+"""From settings to a loaded teacher and a fresh student that fits it."""
+
+from __future__ import annotations
+
+from interstack.growth.plan import even_ends
+from interstack.models.config import StudentConfig, TeacherConfig, student_hubert_config
+from interstack.models.pretrained import Source
+from interstack.models.student import Student
+from interstack.models.teacher import Teacher
+
+
+def load_teacher(config: TeacherConfig, initial_depth: int) -> Teacher:
+    """Load the teacher that the settings name, cut off above its deepest tap.
+
+    Args:
+        config: The settings. Without taps there is one for each layer of the first stage, or as
+            many as the teacher has layers, spread evenly.
+        initial_depth: Encoder layers of the student's first stage.
+
+    Raises:
+        TeacherError: If it can't be found, loaded or tapped as asked.
+    """
+    taps = config.taps
+    if taps is None:
+        source = Source(config.source, config.revision, None, config.local_files_only)
+        layers: int = source.config().num_hidden_layers
+        taps = tuple(end + 1 for end in even_ends(layers, min(initial_depth, layers)))
+    return Teacher(
+        config.source,
+        taps,
+        revision=config.revision,
+        dtype=config.dtype,
+        local_files_only=config.local_files_only,
+    )
+
+
+def build_student(config: StudentConfig, depth: int, teacher: Teacher) -> Student:
+    """Make a fresh student for a teacher, with the front end that the settings ask for.
+
+    Args:
+        config: The student's settings.
+        depth: Encoder layers of the first stage.
+        teacher: The teacher it will learn from.
+
+    Raises:
+        ConfigurationError: If settings, depth and teacher don't fit each other.
+        TeacherError: If the teacher has no front end to copy or share.
+    """
+    own = config.front_end == "own"
+    student = Student(
+        student_hubert_config(config, depth, None if own else teacher.config),
+        teacher.taps,
+        teacher.width,
+        tap_placement=config.tap_placement,
+        normalises_waveform=(
+            config.feat_extract_norm == "layer" if own else teacher.normalises_waveform
+        ),
+        freeze_front_end=config.front_end == "shared",
+    )
+    if not own:
+        extractor = student.model.feature_extractor
+        extractor.load_state_dict(teacher.feature_extractor.state_dict())
+    return student

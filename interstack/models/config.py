@@ -1,0 +1,155 @@
+"""Settings of teacher and student, and the student's Hugging Face configuration made from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import HubertConfig, PretrainedConfig
+
+from interstack.errors import ConfigurationError
+from interstack.growth.plan import TapPlacement
+
+FrontEnd = Literal["own", "copy", "shared"]
+TeacherDtype = Literal["float32", "bfloat16", "float16"]
+
+FRONT_END_KEYS = (
+    "conv_dim",
+    "conv_kernel",
+    "conv_stride",
+    "conv_bias",
+    "feat_extract_norm",
+    "feat_extract_activation",
+    "num_feat_extract_layers",
+)
+"""What a Hugging Face configuration says of the convolutional front end."""
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The speech foundation model that is distilled.
+
+    Attributes:
+        source: Hub id or local directory of a HuBERT, WavLM, wav2vec 2.0, data2vec-audio or Whisper
+            model in Hugging Face's format.
+        taps: Indices into the teacher's hidden states that the student learns, strictly increasing;
+            0 is the encoder's input, the last layer has the teacher's depth. None: one tap for each
+            layer of the student's first stage, spread evenly.
+        revision: Branch, tag or commit on the hub.
+        dtype: Number format of the teacher's weights and computation; targets are fp32 in any case.
+        local_files_only: Never ask the hub; take what is in the local cache.
+    """
+
+    source: str
+    taps: tuple[int, ...] | None = None
+    revision: str | None = None
+    dtype: TeacherDtype = "float32"
+    local_files_only: bool = False
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """The student: a HuBERT whose depth is the growth schedule's. Defaults are the paper's.
+
+    Attributes:
+        hidden_size: Width of the encoder.
+        intermediate_size: Width of the feed-forward networks.
+        num_attention_heads: Attention heads; they divide ``hidden_size``.
+        front_end: ``own``: fresh and trained. ``copy``: the teacher's weights, trained. ``shared``:
+            the teacher's, frozen, and computed once for both.
+        conv_dim: Channels of each convolution of an ``own`` front end.
+        conv_kernel: Kernel of each convolution of an ``own`` front end, in samples of its input.
+        conv_stride: Stride of each convolution of an ``own`` front end.
+        feat_extract_norm: Norm of an ``own`` front end: ``group`` (HuBERT Base) or ``layer``.
+        num_conv_pos_embeddings: Kernel of the positional convolution, in frames.
+        num_conv_pos_embedding_groups: Groups of the positional convolution.
+        do_stable_layer_norm: Pre-LN encoder (HuBERT Large) instead of post-LN (HuBERT Base).
+        dropout: Probability for hidden states, feed-forward activations and attention weights.
+        tap_placement: ``block_end``: a tap sits on its block's last layer. ``original``: it stays
+            on the layer it began with, but the uppermost, which is always the top layer's.
+    """
+
+    hidden_size: int = 384
+    intermediate_size: int = 1536
+    num_attention_heads: int = 8
+    front_end: FrontEnd = "own"
+    conv_dim: tuple[int, ...] = (512, 512, 512, 512, 512, 512, 512)
+    conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    feat_extract_norm: Literal["group", "layer"] = "group"
+    num_conv_pos_embeddings: int = 128
+    num_conv_pos_embedding_groups: int = 16
+    do_stable_layer_norm: bool = False
+    dropout: float = 0.1
+    tap_placement: TapPlacement = "block_end"
+
+
+def student_hubert_config(
+    student: StudentConfig, depth: int, teacher: PretrainedConfig | None = None
+) -> HubertConfig:
+    """Make the Hugging Face configuration of a student.
+
+    Args:
+        student: The student's settings.
+        depth: Encoder layers.
+        teacher: The teacher's configuration, needed where the front end is copied or shared.
+
+    Raises:
+        ConfigurationError: If the settings contradict each other, or the teacher has no front end
+            to copy or share.
+    """
+    _check_student(student)
+    if student.front_end == "own":
+        front_end = {key: getattr(student, key) for key in ("conv_dim", "conv_kernel")}
+        front_end |= {"conv_stride": student.conv_stride}
+        front_end |= {"feat_extract_norm": student.feat_extract_norm}
+    elif teacher is None or not hasattr(teacher, "conv_kernel"):
+        raise ConfigurationError(
+            f"student.front_end is {student.front_end!r}, but the teacher takes log-mel features "
+            "and has no waveform front end: use front_end: own"
+        )
+    else:
+        front_end = {key: getattr(teacher, key) for key in FRONT_END_KEYS if hasattr(teacher, key)}
+        # data2vec-audio has layer norms throughout and no key that says so
+        front_end.setdefault("feat_extract_norm", "layer")
+        front_end.pop("num_feat_extract_layers", None)
+    return HubertConfig(
+        hidden_size=student.hidden_size,
+        intermediate_size=student.intermediate_size,
+        num_attention_heads=student.num_attention_heads,
+        num_hidden_layers=depth,
+        num_conv_pos_embeddings=student.num_conv_pos_embeddings,
+        num_conv_pos_embedding_groups=student.num_conv_pos_embedding_groups,
+        do_stable_layer_norm=student.do_stable_layer_norm,
+        hidden_dropout=student.dropout,
+        activation_dropout=student.dropout,
+        attention_dropout=student.dropout,
+        feat_proj_dropout=0.0,
+        layerdrop=0.0,  # a dropped layer has no gradient, and growth already trains shallow stacks
+        mask_time_prob=0.0,  # no masking in distillation, hence no embedding without a gradient
+        **front_end,
+    )
+
+
+def _check_student(student: StudentConfig) -> None:
+    """Refuse settings that transformers would take and fail on later."""
+    if student.hidden_size % student.num_attention_heads:
+        raise ConfigurationError(
+            f"student.hidden_size {student.hidden_size} is not divisible by "
+            f"student.num_attention_heads {student.num_attention_heads}: change one of them"
+        )
+    if student.hidden_size % student.num_conv_pos_embedding_groups:
+        raise ConfigurationError(
+            f"student.hidden_size {student.hidden_size} is not divisible by "
+            f"student.num_conv_pos_embedding_groups {student.num_conv_pos_embedding_groups}: "
+            "change one of them"
+        )
+    lengths = {len(student.conv_dim), len(student.conv_kernel), len(student.conv_stride)}
+    if len(lengths) != 1:
+        raise ConfigurationError(
+            "student.conv_dim, conv_kernel and conv_stride must have one entry a convolution each, "
+            f"but have {len(student.conv_dim)}, {len(student.conv_kernel)} and "
+            f"{len(student.conv_stride)}"
+        )
+    if not 0.0 <= student.dropout < 1.0:
+        raise ConfigurationError(f"student.dropout {student.dropout} must lie in [0, 1)")

@@ -1,0 +1,124 @@
+"""Run a transformers speech encoder and keep its hidden states; no utterance sees its batch.
+
+transformers' own forward does three things that do not suit us: it writes zeros into its input, it
+always runs every layer, and in data2vec-audio padding leaks through the stacked positional
+convolutions.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PretrainedConfig
+from transformers.masking_utils import create_bidirectional_mask
+
+
+def project(feature_projection: nn.Module, features: Tensor) -> Tensor:
+    """Project front-end features to the encoder's width.
+
+    Args:
+        feature_projection: that of a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model.
+        features: (batch, channels, frames).
+
+    Returns:
+        (batch, frames, width).
+    """
+    projected = feature_projection(features.transpose(1, 2))
+    # HuBERT returns the projection alone; the others add what their quantisers use.
+    return cast(Tensor, projected[0] if isinstance(projected, tuple) else projected)
+
+
+def encode(
+    encoder: nn.Module, projected: Tensor, mask: Tensor, *, num_layers: int | None = None
+) -> list[Tensor]:
+    """Hidden states as transformers' `output_hidden_states` gives them.
+
+    Layer drop is not applied: distillation needs every layer.
+
+    Args:
+        encoder: that of a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model; plain or stable
+            layer norm.
+        projected: (batch, frames, width), from `project`.
+        mask: (batch, frames) bool, True = valid.
+        num_layers: stop after so many layers; all by default.
+
+    Returns:
+        num_layers + 1 tensors (batch, frames, width): 0 is the input of the first layer, k the
+        output of layer k. The final norm of stable-layer-norm encoders is not in them. Frames past
+        an utterance's end are finite and meaningless.
+    """
+    module: Any = encoder  # the families share attributes, but no type
+    hidden = projected.masked_fill(~mask[..., None], 0.0)
+    hidden = hidden + _positions(module.pos_conv_embed, hidden, mask)
+    if not type(encoder).__name__.endswith("StableLayerNorm"):
+        hidden = module.layer_norm(hidden)
+    hidden = module.dropout(hidden)
+
+    layers = list(module.layers)[:num_layers]
+    attended = attended_frames(mask)
+    hidden_states = [hidden]
+    if module.config.model_type == "wavlm":
+        return hidden_states + _run_wavlm(layers, hidden, attended)
+    layer_mask = attention_mask(module.config, hidden, attended)
+    for layer in layers:
+        hidden_states.append(layer(hidden_states[-1], attention_mask=layer_mask))
+    return hidden_states
+
+
+def attended_frames(mask: Tensor) -> Tensor:
+    """The mask with each first frame set: with no key at all, a query would give NaN.
+
+    Args:
+        mask: (batch, frames) bool, True = valid.
+    """
+    return mask | (torch.arange(mask.shape[1], device=mask.device) == 0)
+
+
+def attention_mask(config: PretrainedConfig, hidden: Tensor, mask: Tensor) -> Tensor | None:
+    """The mask that a transformers layer expects for the attention its config names.
+
+    Args:
+        config: config of the model that the layer belongs to.
+        hidden: (batch, frames, width), the layer's input.
+        mask: (batch, frames) bool, True = attend.
+    """
+    if config._attn_implementation == "sdpa":
+        # As create_bidirectional_mask, but without reading the values, which would stall a GPU.
+        return mask[:, None, None, :]
+    prepared = create_bidirectional_mask(config=config, inputs_embeds=hidden, attention_mask=mask)
+    return cast("Tensor | None", prepared)
+
+
+def _positions(pos_conv: Any, hidden: Tensor, mask: Tensor) -> Tensor:  # noqa: ANN401 - as above
+    """Convolutional positions: past its end an utterance finds zeros, as it would alone."""
+    padding = ~mask[:, None]
+    stacked = getattr(pos_conv, "layers", None)  # data2vec-audio's
+    batch_norm: Any = getattr(pos_conv, "batch_norm", None)  # an option of HuBERT's
+    if stacked is None and batch_norm is None:
+        return cast(Tensor, pos_conv(hidden))
+    hidden = hidden.transpose(1, 2)
+    if stacked is not None:
+        for layer in stacked:
+            hidden = layer(hidden.masked_fill(padding, 0.0))
+    else:
+        hidden = batch_norm(hidden).masked_fill(padding, 0.0)
+        hidden = pos_conv.activation(pos_conv.padding(pos_conv.conv(hidden)))
+    return hidden.transpose(1, 2)
+
+
+def _run_wavlm(layers: list[nn.Module], hidden: Tensor, attended: Tensor) -> list[Tensor]:
+    """Outputs of WavLM's layers, which share the first one's position bias."""
+    hidden_states = []
+    position_bias = None
+    with warnings.catch_warnings():
+        # WavLM hands torch a boolean padding mask beside a float bias; torch converts it and warns.
+        warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
+        for layer in layers:
+            hidden, position_bias = layer(
+                hidden, attention_mask=attended, position_bias=position_bias
+            )
+            hidden_states.append(hidden)
+    return hidden_states

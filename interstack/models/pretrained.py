@@ -1,0 +1,214 @@
+"""Find and load a pretrained speech encoder, and say plainly why when that fails."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from torch.nn.utils import parametrize
+from transformers import AutoConfig, AutoModel, PretrainedConfig
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
+
+from interstack.errors import TeacherError
+
+WAVEFORM_FAMILIES: Final = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")
+"""transformers model types whose encoder takes the raw waveform."""
+FAMILIES: Final = (*WAVEFORM_FAMILIES, "whisper")
+"""All transformers model types that can be a teacher."""
+WEIGHT_FILES: Final = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""What transformers looks for in a model's directory."""
+_FAILURES: Final = (
+    OSError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    EOFError,
+    SafetensorError,
+)
+"""What transformers raises for a model that is absent, unreachable, malformed or corrupt."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A speech encoder as it was published: float32, in eval mode."""
+
+    model: nn.Module
+    """transformers' base model of a waveform family, or Whisper's encoder."""
+    normalises_waveform: bool
+    """Whether it expects waveforms of zero mean and unit variance."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a pretrained model comes from.
+
+    Args:
+        name: hub id or local directory.
+        revision: branch, tag or commit on the hub.
+        cache_dir: where downloads are kept; transformers' default if None.
+        local_files_only: never ask the hub.
+    """
+
+    name: str
+    revision: str | None = None
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+
+    @property
+    def directory(self) -> Path | None:
+        """The local directory, or None for a hub id."""
+        directory = Path(self.name).expanduser()
+        return directory if directory.is_dir() else None
+
+    def read_config(self) -> PretrainedConfig:
+        """Read the config alone, which is cheap.
+
+        Raises:
+            TeacherError: it can't be found or read, or names a family that can't be a teacher.
+        """
+        self._check_name()
+        with self._explaining_failures():
+            fields, _ = PretrainedConfig.get_config_dict(self._location, **self._options)
+            family = fields.get("model_type")
+            if family not in FAMILIES:
+                raise TeacherError(
+                    f"{self.name} is a model of type {family!r}, which can't be a teacher; "
+                    f"supported types: {', '.join(FAMILIES)}."
+                )
+            config = AutoConfig.from_pretrained(self._location, **self._options)
+            return cast(PretrainedConfig, config)
+
+    def load(self, config: PretrainedConfig) -> Pretrained:
+        """Read weights and preprocessing.
+
+        Raises:
+            TeacherError: something is missing, of the wrong size or unreadable, or weights of the
+                encoder would start out random.
+        """
+        is_whisper = config.model_type == "whisper"
+        loader: Any = WhisperEncoder if is_whisper else AutoModel
+        # Of a whole Whisper, transformers is to find the encoder; one saved alone needs no help.
+        names = {"key_mapping": {r"^(model\.)?encoder\.": ""}} if is_whisper else {}
+        with self._explaining_failures(), _quiet_transformers():
+            model, report = loader.from_pretrained(
+                self._location,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **names,
+                **self._options,
+            )
+        # Other parts, as the mask embedding or an adapter, are not used and may well be missing.
+        parts = () if is_whisper else ("feature_extractor.", "feature_projection.", "encoder.")
+        missing = sorted(
+            key for key in report["missing_keys"] if not parts or key.startswith(parts)
+        )
+        if missing:
+            raise TeacherError(
+                f"The weights of {self.name} lack {len(missing)} tensors of the encoder (first: "
+                f"{missing[0]}), which would start out random. Give a complete checkpoint of the "
+                "type that its config.json names."
+            )
+        return Pretrained(model.eval(), not is_whisper and self._normalises_waveform(config))
+
+    @property
+    def _location(self) -> str:
+        return str(self.directory or self.name)
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {
+            "revision": self.revision or "main",
+            "cache_dir": self.cache_dir,
+            "local_files_only": self.local_files_only,
+        }
+
+    def _check_name(self) -> None:
+        if self.directory is None:
+            if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", self.name):
+                raise TeacherError(
+                    f"There is no teacher directory {self.name}; check the path, or give a hub id "
+                    "such as facebook/hubert-base-ls960."
+                )
+            return
+        if not (self.directory / "config.json").is_file():
+            raise TeacherError(
+                f"The teacher directory {self.name} has no config.json; give a directory that "
+                "transformers' save_pretrained wrote."
+            )
+        if not any((self.directory / file).is_file() for file in WEIGHT_FILES):
+            raise TeacherError(
+                f"The teacher directory {self.name} has no weights; it needs one of "
+                f"{', '.join(WEIGHT_FILES)}."
+            )
+
+    def _normalises_waveform(self, config: PretrainedConfig) -> bool:
+        # Base models were trained on waveforms as they are, large ones on normalised ones.
+        default = getattr(config, "feat_extract_norm", "layer") != "group"
+        with self._explaining_failures():
+            path = cached_file(
+                self._location,
+                "preprocessor_config.json",
+                _raise_exceptions_for_missing_entries=False,
+                **self._options,
+            )
+            fields = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+        return bool(fields.get("do_normalize", default))
+
+    @contextmanager
+    def _explaining_failures(self) -> Iterator[None]:
+        """Turn the many ways in which loading fails into one that names the mend."""
+        try:
+            yield
+        except TeacherError:
+            raise
+        except _FAILURES as error:
+            reason = str(error).strip().split("\n")[0].rstrip(".")
+            if self.directory is not None:
+                raise TeacherError(
+                    f"The teacher in {self.name} can't be loaded: {reason}. Copy or download it "
+                    "again."
+                ) from error
+            raise TeacherError(
+                f"The teacher {self.name} is no directory here, nor can it be had from the Hugging "
+                f"Face hub: {reason}. Check the name and the connection, or give the path of a "
+                "local directory with its config.json and model.safetensors."
+            ) from error
+
+
+def bake_weight_norm(model: nn.Module) -> None:
+    """Fold parametrised weights of a frozen model, to compute them once and not at every step."""
+    for module in model.modules():
+        if parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No progress bar and no load report: what matters of it is checked and raised."""
+    hf_logging: Any = logging  # untyped in part
+    verbosity, had_bar = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if had_bar:
+            hf_logging.enable_progress_bar()

@@ -1,0 +1,177 @@
+"""The student: a Hugging Face ``HubertModel`` that grows in depth, with distillation heads."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import HubertConfig, HubertModel
+
+from interstack.growth.plan import GrowthPlan, TapPlacement, descend, even_ends
+from interstack.models.encoder import encode, project
+from interstack.models.front_end import (
+    extract_features,
+    frame_mask,
+    normalise_waveform,
+    num_frames,
+)
+
+
+class StudentOutput(NamedTuple):
+    """What the student says of a batch.
+
+    Attributes:
+        predictions: One tensor a tap, (batch, frames, teacher width): the heads' guesses of the
+            teacher's hidden states.
+        hidden_states: depth + 1 tensors (batch, frames, width); 0 is the encoder's input.
+        num_frames: Valid frames of each utterance, (batch,).
+        mask: True at valid frames, (batch, frames).
+    """
+
+    predictions: tuple[Tensor, ...]
+    hidden_states: list[Tensor]
+    num_frames: Tensor
+    mask: Tensor
+
+
+class Student(nn.Module):
+    """A growing ``HubertModel`` with one linear distillation head for each tap.
+
+    Heads belong to taps, and taps to blocks of layers: growth moves a tap with its block and keeps
+    its head. Tap 0 of the teacher is tied to the student's encoder input and never moves.
+
+    Args:
+        config: Configuration of the ``HubertModel``; ``num_hidden_layers`` is the depth.
+        teacher_taps: Indices into the teacher's hidden states, strictly increasing.
+        teacher_width: Channels of the teacher's hidden states.
+        tap_placement: Which layer of a block is tapped.
+        normalises_waveform: Bring each utterance to zero mean and unit variance first.
+        freeze_front_end: Never train the front end (the teacher's, shared).
+
+    Raises:
+        ConfigurationError: If the depth can't serve the taps.
+    """
+
+    def __init__(
+        self,
+        config: HubertConfig,
+        teacher_taps: Sequence[int],
+        teacher_width: int,
+        *,
+        tap_placement: TapPlacement = "block_end",
+        normalises_waveform: bool = False,
+        freeze_front_end: bool = False,
+    ) -> None:
+        super().__init__()
+        self.teacher_taps = tuple(teacher_taps)
+        self.teacher_width = teacher_width
+        self.tap_placement: TapPlacement = tap_placement
+        self.normalises_waveform = normalises_waveform
+        self.freeze_front_end = freeze_front_end
+        self.model = HubertModel(config)
+        self.heads = nn.ModuleList(
+            nn.Linear(config.hidden_size, teacher_width) for _ in self.teacher_taps
+        )
+        self.lineage: tuple[int, ...] = tuple(range(self.depth))
+        layer_taps = sum(tap > 0 for tap in self.teacher_taps)
+        self.tap_layers = even_ends(self.depth, layer_taps) if layer_taps else ()
+        if freeze_front_end:
+            self.model.feature_extractor.requires_grad_(False)
+
+    @property
+    def config(self) -> HubertConfig:
+        """The ``HubertModel``'s configuration at the present depth."""
+        return self.model.config
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The encoder's layers, bottom first."""
+        layers = self.model.encoder.layers
+        assert isinstance(layers, nn.ModuleList)
+        return layers
+
+    @property
+    def depth(self) -> int:
+        """Encoder layers at present."""
+        return len(self.layers)
+
+    @property
+    def hidden_taps(self) -> tuple[int, ...]:
+        """For each tap, the index into ``hidden_states`` that its head reads."""
+        layer_taps = tuple(layer + 1 for layer in self.tap_layers)
+        return layer_taps if len(layer_taps) == len(self.teacher_taps) else (0, *layer_taps)
+
+    def forward(
+        self, waveforms: Tensor, num_samples: Tensor, features: Tensor | None = None
+    ) -> StudentOutput:
+        """Run the student at its present depth.
+
+        Args:
+            waveforms: (batch, samples), 16 kHz in [-1, 1], zero-padded on the right.
+            num_samples: Valid samples of each utterance, (batch,).
+            features: Front-end features (batch, channels, frames) if they are known already, as
+                with a shared front end.
+        """
+        frames = num_frames(self.config, num_samples)
+        if features is None:
+            if self.normalises_waveform:
+                waveforms = normalise_waveform(waveforms, num_samples)
+            features = extract_features(self.model.feature_extractor, waveforms, num_samples)
+        mask = frame_mask(frames, features.shape[-1])
+        projected = project(self.model.feature_projection, features)
+        hidden_states = encode(self.model.encoder, projected, mask)
+        return StudentOutput(self._predict(hidden_states), hidden_states, frames, mask)
+
+    def _predict(self, hidden_states: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Let every head read the hidden state of its tap."""
+        predictions = []
+        for head, tap in zip(self.heads, self.hidden_taps, strict=True):
+            tapped = hidden_states[tap]
+            if self.config.do_stable_layer_norm and tap == self.depth:
+                # A pre-LN stack is finished by its last norm, which has no other way to be trained.
+                tapped = self.model.encoder.layer_norm(tapped)
+            predictions.append(head(tapped))
+        return tuple(predictions)
+
+    @torch.no_grad()
+    def grow(self, plan: GrowthPlan) -> None:
+        """Grow in place: originals keep their ``Parameter`` objects, clones are deep copies.
+
+        An optimizer that was made before knows nothing of the clones: make a new one.
+
+        Args:
+            plan: A growth of a stack of this depth.
+
+        Raises:
+            ValueError: If the plan is for another depth.
+        """
+        if plan.old_depth != self.depth:
+            raise ValueError(f"a plan for {plan.old_depth} layers can't grow {self.depth}")
+        present = list(self.layers)
+        grown = []
+        for place, parent in enumerate(plan.parents):
+            if not plan.is_clone(place):
+                grown.append(present[parent])
+            elif plan.fresh_clones:
+                grown.append(self._fresh_layer(present[parent]))
+            else:
+                grown.append(copy.deepcopy(present[parent]))
+        self.model.encoder.layers = nn.ModuleList(grown)
+        self.model.config.num_hidden_layers = plan.depth
+        self.lineage = descend(self.lineage, plan)
+        if self.tap_layers:
+            self.tap_layers = plan.move_taps(self.tap_layers, self.tap_placement)
+
+    def _fresh_layer(self, like: nn.Module) -> nn.Module:
+        """Initialise a layer as transformers does, with the place and mode of another one."""
+        layer = type(like)(self.config)
+        layer.apply(self.model._init_weights)
+        parameter = next(like.parameters())
+        return layer.to(parameter.device, parameter.dtype).train(like.training)
+
+    def num_parameters(self) -> int:
+        """Count the ``HubertModel``'s parameters, without the heads that training alone needs."""
+        return sum(parameter.numel() for parameter in self.model.parameters())

@@ -1,0 +1,219 @@
+"""The frozen teacher: any supported Hugging Face speech encoder, cut off above its deepest tap."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final, Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from interstack.errors import TeacherError
+from interstack.models.encoder import encode, project
+from interstack.models.front_end import (
+    extract_features,
+    frame_hop,
+    frame_mask,
+    normalise_waveform,
+    num_frames,
+    receptive_field,
+)
+from interstack.models.pretrained import WAVEFORM_FAMILIES, Source, bake_weight_norm
+from interstack.models.whisper import FRAME_HOP, WhisperBody
+
+DTYPES: Final = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+"""Precisions that a teacher can run in."""
+
+
+class TeacherOutput(NamedTuple):
+    """What a teacher knows of a batch; frames past an utterance's end are finite, meaningless."""
+
+    features: Tensor | None
+    """(batch, channels, frames) float32 from the front end; None unless asked for, or log-mel."""
+    hidden_states: tuple[Tensor, ...]
+    """(batch, frames, width) float32, one a tap."""
+    num_frames: Tensor
+    """(batch,) valid frames."""
+
+
+class Teacher(nn.Module):
+    """A pretrained speech encoder that only gives targets: frozen, in eval mode, cut off.
+
+    Args:
+        source: hub id or local directory of a HuBERT, WavLM, wav2vec 2.0, data2vec-audio or
+            Whisper model.
+        taps: which hidden states to give, strictly increasing; 0 is the encoder's input, k the
+            output of layer k. Layers above the deepest tap are dropped.
+        revision: branch, tag or commit on the hub.
+        dtype: precision of the teacher's weights and arithmetic; outputs are always float32.
+        cache_dir: where downloads are kept; transformers' default if None.
+        local_files_only: never ask the hub.
+
+    Raises:
+        TeacherError: the model can't be found, loaded or used as asked.
+    """
+
+    config: Any
+    """The model's transformers config."""
+    num_layers: int
+    """Layers of the whole model; the last possible tap."""
+    width: int
+    """Channels of a hidden state."""
+    taps: tuple[int, ...]
+    normalises_waveform: bool
+    """Whether waveforms are brought to zero mean and unit variance, as the model was trained."""
+    takes_waveform: bool
+    """False for Whisper, which takes log-mel."""
+    max_samples: int | None
+    """Longest utterance that the model has positions for; None if there is no bound."""
+    first_frame_centre: float
+    """Sample at the centre of frame 0; that of frame i is i * frame_hop later."""
+    frame_hop: int
+    """Samples from one frame's centre to the next one's."""
+
+    def __init__(
+        self,
+        source: str,
+        taps: Sequence[int],
+        *,
+        revision: str | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+    ) -> None:
+        super().__init__()
+        if dtype not in DTYPES:
+            raise TeacherError(f"A teacher can't run in {dtype}; choose one of {list(DTYPES)}.")
+        origin = Source(source, revision, cache_dir, local_files_only)
+        self.source = source
+        self.config = origin.read_config()
+        self.num_layers = self.config.num_hidden_layers
+        self.width = self.config.hidden_size
+        self.taps = _checked_taps(taps, self.num_layers, source)
+        self.takes_waveform = self.config.model_type in WAVEFORM_FAMILIES
+
+        pretrained = origin.load(self.config)
+        self.normalises_waveform = pretrained.normalises_waveform
+        model: Any = pretrained.model
+        bake_weight_norm(model)
+        model.to(DTYPES[dtype])
+        self.body: _WaveformBody | WhisperBody
+        if self.takes_waveform:
+            self.body = _WaveformBody(model, self.taps[-1])
+            self.max_samples = None
+            self.first_frame_centre = (receptive_field(self.config) - 1) / 2
+            self.frame_hop = frame_hop(self.config)
+        else:
+            self.body = WhisperBody(model, self.taps[-1])
+            self.max_samples = self.body.max_samples
+            self.first_frame_centre = 0.0
+            self.frame_hop = FRAME_HOP
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def feature_extractor(self) -> nn.Module:
+        """The convolutional front end.
+
+        Raises:
+            TeacherError: the teacher takes log-mel and has none.
+        """
+        if not isinstance(self.body, _WaveformBody):
+            raise TeacherError(
+                f"The teacher {self.source} takes log-mel, not waveforms, so that a student can't "
+                "share or copy its front end. Give the student its own, or choose a waveform "
+                "teacher such as HuBERT."
+            )
+        return self.body.feature_extractor
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002 - the signature is torch's
+        """Stay in eval mode whatever is asked: dropout would blur the targets."""
+        return super().train(False)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of what the targets depend on, wherever the model lies.
+
+        That is the architecture, the kept weights and their precision, and the normalisation.
+        """
+        fields = self.config.to_dict()
+        for unrelated in ("_name_or_path", "architectures", "dtype", "transformers_version"):
+            fields.pop(unrelated, None)
+        fields["normalises_waveform"] = self.normalises_waveform
+        digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
+        for name, tensor in sorted(self.body.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def forward(
+        self, waveforms: Tensor, num_samples: Tensor, *, with_features: bool = False
+    ) -> TeacherOutput:
+        """Hidden states at the taps.
+
+        Args:
+            waveforms: (batch, max_num_samples) in [-1, 1] at 16 kHz, padded on the right.
+            num_samples: (batch,) valid samples of each.
+            with_features: also give the front end's features, for a student that shares it.
+
+        Raises:
+            TeacherError: an utterance is longer than `max_samples`.
+            DataError: the whole batch is shorter than one frame.
+        """
+        with torch.autocast(waveforms.device.type, enabled=False):
+            waveforms = waveforms.float()
+            if self.normalises_waveform:
+                waveforms = normalise_waveform(waveforms, num_samples)
+            features, hidden_states, frames = self.body(waveforms, num_samples)
+        return TeacherOutput(
+            features.float() if with_features and features is not None else None,
+            tuple(hidden_states[tap].float() for tap in self.taps),
+            frames,
+        )
+
+
+class _WaveformBody(nn.Module):
+    """The parts of a waveform model that give hidden states 0 to num_layers."""
+
+    def __init__(self, model: Any, num_layers: int) -> None:  # noqa: ANN401 - one of four families
+        super().__init__()
+        self.config = model.config
+        self.feature_extractor: nn.Module = model.feature_extractor
+        self.feature_projection: nn.Module = model.feature_projection
+        self.encoder: nn.Module = model.encoder
+        model.encoder.layers = model.encoder.layers[:num_layers]
+
+    def forward(
+        self, waveforms: Tensor, num_samples: Tensor
+    ) -> tuple[Tensor, list[Tensor], Tensor]:
+        waveforms = waveforms.to(next(self.parameters()).dtype)
+        features = extract_features(self.feature_extractor, waveforms, num_samples)
+        frames = num_frames(self.config, num_samples)
+        mask = frame_mask(frames, features.shape[-1])
+        projected = project(self.feature_projection, features)
+        return features, encode(self.encoder, projected, mask), frames
+
+
+def _checked_taps(taps: Sequence[int], num_layers: int, source: str) -> tuple[int, ...]:
+    taps = tuple(taps)
+    if not taps:
+        raise TeacherError(f"No tap is given for the teacher {source}; name at least one.")
+    if any(later <= earlier for earlier, later in pairwise(taps)):
+        raise TeacherError(
+            f"The taps {list(taps)} of the teacher {source} do not increase; give each hidden "
+            "state once, in order."
+        )
+    if taps[0] < 0 or taps[-1] > num_layers:
+        raise TeacherError(
+            f"The taps {list(taps)} reach beyond the teacher {source}, which has hidden states 0 "
+            f"to {num_layers}; choose among these."
+        )
+    return taps
