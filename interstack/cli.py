@@ -2,14 +2,61 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from interstack.commands.lightning import run_lightning
 from interstack.errors import InterstackError
 
+Arguments = Sequence[str]
 
-def main(arguments: Sequence[str] | None = None) -> int:
+
+def _lightning(arguments: Arguments) -> None:
+    from interstack.commands.lightning import run_lightning
+
+    run_lightning(arguments)
+
+
+def _pack(arguments: Arguments) -> None:
+    from interstack.commands.pack import run_pack
+
+    run_pack(arguments)
+
+
+def _probe(arguments: Arguments) -> None:
+    from interstack.commands.probe import run_probe
+
+    run_probe(arguments)
+
+
+COMMANDS: dict[str, tuple[Callable[[Arguments], None], str]] = {
+    "fit": (_lightning, "distil a teacher into a growing student"),
+    "validate": (_lightning, "the validation loss of a checkpoint"),
+    "test": (_lightning, "the test loss of a checkpoint"),
+    "predict": (_lightning, "write a checkpoint's hidden states of the test split"),
+    "pack": (_pack, "pack a folder of speech into tar shards that can be streamed"),
+    "probe": (_probe, "what a model knows of phones: a linear probe on forced alignments"),
+}
+
+
+def overview() -> str:
+    """Return what the command line offers."""
+    lines = [f"  {name:<9} {purpose}" for name, (_, purpose) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "interstack: distil a speech foundation model into a student that grows in depth.",
+            "",
+            "usage: python -m interstack.cli COMMAND [options]",
+            "",
+            *lines,
+            "",
+            "COMMAND --help explains every option; begin with",
+            "  python -m interstack.cli fit --config configs/interleaved.yaml",
+        ]
+    )
+
+
+def main(arguments: Arguments | None = None) -> int:
     """Run a command; print a mendable error as one line.
 
     Args:
@@ -18,8 +65,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, or 2 after a mendable error.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if words[0] not in COMMANDS:
+        print(f"error: there is no command {words[0]!r}\n\n{overview()}", file=sys.stderr)
+        return 2
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("interstack").setLevel(logging.INFO)
+    run, _ = COMMANDS[words[0]]
     try:
-        run_lightning(arguments)
+        run(words if run is _lightning else words[1:])
     except InterstackError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

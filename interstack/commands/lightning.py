@@ -1,46 +1,78 @@
-"""fit, validate, test and predict: LightningCLI with the growth callback as its own section."""
+"""fit, validate, test and predict: LightningCLI with sections for growth and checkpoints."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from interstack.commands.quiet import hush_lightning
+from interstack.commands.run_directory import SaveConfig, settle_in
 from interstack.data.datamodule import SpeechDataModule
 from interstack.distillation.module import Distillation
+from interstack.evaluation.export import SaveStudent
+from interstack.evaluation.predictions import SaveHiddenStates
 from interstack.growth.callback import InterleavedStacking
+from interstack.tracking.progress_bar import StageProgressBar
+from interstack.tracking.stages import StageRecorder
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "default_root_dir": "runs/interstack",
+    # the data module splits over ranks itself, and draws each epoch's batches anew
+    "use_distributed_sampler": False,
+    "reload_dataloaders_every_n_epochs": 1,
+    "enable_model_summary": False,
+}
 
 
 class InterstackCLI(LightningCLI):
-    """A LightningCLI whose sections are trainer, model, data and growth."""
+    """A LightningCLI whose sections are trainer, model, growth, data and checkpoint."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the growth section, and let the model begin at its first depth."""
+        """Add growth and checkpoints; let the model begin at the first stage's depth."""
         parser.add_lightning_class_args(InterleavedStacking, "growth")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "{epoch}-{step}"})
         parser.link_arguments("growth.depths", "model.initial_depth", compute_fn=_first)
+
+    def before_instantiate_classes(self) -> None:
+        """Settle in the run's directory before anything is made that writes."""
+        config = self.config[self.subcommand]
+        settle_in(config, fresh=self.subcommand == "fit" and not config.get("ckpt_path"))
 
 
 def _first(depths: Sequence[int]) -> int:
-    """Return the first stage's depth."""
-    return depths[0] if depths else 0
+    """Return the first stage's depth; an empty list is the growth callback's to refuse."""
+    return depths[0] if depths else 1
 
 
-def run_lightning(arguments: Sequence[str] | None) -> None:
+def run_lightning(arguments: Sequence[str]) -> None:
     """Run a LightningCLI subcommand.
 
     Args:
-        arguments: Words of the command line; those of the process if None.
+        arguments: Words of the command line, the subcommand first.
     """
-    defaults: dict[str, Any] = {
-        "use_distributed_sampler": False,
-        "reload_dataloaders_every_n_epochs": 1,
-    }
-    InterstackCLI(
-        Distillation,
-        SpeechDataModule,
-        trainer_defaults=defaults,
-        auto_configure_optimizers=False,
-        args=list(arguments) if arguments is not None else None,
-        parser_kwargs={"parser_mode": "yaml"},
-    )
+    hush_lightning()
+    with warnings.catch_warnings():
+        # Lightning 2.6 against torch 2.14: nothing that a user could mend
+        warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+        InterstackCLI(
+            Distillation,
+            SpeechDataModule,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"save_to_log_dir": False},
+            trainer_defaults=TRAINER_DEFAULTS
+            | {
+                "callbacks": [
+                    StageProgressBar(),
+                    StageRecorder(),
+                    SaveStudent(),
+                    SaveHiddenStates(),
+                ]
+            },
+            auto_configure_optimizers=False,
+            args=list(arguments),
+        )

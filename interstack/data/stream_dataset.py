@@ -14,7 +14,7 @@ from interstack.data.stream_reading import read_once, read_share
 from interstack.data.utterance import Utterance
 from interstack.errors import DataError
 
-_WINDOW = 16
+_WINDOW = 32
 """Batches' worth of encoded utterances that a reader holds and batches at a time. More would pad
 less and mix more; these cost some 2 MB a minute of audio."""
 

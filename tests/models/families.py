@@ -1,13 +1,15 @@
-"""Small models of every teacher family with random weights, and the speech they are tested on."""
+"""Small models of every teacher family, random and on disk, and the speech they are tested on."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import soundfile
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -80,14 +82,17 @@ WAVEFORM_MODELS: Final[dict[str, Callable[[], PreTrainedModel]]] = {
     "data2vec-audio": lambda: Data2VecAudioModel(Data2VecAudioConfig(**DATA2VEC)),
 }
 """Every kind of front end, positional convolution and encoder that waveform teachers have."""
-MODELS: Final = {**WAVEFORM_MODELS, "whisper": lambda: WhisperModel(whisper_config())}
+MODELS: Final[dict[str, Callable[[], PreTrainedModel]]] = {
+    **WAVEFORM_MODELS,
+    "whisper": lambda: WhisperModel(whisper_config()),
+}
 """Every kind of teacher."""
 
 
 def build(family: str) -> Any:  # noqa: ANN401 - the families share attributes, but no type
     """A model in eval mode whose every weight is random, also those that start at 0 or 1."""
     torch.manual_seed(0)
-    model = MODELS[family]()
+    model: Any = MODELS[family]()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -97,9 +102,28 @@ def build(family: str) -> Any:  # noqa: ANN401 - the families share attributes, 
     return model.eval()
 
 
+def save(family: str, parent: Path) -> Path:
+    """Write the model of a family below a directory, and tell where."""
+    build(family).save_pretrained(parent / family)
+    return parent / family
+
+
+def edit_weights(directory: Path, edit: Callable[[dict[str, Tensor]], None]) -> None:
+    """Change a saved model's tensors in place."""
+    tensors = load_file(directory / "model.safetensors")
+    edit(tensors)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit_json(path: Path, **fields: Any) -> None:  # noqa: ANN401 - JSON
+    """Set fields of a JSON file, made if absent."""
+    content = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps(content | fields))
+
+
 def read_speech(*seconds: float) -> list[Tensor]:
     """So many seconds of real speech from the start of one recording for each length given."""
-    recordings = []
+    recordings: list[Tensor] = []
     for path in sorted(SPEECH.glob("*/*/*.flac")):
         wanted = int(seconds[len(recordings)] * 16_000)
         samples, _ = soundfile.read(path, dtype="float32")

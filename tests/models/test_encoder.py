@@ -108,7 +108,8 @@ def test_gradients_reach_every_weight_and_inputs_are_left_alone(family: str) -> 
     mask = frame_mask(torch.tensor([20, 9]), 20)
     hidden_states = encode(encoder, projected, mask)
     assert torch.equal(projected, before)
-    torch.stack([hidden[mask].square().mean() for hidden in hidden_states]).sum().backward()
+    loss = torch.stack([hidden[mask].square().mean() for hidden in hidden_states]).sum()
+    torch.autograd.backward(loss)
     assert projected.grad is not None
     assert projected.grad[mask].any(-1).all()
     assert not projected.grad[~mask].any()
@@ -117,6 +118,22 @@ def test_gradients_reach_every_weight_and_inputs_are_left_alone(family: str) -> 
     for name, parameter in encoder.named_parameters():
         if not (unused and name.startswith(unused)):
             assert parameter.grad is not None, name
+
+
+@ALL_FAMILIES
+@torch.no_grad()
+def test_dropout_in_training_is_that_of_transformers(family: str) -> None:
+    """With the same random numbers the same result, from the encoder's input on."""
+    encoder = build(family).encoder.train()
+    encoder.config.layerdrop = 0.0
+    projected = torch.randn(2, 20, WIDTH)
+    torch.manual_seed(1)
+    expected = encoder(projected.clone()).last_hidden_state
+    torch.manual_seed(1)
+    last = encode(encoder, projected, full_mask(projected))[-1]
+    if "large" in family:
+        last = encoder.layer_norm(last)
+    torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-5)
 
 
 @ALL_FAMILIES

@@ -1,0 +1,54 @@
+# Every target sets up what it needs: a virtual environment in .venv with the tested versions.
+PYTHON ?= python3
+DEVICES ?= auto
+NODES ?= 1
+CONFIG ?= configs/hubert_base_ls960.yaml
+ARGS ?=
+JOBS ?= 2
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+# Decoding workers and test processes share the cores; torch's default of all cores a process
+# makes them fight.
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format types train train-ddp clean
+
+help: ## Say what there is to make
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Virtual environment in .venv with the versions of constraints.txt
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup ## Watch a student grow from 3 to 12 layers on real speech, in minutes
+	$(BIN)/python -m interstack.cli fit --config configs/interleaved.yaml $(ARGS)
+
+test: setup lint types ## Lint, types and the whole test suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
+
+lint: setup ## Format and lint as committed code has to be
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+format: setup ## Bring the code into form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+types: setup ## Static types, strict
+	$(BIN)/mypy
+
+train: setup ## Train CONFIG on this machine; ARGS go to the command line
+	$(BIN)/python -m interstack.cli fit --config $(CONFIG) $(ARGS)
+
+train-ddp: setup ## Train CONFIG on DEVICES processes a node and NODES nodes with DDP
+	$(BIN)/python -m interstack.cli fit --config $(CONFIG) --trainer.strategy ddp \
+		--trainer.devices $(DEVICES) --trainer.num_nodes $(NODES) $(ARGS)
+
+clean: ## Remove the virtual environment and caches, never runs
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,0 +1,20 @@
+"""pack: from a folder of speech to tar shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jsonargparse import auto_cli
+
+from interstack.data.pack import pack
+
+
+def run_pack(arguments: Sequence[str]) -> None:
+    """Parse the command's options and pack.
+
+    Args:
+        arguments: The words after ``pack``.
+    """
+    packed = auto_cli(pack, args=list(arguments), as_positional=False)
+    for split, utterances in packed.items():
+        print(f"{split}: {utterances} utterances")

@@ -1,0 +1,87 @@
+"""The run's directory: everything that a run writes lies in ``trainer.default_root_dir``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812, Lightning's own convention
+from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+
+from interstack.errors import ConfigurationError
+
+CONFIG_FILE = "config.yaml"
+CHECKPOINTS = "checkpoints"
+HERE = "."
+
+
+def settle_in(config: Any, *, fresh: bool) -> Path:
+    """Point loggers and checkpoints at the run's directory, and make sure that it can be written.
+
+    Args:
+        config: The subcommand's parsed configuration; changed in place. A logger whose ``save_dir``
+            is ``.``, and a checkpoint section without ``dirpath``, get the run's directory.
+        fresh: The run begins anew: an earlier run in the directory is moved aside to the first free
+            one of ``<directory>.1``, ``<directory>.2`` and so on. Nothing is ever overwritten.
+
+    Returns:
+        The run's directory.
+
+    Raises:
+        ConfigurationError: If the directory can't be written.
+    """
+    directory = Path(config.trainer.default_root_dir)
+    if rank_zero_only.rank == 0:
+        if fresh and (directory / CONFIG_FILE).exists():
+            _move_aside(directory)
+        _check_writable(directory)
+    loggers = config.trainer.logger
+    for logger in loggers if isinstance(loggers, list) else [loggers]:
+        arguments = getattr(logger, "init_args", None)
+        if arguments is not None and str(arguments.get("save_dir")) == HERE:
+            arguments.save_dir = str(directory)
+    if config.checkpoint.dirpath is None:
+        config.checkpoint.dirpath = str(directory / CHECKPOINTS)
+    return directory
+
+
+def _move_aside(directory: Path) -> None:
+    """Rename an earlier run's directory."""
+    number = 1
+    while (aside := directory.with_name(f"{directory.name}.{number}")).exists():
+        number += 1
+    directory.rename(aside)
+    rank_zero_info(f"an earlier run was in {directory}: it is now in {aside}")
+
+
+def _check_writable(directory: Path) -> None:
+    """Refuse a directory that can't be made or written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the run's directory {directory} can't be made ({error.strerror}): give another "
+            "trainer.default_root_dir"
+        ) from error
+    if not os.access(directory, os.W_OK):
+        raise ConfigurationError(
+            f"the run's directory {directory} can't be written: give another "
+            "trainer.default_root_dir"
+        )
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved configuration into the run's own directory when a fit begins."""
+
+    def save_config(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
+    ) -> None:
+        """Write ``config.yaml``; called on rank zero alone."""
+        del pl_module
+        if stage == "fit":
+            path = Path(trainer.default_root_dir) / CONFIG_FILE
+            self.parser.save(
+                self.config, str(path), skip_none=False, overwrite=True, multifile=False
+            )

@@ -1,0 +1,1 @@
+"""What a model knows: probes of frozen upstreams on real speech."""

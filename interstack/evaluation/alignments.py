@@ -1,0 +1,133 @@
+"""Phones with their times, as forced alignment found them, and the clips that they belong to.
+
+`CORPUS/alignments/en.tsv` has a line for each phone: id, start_s, end_s, phone. The phones are forced
+alignments by pocketsphinx, not human labels; SIL stands for silence and noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import torch
+from torch import Tensor
+
+from interstack.constants import SAMPLE_RATE
+from interstack.data.decoding import Decoder
+from interstack.data.folder import LibriSpeechFolder
+from interstack.data.source import Split
+from interstack.errors import DataError
+
+SILENCE: Final = "SIL"
+"""The label of silence and noise."""
+UNLABELLED: Final = -1
+"""The class of a frame that lies outside of all phones."""
+SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
+_HEADER: Final = "id\tstart_s\tend_s\tphone"
+
+
+class Phone(NamedTuple):
+    """A phone and its time in a clip, in seconds."""
+
+    start: float
+    end: float
+    label: str
+
+
+@dataclass(frozen=True)
+class AlignedClip:
+    """A clip whose phones are known."""
+
+    id: str
+    waveform: Tensor
+    """(num_samples,) float32 at 16 kHz."""
+    phones: Sequence[Phone]
+    """In order, without overlap."""
+
+
+def read_alignments(table: Path) -> dict[str, list[Phone]]:
+    """Read a table of phones: clip id -> its phones in order.
+
+    Raises:
+        DataError: the table is missing, empty or malformed, or phones of a clip overlap.
+    """
+    if not table.is_file():
+        raise DataError(
+            f"There are no forced alignments in {table}; build the corpus with its option --phones."
+        )
+    header, *lines = table.read_text(encoding="utf-8").splitlines() or [""]
+    if header != _HEADER or not lines:
+        raise DataError(f"{table} is no table of phones: it needs the columns {_HEADER.split()}.")
+    clips: dict[str, list[Phone]] = {}
+    for number, line in enumerate(lines, start=2):
+        try:
+            clip, start, end, label = line.split("\t")
+            clips.setdefault(clip, []).append(Phone(float(start), float(end), label))
+        except ValueError as error:
+            raise DataError(
+                f"Line {number} of {table} is not an id, two times and a phone: {line!r}."
+            ) from error
+    for clip, phones in clips.items():
+        times = [time for phone in phones for time in phone[:2]]
+        if any(later < earlier for earlier, later in pairwise(times)):
+            raise DataError(f"The phones of {clip} in {table} overlap or are out of order.")
+    return clips
+
+
+def frame_labels(phones: Sequence[Phone], centres: Tensor, classes: Mapping[str, int]) -> Tensor:
+    """Name the phone that is spoken at each frame's centre.
+
+    Args:
+        phones: a clip's phones, in order.
+        centres: (frames,) seconds.
+        classes: the class of each label.
+
+    Returns:
+        (frames,) int64 classes; `UNLABELLED` where no phone holds the centre.
+    """
+    starts = torch.tensor([phone.start for phone in phones], dtype=centres.dtype)
+    ends = torch.tensor([phone.end for phone in phones], dtype=centres.dtype)
+    labels = torch.tensor([classes[phone.label] for phone in phones])
+    index = torch.searchsorted(starts, centres, right=True) - 1
+    held = (index >= 0) & (centres < ends[index.clamp(min=0)])
+    return torch.where(held, labels[index.clamp(min=0)], UNLABELLED)
+
+
+def read_aligned_clips(
+    corpus: Path, table: Path | None = None, max_seconds: float = 30.0
+) -> dict[Split, list[AlignedClip]]:
+    """Read the clips that have phones, split by the corpus, each split sorted by path.
+
+    Args:
+        corpus: folder with `LibriSpeech/{train-clean-100,dev-clean,test-clean}`.
+        table: the alignments; `corpus/alignments/en.tsv` if None.
+        max_seconds: longer clips are cut there, to what every upstream has positions for.
+
+    Raises:
+        DataError: the table can't be used, names clips that the corpus lacks, or leaves a split
+            without clips; or a split or a clip can't be read.
+    """
+    table = table or corpus / "alignments" / "en.tsv"
+    alignments = read_alignments(table)
+    folder = LibriSpeechFolder(corpus)
+    decode = Decoder(max_samples=round(max_seconds * SAMPLE_RATE))
+    clips: dict[Split, list[AlignedClip]] = {}
+    for split in SPLITS:
+        found, _ = folder.utterances(split, "raise")
+        clips[split] = [
+            AlignedClip(utterance.id, decode(utterance), alignments.pop(utterance.id))
+            for utterance in found
+            if utterance.id in alignments
+        ]
+        if not clips[split]:
+            raise DataError(f"{table} has phones for no clip of {folder.splits[split][0]}.")
+    if alignments:
+        unknown = ", ".join(list(alignments)[:3])
+        raise DataError(
+            f"{table} has phones for {len(alignments)} clips that {corpus} lacks ({unknown}, …); "
+            "take the alignments that were made with this corpus."
+        )
+    return clips

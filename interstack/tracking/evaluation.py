@@ -1,0 +1,58 @@
+"""The validation loss at any moment of a fit, measured without leaving a trace in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import lightning as L  # noqa: N812, Lightning's own convention
+import torch
+from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.seed import isolate_rng
+from torch import nn
+
+from interstack.distillation.metrics import DistillationLoss
+from interstack.distillation.module import Distillation
+
+
+@torch.no_grad()
+def validation_loss(trainer: L.Trainer, module: Distillation) -> float | None:
+    """Measure the loss over the Trainer's validation batches, those of all ranks.
+
+    It is what ``val/loss`` would be now: same batches, limits, precision and sums. Random states,
+    train mode and loggers stay as they are. Every rank has to call it.
+
+    Args:
+        trainer: A Trainer in the midst of ``fit``, between two steps.
+        module: What it trains.
+
+    Returns:
+        The loss, or None where the Trainer has nothing to validate on.
+    """
+    if not trainer.enable_validation:
+        return None
+    precision, strategy = trainer.precision_plugin, trainer.strategy
+    taps = len(module.student.teacher_taps)
+    metric = DistillationLoss(module.objective, taps).to(module.device)
+    with isolate_rng(), evaluating(module), precision.val_step_context():
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()  # loads them once, as validation does
+        batches = CombinedLoader(trainer.val_dataloaders, "sequential")
+        batches.limits = trainer.num_val_batches
+        for raw_batch, _, dataloader_idx in batches:
+            batch = precision.convert_input(raw_batch)
+            batch = strategy.batch_to_device(batch, dataloader_idx=dataloader_idx)
+            metric.update(module.tap_sums(batch))
+        loss, _ = metric.compute()
+    return float(loss)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Put a module in eval mode, and each of its submodules back in its own mode afterwards."""
+    modes = [(each, each.training) for each in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for each, training in modes:
+            each.training = training

@@ -1,0 +1,220 @@
+"""The progress bar: one over the whole run, that knows of stages."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import lightning as L  # noqa: N812, Lightning's own convention
+from lightning.pytorch.callbacks import ProgressBar
+
+from interstack.data.batch import Batch
+from interstack.growth.callback import growable
+from interstack.growth.plan import GrowthPlan
+from interstack.tracking.display import Display, Reading, open_display
+from interstack.tracking.position import RunPosition, growth_of, run_position, stage_number
+from interstack.tracking.throughput import AudioMeter, Throughput
+
+
+class StageProgressBar(ProgressBar):
+    """Shows stage, depth, loss and seconds of audio a second, and announces growth.
+
+    On a terminal it is a bar; elsewhere a line without control codes, now and then. It is built on
+    Lightning's base class, since ``RichProgressBar`` and ``TQDMProgressBar`` begin anew every
+    epoch. The device is waited for only when something is shown.
+
+    Args:
+        refresh_seconds: Seconds between two looks of the bar on a terminal.
+        line_seconds: Seconds between two lines elsewhere.
+    """
+
+    def __init__(self, refresh_seconds: float = 0.5, line_seconds: float = 60.0) -> None:
+        super().__init__()
+        self.refresh_seconds = refresh_seconds
+        self.line_seconds = line_seconds
+        self._enabled = True
+        self._display: Display | None = None
+        self._shown_at = float("-inf")
+        self._audio = AudioMeter()
+        self._throughput = Throughput()
+        self._rate: float | None = None
+        self._done = 0
+
+    def disable(self) -> None:
+        """Show nothing from now on."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show again."""
+        self._enabled = True
+
+    def print(self, *args: object, **kwargs: object) -> None:
+        """Print a line without breaking the bar."""
+        if self._display is None:
+            super().print(*args, **kwargs)
+        else:
+            self._display.say(" ".join(str(arg) for arg in args))
+
+    # Training -----------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show where the run begins."""
+        self._throughput.interrupt()
+        self._show(self._training_reading(trainer, pl_module))
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: object,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Count the audio, and show how things stand if it is time to."""
+        del outputs, batch_idx
+        self._audio.add(batch, trainer.world_size)
+        is_due = self._is_due()
+        if self._enabled and (is_due or self._throughput.is_idle):
+            self._rate = self._throughput.update(self._audio.take()) or self._rate
+        if is_due:
+            self._show(self._training_reading(trainer, pl_module))
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say why the bar stands still."""
+        self._done = 0
+        self._throughput.interrupt()
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self._pause(trainer, pl_module, "validating")
+
+    def on_growth_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say why the bar stands still."""
+        self._pause(trainer, pl_module, "growing")
+
+    def on_growth_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, plan: GrowthPlan
+    ) -> None:
+        """Announce the growth, with the first ancestor of every layer."""
+        self._throughput.interrupt()
+        self._rate = None
+        growth = growth_of(trainer)
+        by = "" if growth is None else f" by {growth.operator_name}"
+        lineage = " ".join(str(ancestor + 1) for ancestor in growable(pl_module).lineage)
+        if self._enabled:
+            self._open().say(
+                f"step {trainer.global_step}: grown from {plan.old_depth} to {plan.depth} layers"
+                f"{by}, {lineage}"
+            )
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Show where the run ended."""
+        self._show(self._training_reading(trainer, pl_module))
+        self._close()
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Give the terminal back."""
+        del trainer, pl_module, exception
+        self._close()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the terminal back."""
+        del trainer, pl_module, stage
+        self._close()
+
+    def _pause(self, trainer: L.Trainer, pl_module: L.LightningModule, reason: str) -> None:
+        if self._enabled and self._open().is_live:
+            self._show(self._training_reading(trainer, pl_module)._replace(figures=(reason,)))
+
+    def _training_reading(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Reading:
+        depth = growable(pl_module).depth
+        number, total = stage_number(trainer, depth)
+        figures = []
+        if (loss := trainer.callback_metrics.get("train/loss")) is not None:
+            figures.append(f"loss {float(loss):.4f}")
+        if self._rate is not None:
+            digits = 0 if self._rate >= 10 else 1
+            figures.append(f"{self._rate:,.{digits}f} s of audio/s")
+        title = (f"stage {number}/{total}", f"depth {depth}")
+        return Reading(title, run_position(trainer), tuple(figures))
+
+    # Validation, test and prediction on their own -----------------------------------------------
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin to count."""
+        del trainer, pl_module
+        self._done = 0
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin to count."""
+        del trainer, pl_module
+        self._done = 0
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Show how far the validation is, unless it is only a part of training."""
+        del pl_module, outputs, batch, batch_idx, dataloader_idx
+        if trainer.state.fn != "fit":
+            self._count("validation", trainer.num_val_batches)
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Show how far the test is."""
+        del pl_module, outputs, batch, batch_idx, dataloader_idx
+        self._count("test", trainer.num_test_batches)
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Show how far the prediction is."""
+        del pl_module, outputs, batch, batch_idx, dataloader_idx
+        self._count("prediction", trainer.num_predict_batches)
+
+    def _count(self, title: str, batches: Sequence[int | float]) -> None:
+        self._done += 1
+        total = sum(batches)
+        known = total != float("inf")
+        if self._is_due() or self._done == total:
+            position = RunPosition(self._done, int(total) if known else None, "batch")
+            self._show(Reading((title,), position))
+
+    # Display ------------------------------------------------------------------------------------
+
+    def _is_due(self) -> bool:
+        return self._enabled and time.perf_counter() - self._shown_at >= self._open().interval
+
+    def _show(self, reading: Reading) -> None:
+        if self._enabled:
+            self._open().show(reading)
+            self._shown_at = time.perf_counter()
+
+    def _open(self) -> Display:
+        if self._display is None:
+            self._display = open_display(self.refresh_seconds, self.line_seconds)
+        return self._display
+
+    def _close(self) -> None:
+        if self._display is not None:
+            self._display.close()
+            self._display = None
+            self._shown_at = float("-inf")

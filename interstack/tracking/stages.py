@@ -1,0 +1,173 @@
+"""The Lightning callback that records what each stage cost and what it brought."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L  # noqa: N812, Lightning's own convention
+
+from interstack.data.batch import Batch
+from interstack.distillation.module import Distillation
+from interstack.growth.plan import GrowthPlan
+from interstack.tracking.evaluation import validation_loss
+from interstack.tracking.position import stage_number
+from interstack.tracking.record import RunStatus, StageRecord, write_stages
+from interstack.tracking.table import print_stage_table
+from interstack.tracking.throughput import AudioMeter, Stopwatch
+
+log = logging.getLogger(__name__)
+
+
+class StageRecorder(L.Callback):
+    """Keeps ``stages.json`` in the run's directory, and closes the run with it as a table.
+
+    A stage lasts from the run's start, or a growth, to the next growth, or the run's end; the
+    validation loss is measured at both. The record goes into checkpoints, so a resumed run
+    goes on with it, and training is the same bit by bit with this callback and without.
+
+    Attributes:
+        stages: The stages so far; the last one is going on unless it is ``finished``.
+    """
+
+    def __init__(self) -> None:
+        self.stages: list[StageRecord] = []
+        self._audio = AudioMeter()
+        self._stopwatch = Stopwatch()
+        self._training = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Refuse a module whose loss can't be measured, before any training."""
+        del trainer, stage
+        _distillation(pl_module)
+
+    # From stage to stage ------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Begin the first stage, or go on with the one that a resumed run was cut in."""
+        self._training = True
+        if trainer.global_step == 0:
+            self.stages = []
+        if self.stages and self.stages[-1].depth == _distillation(pl_module).depth:
+            self.stages[-1].finished = False
+            self.stages[-1].validation_loss_after = None
+        else:
+            self._begin(trainer, pl_module)
+        self._stopwatch.lap()
+
+    def on_growth_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End a stage."""
+        self._end(trainer, pl_module)
+        self._write(trainer, "running")
+        self._stopwatch.lap()
+
+    def on_growth_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, plan: GrowthPlan
+    ) -> None:
+        """Begin the next stage; the time that growth took is its first."""
+        del plan
+        growing_seconds = self._stopwatch.lap()
+        self._begin(trainer, pl_module, growing_seconds)
+        self._stopwatch.lap()
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """End the last stage."""
+        self._end(trainer, pl_module)
+        self._write(trainer, "finished")
+        self._training = False
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Print the table, now that no progress bar is in the way."""
+        del pl_module
+        if trainer.is_global_zero and self.stages:
+            print_stage_table(self.stages, Path(trainer.default_root_dir))
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Keep what is done, also of the stage that was going on."""
+        del pl_module, exception
+        if not self._training:
+            return  # the record of an earlier process may know more than the checkpoint
+        self._training = False
+        try:
+            self._read_audio()
+            self._write(trainer, "interrupted")
+        except (OSError, RuntimeError):  # a full disk or a dead device must not hide the cause
+            log.warning("the record of the interrupted stage is lost", exc_info=True)
+
+    def _begin(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, training_seconds: float = 0.0
+    ) -> None:
+        module = _distillation(pl_module)
+        stage = StageRecord(
+            stage=stage_number(trainer, module.depth).number,
+            depth=module.depth,
+            num_parameters=module.student.num_parameters(),
+            first_step=trainer.global_step,
+            training_seconds=training_seconds,
+        )
+        self.stages.append(stage)
+        stage.validation_loss_before = validation_loss(trainer, module)
+        self._write(trainer, "running")
+
+    def _end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        stage = self.stages[-1]
+        self._read_audio()  # waits for the device, so that the last lap holds all of its work
+        stage.training_seconds += self._stopwatch.lap()
+        stage.validation_loss_after = validation_loss(trainer, _distillation(pl_module))
+        stage.finished = True
+
+    # Within a stage -----------------------------------------------------------------------------
+
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: object,
+        batch: Batch,
+        batch_idx: int,
+    ) -> None:
+        """Count steps, audio and time, without waiting for the device."""
+        del pl_module, outputs, batch_idx
+        stage = self.stages[-1]
+        stage.steps = trainer.global_step - stage.first_step
+        stage.training_seconds += self._stopwatch.lap()
+        self._audio.add(batch, trainer.world_size)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Let the time since the last batch go uncounted."""
+        del trainer, pl_module
+        self._stopwatch.lap()
+
+    # Records ------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the record as primitives."""
+        self._read_audio()
+        return {"stages": [asdict(stage) for stage in self.stages]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up the record of a run that is resumed."""
+        self.stages = [StageRecord(**stage) for stage in state_dict["stages"]]
+
+    def _read_audio(self) -> None:
+        if self.stages:
+            self.stages[-1].audio_seconds += self._audio.take()
+
+    def _write(self, trainer: L.Trainer, status: RunStatus) -> None:
+        if trainer.is_global_zero:
+            write_stages(Path(trainer.default_root_dir), self.stages, status)
+
+
+def _distillation(pl_module: L.LightningModule) -> Distillation:
+    """Return the module as what it has to be.
+
+    Raises:
+        TypeError: If it is another one.
+    """
+    if not isinstance(pl_module, Distillation):
+        raise TypeError(f"{type(pl_module).__name__} is no Distillation")
+    return pl_module

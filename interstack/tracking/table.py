@@ -1,0 +1,72 @@
+"""The table that closes a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from interstack.tracking.record import StageRecord
+
+_HEADERS = (
+    "stage",
+    "depth",
+    "parameters",
+    "steps",
+    "hours of\naudio",
+    "wall-clock",
+    "validation\nloss before",
+    "\nafter",
+)
+
+
+def stage_table(stages: Sequence[StageRecord]) -> Table:
+    """Lay out the stages of a run, one a row, and their sums."""
+    table = Table(box=SIMPLE_HEAD, show_footer=len(stages) > 1)
+    total = (
+        "all",
+        "",
+        "",
+        f"{sum(stage.steps for stage in stages):,}",
+        _hours(sum(stage.audio_seconds for stage in stages)),
+        _clock_time(sum(stage.training_seconds for stage in stages)),
+        "",
+        "",
+    )
+    for header, footer in zip(_HEADERS, total, strict=True):
+        table.add_column(header, footer, justify="right", no_wrap=True, vertical="bottom")
+    for stage in stages:
+        table.add_row(
+            str(stage.stage),
+            str(stage.depth),
+            f"{stage.num_parameters / 1e6:.2f} M",
+            f"{stage.steps:,}",
+            _hours(stage.audio_seconds),
+            _clock_time(stage.training_seconds),
+            _loss(stage.validation_loss_before),
+            _loss(stage.validation_loss_after),
+        )
+    return table
+
+
+def print_stage_table(stages: Sequence[StageRecord], directory: Path) -> None:
+    """Print the table, and where the run's directory is."""
+    console = Console(highlight=False)
+    console.print(stage_table(stages))
+    console.print(f"The run is in {directory}", soft_wrap=True, markup=False)
+
+
+def _hours(seconds: float) -> str:
+    return f"{seconds / 3600:,.2f}"
+
+
+def _clock_time(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _loss(loss: float | None) -> str:
+    return "–" if loss is None else f"{loss:.4f}"

@@ -1,0 +1,104 @@
+"""How much audio a run has trained on, how long it took, and how fast it goes now."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from interstack.constants import SAMPLE_RATE
+from interstack.data.batch import Batch
+
+Clock = Callable[[], float]
+
+
+class AudioMeter:
+    """Counts the audio of all ranks on the device, and stalls it only when it is read."""
+
+    def __init__(self) -> None:
+        self._num_samples: Tensor | None = None
+
+    def add(self, batch: Batch, world_size: int = 1) -> None:
+        """Count a batch; every rank has to call it.
+
+        Args:
+            batch: One rank's batch.
+            world_size: Number of ranks.
+        """
+        num_samples = batch.num_samples.sum()
+        if world_size > 1:
+            # Not the strategy's reduce: it begins with a barrier, which would stall the device.
+            torch.distributed.all_reduce(num_samples)
+        if self._num_samples is not None:
+            num_samples = num_samples + self._num_samples
+        self._num_samples = num_samples
+
+    def take(self) -> float:
+        """Return the seconds of audio since the last call; waits for the device."""
+        if self._num_samples is None:
+            return 0.0
+        seconds = int(self._num_samples) / SAMPLE_RATE
+        self._num_samples = None
+        return seconds
+
+
+class Stopwatch:
+    """Measures wall-clock in laps; the caller decides which laps count.
+
+    Args:
+        clock: Returns seconds.
+    """
+
+    def __init__(self, clock: Clock = time.perf_counter) -> None:
+        self._clock = clock
+        self._mark = clock()
+
+    def lap(self) -> float:
+        """Return the seconds since the last call, or since the beginning."""
+        now = self._clock()
+        seconds, self._mark = now - self._mark, now
+        return seconds
+
+
+class Throughput:
+    """Seconds of audio a second over the last stretch of uninterrupted training.
+
+    Args:
+        window: Seconds to average over; one interval between two readings at least.
+        clock: Returns seconds.
+    """
+
+    def __init__(self, window: float = 30.0, clock: Clock = time.perf_counter) -> None:
+        self._window = window
+        self._clock = clock
+        self._readings: deque[tuple[float, float]] = deque()  # time, audio since the last reading
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the next reading begins a stretch."""
+        return not self._readings
+
+    def interrupt(self) -> None:
+        """Begin a new stretch: what came between was no training, or training at another pace."""
+        self._readings.clear()
+
+    def update(self, audio_seconds: float) -> float | None:
+        """Take a reading.
+
+        Args:
+            audio_seconds: Audio since the last reading; a stretch's first one does not count.
+
+        Returns:
+            Seconds of audio a second, or None at the first reading of a stretch.
+        """
+        now = self._clock()
+        self._readings.append((now, audio_seconds))
+        while len(self._readings) > 2 and now - self._readings[0][0] > self._window:
+            self._readings.popleft()
+        elapsed = now - self._readings[0][0]
+        if elapsed <= 0:
+            return None
+        return sum(audio for _, audio in list(self._readings)[1:]) / elapsed

@@ -1,0 +1,237 @@
+"""The data module over the embedded speech: its batches, epochs, ranks, workers and counts."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import lightning as L  # noqa: N812 - Lightning's own name for it
+import pytest
+import torch
+from corpora import SPEECH, equal_batches, files_of, ids_of, make_data_module
+from torch import nn
+from torch.utils.data import DataLoader
+
+from interstack.constants import SAMPLE_RATE
+from interstack.data import Batch, LibriSpeechFolder, SpeechDataModule
+from interstack.errors import ConfigurationError, DataError
+
+
+def test_batches_keep_the_budget_and_waste_little() -> None:
+    """Padding included, no batch exceeds its seconds; on average it is nearly full of speech."""
+    loader = make_data_module(SPEECH, batch_seconds=20.0, max_seconds=5.0).train_dataloader()
+    batches = list(loader)
+    assert len(batches) == len(loader)
+    padded = [batch.waveforms.numel() / SAMPLE_RATE for batch in batches]
+    valid = [batch.seconds.item() for batch in batches]
+    assert max(padded) <= 20.0
+    assert sum(valid) / sum(padded) > 0.9
+    assert sum(valid) / len(batches) > 0.75 * 20.0
+    assert max(batch.waveforms.shape[1] for batch in batches) <= 5.0 * SAMPLE_RATE
+
+
+def test_waveforms_are_padded_speech() -> None:
+    """Each row is sound up to its end, in range, and silent after."""
+    for batch in make_data_module(SPEECH).val_dataloader():
+        assert batch.waveforms.dtype == torch.float32
+        assert batch.waveforms.abs().max() <= 1
+        assert batch.waveforms.shape == (len(batch.ids), int(batch.num_samples.max()))
+        for waveform, length in zip(batch.waveforms, batch.num_samples, strict=True):
+            assert waveform[:length].std() > 1e-3
+            assert not waveform[length:].any()
+
+
+class _Ids(L.LightningModule):
+    """Notes the utterances of every epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.epochs: dict[int, list[str]] = {}
+
+    def training_step(self, batch: Batch, _: int) -> torch.Tensor:
+        self.epochs.setdefault(self.current_epoch, []).extend(batch.ids)
+        return self.weight * batch.seconds
+
+    def validation_step(self, batch: Batch, _: int) -> None:
+        assert batch.ids
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def _trainer(**settings: int) -> L.Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return L.Trainer(
+        accelerator="cpu", enable_model_summary=False, use_distributed_sampler=False,
+        **quiet | settings,
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
+@pytest.mark.filterwarnings("ignore:.*fewer than the logging interval", "ignore:GPU available")
+def test_a_trainer_sees_every_utterance_once_an_epoch_reshuffled() -> None:
+    """Under a real trainer each epoch has the same utterances in another order."""
+    model = _Ids()
+    trainer = _trainer(max_epochs=3, reload_dataloaders_every_n_epochs=1)
+    module = SpeechDataModule(LibriSpeechFolder(SPEECH), num_workers=0)
+    trainer.fit(model, datamodule=module)
+    everything = [utterance.stem for utterance in files_of(SPEECH)]
+    assert len(everything) == module.report()["train/utterances"]
+    assert [sorted(ids) for ids in model.epochs.values()] == [everything] * 3
+    assert len({tuple(ids) for ids in model.epochs.values()}) == 3
+
+
+def test_a_trainer_that_would_repeat_an_epoch_is_refused() -> None:
+    """Lightning keeps the first epoch's loader unless told otherwise."""
+    module = make_data_module(SPEECH)
+    module.trainer = _trainer(max_epochs=2)
+    with pytest.raises(ConfigurationError, match="reload_dataloaders_every_n_epochs is 0"):
+        module.train_dataloader()
+
+
+def test_ranks_share_an_epoch_evenly_and_without_overlap() -> None:
+    """Three ranks get as many batches each, and every utterance is on one of them."""
+    feed = make_data_module(SPEECH)._feeds["train"]
+    shares = [feed.training(epoch=1, rank=rank, world_size=3) for rank in range(3)]
+    assert len({len(share) for share in shares}) == 1
+    ids = [utterance.id for share in shares for batch in share.batches for utterance in batch]
+    assert sorted(ids) == [file.stem for file in files_of(SPEECH)]
+    evaluated = [feed.evaluation(rank=rank, world_size=3) for rank in range(3)]
+    assert len({len(share) for share in evaluated}) == 1
+    ids = [utterance.id for share in evaluated for batch in share.batches for utterance in batch]
+    assert sorted(ids) == [file.stem for file in files_of(SPEECH)]
+
+
+def test_an_epoch_can_begin_at_any_batch() -> None:
+    """What resuming in the middle of an epoch stands on."""
+    feed = make_data_module(SPEECH, max_seconds=3.0)._feeds["train"]
+    whole, rest = feed.training(2, 0, 1), feed.training(2, 0, 1, first_batch=5)
+    assert equal_batches(
+        [whole[i] for i in range(5, len(whole))], list(rest[i] for i in range(len(rest)))
+    )
+
+
+def test_workers_change_nothing_and_leave_the_global_random_state() -> None:
+    """Two workers deliver what none does, crops and order included."""
+    alone = make_data_module(SPEECH, max_seconds=3.0)
+    helped = make_data_module(SPEECH, max_seconds=3.0, num_workers=2)
+    before = torch.get_rng_state()
+    assert equal_batches(alone.train_dataloader(), helped.train_dataloader())
+    assert torch.get_rng_state().equal(before)
+
+
+@pytest.mark.slow
+def test_spawned_workers_serve_as_well(corpus: Path) -> None:
+    """Everything that a worker needs can be sent to a fresh process."""
+    module = make_data_module(corpus, on_corrupt="skip")
+    dataset = module.train_dataloader().dataset
+    spawned = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")
+    assert equal_batches(spawned, module.train_dataloader())
+
+
+def test_prediction_keeps_the_corpus_order_and_validation_begins_with_the_longest() -> None:
+    """Predictions come as listed; what does not fit in memory fails in the first batch."""
+    module = SpeechDataModule(LibriSpeechFolder(SPEECH), num_workers=0)
+    module.setup("predict")
+    module.setup("validate")
+    names = [file.stem for file in files_of(SPEECH, "test-clean")]
+    assert ids_of(module.predict_dataloader()) == names
+    assert sorted(ids_of(module.test_dataloader())) == names
+    longest = [int(batch.num_samples.max()) for batch in module.val_dataloader()]
+    assert longest == sorted(longest, reverse=True)
+    assert longest[0] / SAMPLE_RATE == module.longest_seconds("validation")
+
+
+def test_the_report_counts_what_was_left_out(corpus: Path) -> None:
+    """Utterances shorter than the least are left out, and said to be."""
+    module = make_data_module(corpus)
+    everything = len(files_of(corpus))
+    assert module.report()["train/utterances"] == everything
+    seconds = sorted(u.num_samples / SAMPLE_RATE for u in module._feeds["train"].utterances)
+    picky = make_data_module(corpus, min_seconds=seconds[10])
+    report = picky.report()
+    assert report["train/utterances"] == everything - 10
+    assert report["train/too_short"] == 10
+    assert report["train/seconds"] == pytest.approx(sum(seconds[10:]))
+    with pytest.raises(DataError, match="shorter than 99.0 s; lower data.min_seconds"):
+        make_data_module(corpus, min_seconds=99.0, max_seconds=None)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_audio_that_turns_corrupt_in_training_is_named(corpus: Path, num_workers: int) -> None:
+    """The error of a worker arrives whole and plain, without its traceback in the message."""
+    module = make_data_module(corpus, num_workers=num_workers)
+    victim = files_of(corpus)[3]
+    victim.write_bytes(victim.read_bytes()[:-2000])
+    with pytest.raises(DataError, match=victim.name) as caught:
+        list(module.train_dataloader())
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_audio_that_turns_corrupt_can_be_skipped(
+    corpus: Path, num_workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The rest of its batch is there, the skipped are counted, and only the first is told of."""
+    module = make_data_module(corpus, num_workers=num_workers, on_corrupt="skip")
+    victims = files_of(corpus)[3:6]
+    for victim in victims:
+        victim.write_bytes(victim.read_bytes()[:-2000])
+    with caplog.at_level(logging.WARNING):
+        batches = list(module.train_dataloader())
+    left = {file.stem for file in files_of(corpus)} - {victim.stem for victim in victims}
+    assert set(ids_of(batches)) == left
+    assert module.report()["skipped"] == 3
+    if num_workers == 0:
+        assert len(caplog.messages) == 1
+        assert "Left out: " in caplog.messages[0]
+
+
+def test_a_batch_of_nothing_but_corrupt_audio_is_replaced(corpus: Path) -> None:
+    """Every rank takes as many steps as planned, so a batch can't just vanish."""
+    module = make_data_module(corpus, batch_seconds=16.0, on_corrupt="skip")
+    loader = module.train_dataloader()
+    first = {utterance.id for utterance in loader.dataset.batches[0]}
+    for file in files_of(corpus):
+        if file.stem in first:
+            file.write_bytes(b"")
+    batches = list(loader)
+    assert len(batches) == len(loader)
+    assert batches[0].ids == batches[1].ids
+    assert not first & set(ids_of(batches))
+
+
+def test_nothing_but_corrupt_audio_ends_the_run(corpus: Path) -> None:
+    """Skipping has an end."""
+    module = make_data_module(corpus, on_corrupt="skip")
+    for file in files_of(corpus):
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match=r"None of \d+ batches can be decoded"):
+        list(module.train_dataloader())
+
+
+def test_utterances_longer_than_a_batch_are_refused_by_name(corpus: Path) -> None:
+    """Before training, with both settings that would mend it."""
+    with pytest.raises(ConfigurationError, match=r"\.flac takes .* s, but a batch only 1.0 s"):
+        make_data_module(corpus, batch_seconds=1.0)
+    make_data_module(corpus, batch_seconds=1.0, max_seconds=1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("batch_seconds", 0.0),
+        ("validation_batch_seconds", 0.0),
+        ("max_seconds", 0.1),
+        ("min_seconds", -1.0),
+        ("num_buckets", 0),
+        ("num_workers", -1),
+        ("seed", -1),
+        ("epoch_batches", 0),
+    ],
+)
+def test_settings_out_of_range_are_refused_by_name(name: str, value: float) -> None:
+    """Before anything is read."""
+    with pytest.raises(ConfigurationError, match=rf"data\.{name} is {value}"):
+        SpeechDataModule(LibriSpeechFolder(SPEECH), **{name: value})

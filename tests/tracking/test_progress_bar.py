@@ -1,0 +1,134 @@
+"""What the progress bar says, on a terminal and elsewhere."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from itertools import pairwise
+
+import pytest
+
+from interstack.tracking.progress_bar import StageProgressBar
+from interstack.tracking.throughput import AudioMeter
+from tests.tracking.conftest import DEPTHS, NUM_STEPS, MakeRun
+
+FIGURES = r"loss \d\.\d{4}(, [\d,.]+ s of audio/s)?"
+GROWTHS = [
+    "step 3: grown from 2 to 3 layers by interleave, 1 2 2",
+    "step 6: grown from 3 to 4 layers by interleave, 1 1 2 2",
+]
+
+
+class Terminal(io.StringIO):
+    """Standard output that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
+    """A terminal of 100 columns in place of standard output."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    assert isinstance(sys.stdout, Terminal)
+    return sys.stdout
+
+
+def test_lines_name_stage_depth_step_loss_and_throughput(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a terminal, and asked for one at every step, each step has its line."""
+    make_run([StageProgressBar(line_seconds=0.0)]).fit()
+    text = capsys.readouterr().out
+    assert "\x1b" not in text
+    assert "\r" not in text
+    for step in range(1, NUM_STEPS + 1):
+        stage = (step - 1) // 3
+        line = rf"^stage {stage + 1}/3, depth {DEPTHS[stage]}, step {step}/9, {FIGURES}$"
+        assert re.search(line, text, re.MULTILINE), text
+    assert len(re.findall(r"s of audio/s", text)) > 0
+
+
+def test_growth_is_announced_in_one_line_with_the_lineage(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first ancestors are counted from 1, as the paper does."""
+    make_run([StageProgressBar()]).fit()
+    lines = capsys.readouterr().out.splitlines()
+    assert [line for line in lines if "grown" in line] == GROWTHS
+
+
+def test_nothing_is_read_between_two_lines(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a long interval the device is asked once at the start of each stretch, not every step."""
+    readings: list[float] = []
+    take = AudioMeter.take
+
+    def count(meter: AudioMeter) -> float:
+        readings.append(take(meter))
+        return readings[-1]
+
+    monkeypatch.setattr(AudioMeter, "take", count)
+    make_run([StageProgressBar(line_seconds=1e9)], limit_val_batches=0).fit()
+    assert len(readings) == len(DEPTHS)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "stage 1/3, depth 2, step 0/9"
+    assert lines[1:3] == GROWTHS
+    assert re.fullmatch(rf"stage 3/3, depth 4, step 9/9, {FIGURES}", lines[3])
+    assert len(lines) == 4
+
+
+def test_a_run_measured_in_epochs_counts_batches_over_all_of_them(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is one count over the whole run, which never begins anew."""
+    make_run([StageProgressBar(line_seconds=0.0)], max_steps=-1, max_epochs=3).fit()
+    counts = [int(count) for count in re.findall(r"batch (\d+)/6", capsys.readouterr().out)]
+    assert counts[0] == 0
+    assert counts[-1] == 6
+    assert all(later - earlier in (0, 1) for earlier, later in pairwise(counts))
+
+
+def test_a_terminal_shows_a_bar_and_keeps_the_growths_above_it(
+    make_run: MakeRun, terminal: Terminal
+) -> None:
+    """The last look of the bar has it all, and the cursor is shown again."""
+    make_run([StageProgressBar(refresh_seconds=0.0)]).fit()
+    text = terminal.getvalue()
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+    assert "\x1b[?25l" in text
+    assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
+    for line in GROWTHS:
+        assert plain.count(line) == 1
+    last = plain.rstrip().splitlines()[-1]
+    assert re.search(r"stage 3/3 · depth 4 ━+", last), last
+    assert re.search(r"step 9/9 · loss \d\.\d{4} · [\d,.]+ s of audio/s", last), last
+    assert "validating" in plain
+
+
+def test_a_disabled_bar_says_nothing(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on all ranks but the first."""
+    bar = StageProgressBar(line_seconds=0.0)
+    bar.disable()
+    make_run([bar]).fit()
+    assert capsys.readouterr().out == ""
+
+
+def test_validation_on_its_own_is_counted(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`validate` shows its batches."""
+    run = make_run([StageProgressBar(line_seconds=0.0)])
+    run.data.validation_batch_seconds = 1.5
+    run.validate()
+    lines = capsys.readouterr().out.splitlines()
+    total = len(lines)
+    assert total > 1
+    assert lines == [f"validation, batch {batch}/{total}" for batch in range(1, total + 1)]
