@@ -56,6 +56,15 @@ def overview() -> str:
     )
 
 
+def _log_to_terminal() -> None:
+    """Print our own log; Lightning prints its own."""
+    logger = logging.getLogger("interstack")
+    if not logger.handlers:
+        logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+
+
 def main(arguments: Arguments | None = None) -> int:
     """Run a command; print a mendable error as one line.
 
@@ -72,8 +81,7 @@ def main(arguments: Arguments | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"error: there is no command {words[0]!r}\n\n{overview()}", file=sys.stderr)
         return 2
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("interstack").setLevel(logging.INFO)
+    _log_to_terminal()
     run, _ = COMMANDS[words[0]]
     try:
         run(words if run is _lightning else words[1:])

@@ -59,6 +59,8 @@ def run_lightning(arguments: Sequence[str]) -> None:
     with warnings.catch_warnings():
         # Lightning 2.6 against torch 2.14: nothing that a user could mend
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+        # it warns that arguments come from Python although there is a command line: they are it
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
         InterstackCLI(
             Distillation,
             SpeechDataModule,

@@ -28,7 +28,7 @@ class LibriSpeechFolder(FileSource):
     Any other layout below a split's folder does as well, with .flac, .wav or .ogg files.
 
     Args:
-        root: the folder that holds `LibriSpeech`, or that folder itself.
+        root: the folder that holds `LibriSpeech`, or the splits themselves.
         train: splits (folder names) to train on.
         validation: splits to validate on.
         test: splits to test and predict on.
@@ -56,7 +56,8 @@ class LibriSpeechFolder(FileSource):
     def base(self) -> Path:
         """The folder whose subfolders are the splits."""
         nested = self.root / "LibriSpeech"
-        return nested if nested.is_dir() or self.root.name != "LibriSpeech" else self.root
+        to_be_made = self.download and self.root.name != "LibriSpeech"
+        return nested if nested.is_dir() or to_be_made else self.root
 
     def prepare(self) -> None:
         """Downloads the missing splits if asked to."""

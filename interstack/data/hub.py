@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 class HubDataset(StreamSource):
     """A dataset from the Hugging Face hub, or in a local folder, streamed without downloading.
 
-    LibriSpeech itself is `openslr/librispeech_asr`. lhotse can read these too, but names
-    utterances by a hash of their audio and decodes each one as it comes.
+    LibriSpeech itself is `openslr/librispeech_asr`. The rows must hold the audio or name its
+    files, as the hub's parquet files do; a mere folder of audio is for `LibriSpeechFolder`.
+    lhotse can read these datasets too, but names utterances by a hash of their audio.
 
     Args:
         path: the hub's id of the dataset, or a local folder.
@@ -65,13 +66,16 @@ class HubDataset(StreamSource):
         return shards
 
     def _shards_of(self, split: str) -> list[Shard]:
+        from datasets import Audio
+
         dataset = self._load(split)
-        columns = dataset.column_names or []
-        if columns and self.audio_column not in columns:
+        columns = dataset.column_names
+        if columns is not None and self.audio_column not in columns:
             raise DataError(
                 f"{self.path} has no column {self.audio_column!r} but {', '.join(columns)}; set "
                 "data.source.audio_column."
             )
+        dataset = dataset.cast_column(self.audio_column, Audio(decode=False))
         number = dataset.num_shards
         return [
             partial(_read, dataset.shard(number, index), self, f"{split}-{index}")
@@ -79,14 +83,13 @@ class HubDataset(StreamSource):
         ]
 
     def _load(self, split: str) -> IterableDataset:
-        """Opens a split without reading it, its audio left encoded."""
-        from datasets import Audio, load_dataset
+        """Opens a split without reading it."""
+        from datasets import load_dataset
 
         try:
-            dataset = load_dataset(
+            return load_dataset(
                 self.path, self.name, split=split, streaming=True, revision=self.revision
             )
-            return dataset.cast_column(self.audio_column, Audio(decode=False))
         except Exception as error:  # datasets, huggingface_hub and httpx each raise their own
             raise DataError(
                 f"The split {split!r} of the dataset {self.path!r} can't be opened ({error}). "

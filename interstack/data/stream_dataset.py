@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
+from itertools import count, islice
 
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -87,26 +87,29 @@ class StreamDataset(IterableDataset[BatchOrError]):
             yield error
 
     def _windows(
-        self, stream: Iterator[Utterance], key: tuple[int, ...]
+        self, stream: Iterator[Utterance | None], key: tuple[int, ...]
     ) -> Iterator[tuple[BatchDataset, int]]:
         """Yields undecoded batches, each as a window of them and its place there.
 
         The next window is read little by little while this one's batches are handed out, so that
-        the model never waits for a whole window.
+        the model never waits for a whole window. A window ends where all of the reader's share has
+        been read, so that none holds an utterance twice.
         """
         budget = self.settings.batch_samples
-        window = self._take(stream, _WINDOW * budget)
-        for number in range(2**63):
+        window, _ = self._take(stream, _WINDOW * budget)
+        for number in count():
             if not window:
                 return
-            upcoming: list[Utterance] = []
             batches = self._batches(window, (*key, number))
             dataset = BatchDataset(batches, self._assemble)
+            window, missing = [], _WINDOW * budget
             for index in range(len(batches)):
                 yield dataset, index
-                missing = _WINDOW * budget - sum(map(self._length, upcoming))
-                upcoming += self._take(stream, min(budget, missing))
-            window = upcoming
+                taken, at_end = self._take(stream, min(budget, missing))
+                window += taken
+                missing = 0 if at_end else missing - sum(map(self._length, taken))
+            if not window:
+                window, _ = self._take(stream, _WINDOW * budget)
 
     def _batches(self, window: list[Utterance], key: tuple[int, ...]) -> list[list[Utterance]]:
         """Divides a window into batches, shuffled in training."""
@@ -120,13 +123,18 @@ class StreamDataset(IterableDataset[BatchOrError]):
             order = plan.shuffled(key)[0]
         return [[window[index] for index in batch] for batch in order]
 
-    def _take(self, stream: Iterator[Utterance], num_samples: int) -> list[Utterance]:
-        """Takes utterances from a stream until they last `num_samples` or it ends."""
+    def _take(
+        self, stream: Iterator[Utterance | None], num_samples: int
+    ) -> tuple[list[Utterance], bool]:
+        """Takes utterances until they last `num_samples` or the share ends, and says which."""
         taken: list[Utterance] = []
-        while num_samples > 0 and (utterance := next(stream, None)) is not None:
+        while num_samples > 0:
+            utterance = next(stream, None)
+            if utterance is None:
+                return taken, True
             taken.append(utterance)
             num_samples -= self._length(utterance)
-        return taken
+        return taken, False
 
     def _length(self, utterance: Utterance) -> int:
         """Returns an utterance's samples after cropping."""

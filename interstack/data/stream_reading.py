@@ -34,12 +34,12 @@ def read_share(
     epoch: int,
     reader: int,
     num_readers: int,
-) -> Iterator[Utterance]:
+) -> Iterator[Utterance | None]:
     """Yields one reader's utterances without end, in an order that seed and epoch decide.
 
     All readers shuffle the shards alike and take turns in choosing. Where there are more readers
-    than shards, those of one shard take turns with its utterances. After all of its share a reader
-    goes on with its share of another shuffle.
+    than shards, those of one shard take turns with its utterances. After all of its share, and a
+    None to mark that, a reader goes on with its share of another shuffle.
 
     Raises:
         DataError: see `read_once`; or nothing in the share is usable.
@@ -58,6 +58,7 @@ def read_share(
                 f"Reader {reader} of {num_readers} finds no usable utterance in its share of "
                 f"{len(shards)} shards; use fewer workers or devices, or pack more shards."
             )
+        yield None
 
 
 def _share(

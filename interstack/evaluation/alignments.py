@@ -1,7 +1,7 @@
 """Phones with their times, as forced alignment found them, and the clips that they belong to.
 
-`CORPUS/alignments/en.tsv` has a line for each phone: id, start_s, end_s, phone. The phones are forced
-alignments by pocketsphinx, not human labels; SIL stands for silence and noise.
+`CORPUS/alignments/en.tsv` has a line for each phone: id, start_s, end_s, phone. The phones are
+forced alignments by pocketsphinx, not human labels; SIL stands for silence and noise.
 """
 
 from __future__ import annotations

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 import tempfile
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
@@ -70,4 +70,77 @@ class LogMelUpstream:
         mel = (mel - mel.mean(0)) / (mel.std(0, correction=0) + 1e-5)
         frames = mel.reshape(-1, 2 * NUM_MEL_BINS)
         around = functional.pad(frames.T, (self.context, self.context), mode="replicate")
-        return around.unfold(1, 2 * self.context + 1, 1).permute(1, 2, 0).reshape(len(frames), 1, -1)
+        return (
+            around.unfold(1, 2 * self.context + 1, 1).permute(1, 2, 0).reshape(len(frames), 1, -1)
+        )
+
+
+class PretrainedUpstream:
+    """All hidden states of a Hugging Face speech encoder, each frame of each layer normalised.
+
+    A layer norm without weights, as s3prl's featurizer offers it: without it the layers' scales,
+    which differ a lot in Whisper, would decide the weighted sum.
+
+    Args:
+        source: hub id or local directory of what can be a teacher, a student's export included.
+        name: what the user called it; the source if None.
+
+    Raises:
+        TeacherError: it can't be found or loaded.
+    """
+
+    def __init__(self, source: str, name: str | None = None) -> None:
+        self.name = name or source
+        num_layers: int = Source(source).read_config().num_hidden_layers
+        self._model = Teacher(source, range(num_layers + 1))
+        self.first_frame_centre = self._model.first_frame_centre
+        self.frame_hop = self._model.frame_hop
+
+    def hidden_states(self, waveform: Tensor) -> Tensor:
+        """See `Upstream`; hidden state 0 is the encoder's input."""
+        output = self._model(waveform[None], torch.tensor([len(waveform)]))
+        layers = torch.stack([hidden[0] for hidden in output.hidden_states], dim=1)
+        return functional.layer_norm(layers, layers.shape[-1:])
+
+
+def untrained(source: str, name: str, seed: int = 0) -> PretrainedUpstream:
+    """Return a model of the source's architecture and preprocessing with fresh weights.
+
+    Raises:
+        TeacherError: the source can't be found or loaded.
+    """
+    original = Teacher(source, [0])
+    with tempfile.TemporaryDirectory() as folder:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            make: Any = AutoModel.from_config if original.takes_waveform else WhisperEncoder
+            model = make(original.config)
+        model.save_pretrained(folder)
+        preprocessing = json.dumps({"do_normalize": original.normalises_waveform})
+        Path(folder, "preprocessor_config.json").write_text(preprocessing, encoding="utf-8")
+        return PretrainedUpstream(folder, name)
+
+
+def load_upstream(name: str) -> Upstream:
+    """Load what the user named.
+
+    Args:
+        name: `log-mel`, `log-mel:N` with N frames of context on either side, a hub id or local
+            directory, or `random:` and one of these for an untrained copy.
+
+    Raises:
+        ConfigurationError: the context is no whole number, or `random` names no model.
+        TeacherError: the model can't be found or loaded.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == LOG_MEL:
+        if rest and not rest.isdecimal():
+            raise ConfigurationError(f"{name} asks for no whole number of frames, as log-mel:4.")
+        return LogMelUpstream(name, int(rest or 0))
+    if kind == RANDOM:
+        if not rest:
+            raise ConfigurationError(
+                "An untrained upstream needs a model to be a copy of, as random:DIR."
+            )
+        return untrained(rest, name)
+    return PretrainedUpstream(name)

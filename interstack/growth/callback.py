@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, Protocol, runtime_checkable
 
 import lightning as L  # noqa: N812, Lightning's own convention
-from torch import Tensor
 
 from interstack.errors import ConfigurationError
 from interstack.growth.operators import GrowthOperator, OperatorName, get_operator, plan_growth
@@ -22,8 +20,6 @@ from interstack.growth.schedule import (
     prop_shares,
 )
 from interstack.growth.strategy import check_strategy, rebuild_after_growth
-
-log = logging.getLogger(__name__)
 
 
 class Growable(Protocol):
@@ -160,14 +156,6 @@ class InterleavedStacking(L.Callback):
             plan = plan_growth(self.operator, student.lineage, next_depth)
             student.grow(plan)
             rebuild_after_growth(trainer)
-            if trainer.is_global_zero:
-                log.info(
-                    "step %d: grown from %d to %d layers by %s",
-                    trainer.global_step,
-                    plan.old_depth,
-                    plan.depth,
-                    self.operator_name,
-                )
             for listener in listeners:
                 listener.on_growth_end(trainer, pl_module, plan)
 
@@ -185,7 +173,7 @@ def growable(pl_module: L.LightningModule) -> Growable:
     return student
 
 
-def callbacks_of(trainer: L.Trainer) -> list[Tensor | L.Callback]:
+def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
     """Return the Trainer's callbacks, which its stubs leave untyped."""
     callbacks: list[Any] = getattr(trainer, "callbacks", [])
     return callbacks

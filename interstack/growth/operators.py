@@ -15,6 +15,8 @@ from interstack.growth.plan import GrowthPlan
 
 OperatorName = Literal["interleave", "append", "gradual", "midas", "lidas", "random"]
 
+_GOLDEN_RATIO = (5**0.5 - 1) / 2
+
 
 class GrowthOperator(Protocol):
     """What every operator is: lineage of the present stack and wanted depth in, plan out."""
@@ -36,15 +38,16 @@ def interleave(lineage: Sequence[int], depth: int) -> GrowthPlan:
     """Insert clones right after their originals: 1 2 3 → 1 1 2 2 3 3 → 1 1 1 2 2 2 3 3 3.
 
     Each layer of the first stack becomes a block that grows by clones of its last layer. Where the
-    depth is no multiple of the number of blocks, their sizes differ by one at most and the larger
-    blocks are those nearest the top.
+    depth is no multiple of the number of blocks, their sizes differ by one at most. The larger
+    blocks are the top one and others spread over the stack, lest all layers below them sink.
     """
     sizes = _block_sizes(lineage)
-    base, larger = divmod(depth, len(sizes))
+    base, num_larger = divmod(depth, len(sizes))
+    larger = _spread(len(sizes))[:num_larger]
     parents: list[int] = []
     end = 0
     for block, size in enumerate(sizes):
-        wanted = base + (block >= len(sizes) - larger)
+        wanted = base + (block in larger)
         if wanted < size:
             raise ConfigurationError(
                 f"interleave can't grow blocks of {sizes} layers to {depth} layers evenly: the "
@@ -146,6 +149,17 @@ def plan_growth(operator: GrowthOperator, lineage: Sequence[int], depth: int) ->
 def _block_sizes(lineage: Sequence[int]) -> list[int]:
     """Count the layers of each block, bottom first."""
     return [lineage.count(ancestor) for ancestor in range(max(lineage) + 1)]
+
+
+def _spread(num_blocks: int) -> list[int]:
+    """Order blocks, top first, so that the first so many are always spread over the stack.
+
+    Multiples of the golden ratio, taken modulo 1, never gather. The order does not depend on how
+    many are taken, so that a block that was larger once need not shrink at the next growth.
+    """
+    return sorted(
+        range(num_blocks), key=lambda block: (num_blocks - 1 - block) * _GOLDEN_RATIO % 1.0
+    )
 
 
 def _present_and_added(name: str, lineage: Sequence[int], depth: int) -> tuple[int, int]:

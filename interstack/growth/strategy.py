@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import lightning as L  # noqa: N812, Lightning's own convention
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 
 from interstack.errors import ConfigurationError
 
@@ -15,9 +15,11 @@ def check_strategy(trainer: L.Trainer) -> None:
         ConfigurationError: For anything but a single device or DDP. FSDP and DeepSpeed make their
             shards once, and load weights only after the optimizers exist.
     """
-    if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
+    strategy = trainer.strategy
+    follows = isinstance(strategy, DDPStrategy | SingleDeviceStrategy)
+    if not follows or isinstance(strategy, DeepSpeedStrategy):  # a DDPStrategy by its class
         raise ConfigurationError(
-            f"a growing student can't train under {type(trainer.strategy).__name__}, which shards "
+            f"a growing student can't train under {type(strategy).__name__}, which shards "
             "parameters once and for all: use trainer.strategy ddp, or auto on one device"
         )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -20,13 +19,15 @@ _HEADERS = (
     "hours of\naudio",
     "wall-clock",
     "validation\nloss before",
-    "\nafter",
+    "validation\nloss after",
 )
 
 
 def stage_table(stages: Sequence[StageRecord]) -> Table:
     """Lay out the stages of a run, one a row, and their sums."""
-    table = Table(box=SIMPLE_HEAD, show_footer=len(stages) > 1)
+    table = Table(
+        box=SIMPLE_HEAD, show_footer=len(stages) > 1, collapse_padding=True, pad_edge=False
+    )
     total = (
         "all",
         "",
@@ -38,7 +39,8 @@ def stage_table(stages: Sequence[StageRecord]) -> Table:
         "",
     )
     for header, footer in zip(_HEADERS, total, strict=True):
-        table.add_column(header, footer, justify="right", no_wrap=True, vertical="bottom")
+        # Too narrow a terminal folds figures, where ellipses would lose digits.
+        table.add_column(header, footer, justify="right", overflow="fold", vertical="bottom")
     for stage in stages:
         table.add_row(
             str(stage.stage),
@@ -65,7 +67,8 @@ def _hours(seconds: float) -> str:
 
 
 def _clock_time(seconds: float) -> str:
-    return str(timedelta(seconds=round(seconds)))
+    minutes, seconds_left = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds_left:02}"
 
 
 def _loss(loss: float | None) -> str:

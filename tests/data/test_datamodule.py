@@ -108,7 +108,7 @@ def test_an_epoch_can_begin_at_any_batch() -> None:
     feed = make_data_module(SPEECH, max_seconds=3.0)._feeds["train"]
     whole, rest = feed.training(2, 0, 1), feed.training(2, 0, 1, first_batch=5)
     assert equal_batches(
-        [whole[i] for i in range(5, len(whole))], list(rest[i] for i in range(len(rest)))
+        [whole[i] for i in range(5, len(whole))], [rest[i] for i in range(len(rest))]
     )
 
 
@@ -154,7 +154,7 @@ def test_the_report_counts_what_was_left_out(corpus: Path) -> None:
     assert report["train/utterances"] == everything - 10
     assert report["train/too_short"] == 10
     assert report["train/seconds"] == pytest.approx(sum(seconds[10:]))
-    with pytest.raises(DataError, match="shorter than 99.0 s; lower data.min_seconds"):
+    with pytest.raises(DataError, match=r"shorter than 99\.0 s; lower data\.min_seconds"):
         make_data_module(corpus, min_seconds=99.0, max_seconds=None)
 
 

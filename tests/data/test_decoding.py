@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from corpora import files_of
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data.batch import collate
 from interstack.data.decoding import Decoder
 from interstack.data.utterance import Utterance, read_header
 from interstack.errors import DataError
-from corpora import files_of
 
 
 def _utterance(path: Path) -> Utterance:

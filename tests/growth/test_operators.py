@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from itertools import pairwise
 from typing import cast, get_args
 
@@ -118,7 +119,7 @@ def test_random_puts_fresh_layers_where_interleave_puts_clones() -> None:
 def increasing_depths(draw: st.DrawFn) -> tuple[int, ...]:
     """Depths of two to five stages, each deeper than the one before."""
     added = draw(st.lists(st.integers(1, 9), min_size=1, max_size=4))
-    depths = [draw(st.integers(1, 6))]
+    depths = [draw(st.integers(1, 8))]
     for more in added:
         depths.append(depths[-1] + more)
     return tuple(depths)
@@ -155,11 +156,17 @@ def test_interleave_makes_blocks_as_even_as_can_be(depths: tuple[int, ...]) -> N
 
 @given(increasing_depths())
 def test_interleave_moves_no_layer_by_more_than_one_block(depths: tuple[int, ...]) -> None:
-    """Each layer's relative place stays within one block of where its parent was."""
+    """Relative places, of originals and of block ends, stay within one block of where they were."""
+    lineage = tuple(range(depths[0]))
     for plan in grow("interleave", *depths):
-        for place, parent in enumerate(plan.parents):
+        for parent, place in enumerate(plan.original_places):
             moved = abs((place + 0.5) / plan.depth - (parent + 0.5) / plan.old_depth)
-            assert moved <= 1 / depths[0] + 1e-9
+            assert moved <= 1 / depths[0]
+        grown = descend(lineage, plan)
+        for block in range(depths[0]):
+            before, after = bisect_right(lineage, block), bisect_right(grown, block)
+            assert abs(after / len(grown) - before / len(lineage)) <= 1 / depths[0]
+        lineage = grown
 
 
 @given(increasing_depths(), st.data())
@@ -231,5 +238,5 @@ def test_an_operator_that_plans_another_depth_is_caught() -> None:
 
 def test_an_unknown_operator_is_refused_with_the_names_there_are() -> None:
     """The names that can be given are listed."""
-    with pytest.raises(ConfigurationError, match="'braid'.*interleave, append, gradual, midas"):
+    with pytest.raises(ConfigurationError, match=r"'braid'.*interleave, append, gradual, midas"):
         get_operator(cast(OperatorName, "braid"))

@@ -84,7 +84,7 @@ def test_settings_are_judged_before_anything_runs(
 def test_lengths_count_in_the_unit_of_the_run() -> None:
     """Stages in epochs don't fit a run in steps."""
     stacking = InterleavedStacking((3, 6), schedule="explicit", lengths=(1, 1), unit="epochs")
-    with pytest.raises(ConfigurationError, match="'epochs', but trainer.max_steps"):
+    with pytest.raises(ConfigurationError, match=r"'epochs', but trainer.max_steps"):
         stacking.make_schedule(2, "steps")
 
 
@@ -93,7 +93,7 @@ def test_lengths_have_to_sum_to_the_run_and_match_the_depths() -> None:
     stacking = InterleavedStacking((3, 6), schedule="explicit", lengths=(1, 1, 1))
     with pytest.raises(ConfigurationError, match="sum to 3 epochs, but the run has 2"):
         stacking.make_schedule(2, "epochs")
-    with pytest.raises(ConfigurationError, match="2 stage depths .* need 2 lengths, not 3"):
+    with pytest.raises(ConfigurationError, match=r"2 stage depths .* need 2 lengths, not 3"):
         stacking.make_schedule(3, "epochs")
 
 
@@ -101,7 +101,7 @@ def test_a_run_too_short_for_its_stages_is_refused() -> None:
     """Every stage gets a step or more."""
     with pytest.raises(ConfigurationError, match="3 steps has no room for 4 stages"):
         InterleavedStacking().make_schedule(3, "steps")
-    with pytest.raises(ConfigurationError, match="9 steps has no room .* would have 0.90 steps"):
+    with pytest.raises(ConfigurationError, match=r"9 steps has no room .* would have 0.90 steps"):
         InterleavedStacking(schedule="prop").make_schedule(9, "steps")
     assert len(InterleavedStacking().make_schedule(4, "steps").stages) == 4
 
@@ -141,7 +141,7 @@ def test_progress_counts_the_batches_of_a_run_in_epochs() -> None:
 def test_progress_in_epochs_needs_their_length() -> None:
     """A stream without length is measured in steps."""
     trainer = trainer_with(max_steps=-1, max_epochs=4, num_training_batches=math.inf)
-    with pytest.raises(ConfigurationError, match="give trainer.max_steps instead"):
+    with pytest.raises(ConfigurationError, match=r"give trainer.max_steps instead"):
         run_progress(trainer)
 
 

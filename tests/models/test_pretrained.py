@@ -115,3 +115,31 @@ def test_a_hub_that_cannot_be_reached_is_named_with_the_way_around(tmp_path: Pat
     """An empty cache and no asking: what a machine without network sees."""
     with pytest.raises(TeacherError, match=r"org/teacher.*hub.*path of a local directory"):
         Teacher("org/teacher", [1], cache_dir=tmp_path, local_files_only=True)
+
+
+@pytest.mark.parametrize(
+    ("taps", "message"),
+    [
+        ([], "No tap"),
+        ([2, 1], "do not increase"),
+        ([1, 1], "do not increase"),
+        ([1, 4], "hidden states 0 to 3"),
+        ([-1, 1], "hidden states 0 to 3"),
+    ],
+)
+@pytest.mark.parametrize("family", ["hubert-base", "whisper"])
+def test_taps_that_the_teacher_lacks_are_refused(
+    family: str, taps: list[int], message: str, tmp_path: Path
+) -> None:
+    """Before its weights are read."""
+    directory = save(family, tmp_path)
+    (directory / "model.safetensors").write_bytes(b"")
+    with pytest.raises(TeacherError, match=message):
+        Teacher(str(directory), taps)
+
+
+def test_an_unknown_precision_is_refused(tmp_path: Path) -> None:
+    """With those there are."""
+    dtype: Any = "int8"
+    with pytest.raises(TeacherError, match=r"int8.*bfloat16"):
+        Teacher(str(save("hubert-base", tmp_path)), [1], dtype=dtype)

@@ -1,77 +1,23 @@
-"""A tiny teacher, a little real speech, and runs that grow twice within seconds."""
+"""A tiny teacher, a little real speech, and what makes runs of them."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 import lightning as L  # noqa: N812, Lightning's own convention
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from runs import CONV_DIM, DEPTHS, EPOCH_BATCHES, NUM_STEPS, SPEECH, MakeRun, Run
 from transformers import HubertConfig, HubertModel
 
-from interstack.data.batch import Batch
 from interstack.data.datamodule import SpeechDataModule
 from interstack.data.folder import LibriSpeechFolder
 from interstack.distillation.module import Distillation
 from interstack.growth.callback import InterleavedStacking
 from interstack.models.config import StudentConfig, TeacherConfig
-
-SPEECH: Final = Path(__file__).parents[2] / "assets/speech/LibriSpeech"
-CONV_DIM: Final = (8,) * 7
-DEPTHS: Final = (2, 3, 4)
-NUM_STEPS: Final = 9  # three a stage
-EPOCH_BATCHES: Final = 2
-
-
-class Run(NamedTuple):
-    """All that a fit needs."""
-
-    trainer: L.Trainer
-    module: Distillation
-    data: SpeechDataModule
-
-    def fit(self, checkpoint: Path | None = None) -> None:
-        """Train, from a checkpoint on if one is given."""
-        self.trainer.fit(self.module, self.data, ckpt_path=checkpoint)
-
-    def validate(self) -> float:
-        """Return the validation loss as Lightning measures it."""
-        (values,) = self.trainer.validate(self.module, self.data, verbose=False)
-        return values["val/loss"]
-
-
-MakeRun = Callable[..., Run]
-
-
-class GlobalRandomData(SpeechDataModule):
-    """Its validation loader draws from the global random state, as torch's own loaders do."""
-
-    def val_dataloader(self) -> DataLoader[Any]:  # type: ignore[override] # a plain one on purpose
-        """Return a plain loader of the same batches."""
-        return DataLoader(super().val_dataloader().dataset, batch_size=None)
-
-
-class Witness(L.Callback):
-    """Adds up the audio of the batches that were trained on."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-
-    def on_train_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: object,
-        batch: Batch,
-        batch_idx: int,
-    ) -> None:
-        """Note the seconds of a batch."""
-        del trainer, pl_module, outputs, batch_idx
-        self.seconds.append(sum(batch.num_samples.tolist()) / 16_000)
 
 
 @pytest.fixture(scope="session")
@@ -113,6 +59,7 @@ def make_run(tmp_path: Path, teacher_dir: Path, corpus_dir: Path) -> MakeRun:
         callbacks: Sequence[L.Callback] = (),
         *,
         data_class: type[SpeechDataModule] = SpeechDataModule,
+        dropout: float = 0.1,
         **trainer_settings: Any,  # noqa: ANN401, whatever the Trainer takes
     ) -> Run:
         L.seed_everything(1, verbose=False)
@@ -123,8 +70,11 @@ def make_run(tmp_path: Path, teacher_dir: Path, corpus_dir: Path) -> MakeRun:
             conv_dim=CONV_DIM,
             num_conv_pos_embeddings=16,
             num_conv_pos_embedding_groups=2,
+            dropout=dropout,
         )
-        module = Distillation(TeacherConfig(str(teacher_dir), taps=(2, 4)), student, initial_depth=DEPTHS[0])
+        module = Distillation(
+            TeacherConfig(str(teacher_dir), taps=(2, 4)), student, initial_depth=DEPTHS[0]
+        )
         data = data_class(LibriSpeechFolder(corpus_dir), batch_seconds=4.0, num_workers=0)
         settings: dict[str, Any] = {
             "accelerator": "cpu",

@@ -8,10 +8,10 @@ import sys
 from itertools import pairwise
 
 import pytest
+from runs import DEPTHS, NUM_STEPS, MakeRun
 
 from interstack.tracking.progress_bar import StageProgressBar
 from interstack.tracking.throughput import AudioMeter
-from tests.tracking.conftest import DEPTHS, NUM_STEPS, MakeRun
 
 FIGURES = r"loss \d\.\d{4}(, [\d,.]+ s of audio/s)?"
 GROWTHS = [
@@ -26,16 +26,6 @@ class Terminal(io.StringIO):
     def isatty(self) -> bool:
         """Say so."""
         return True
-
-
-@pytest.fixture
-def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
-    """A terminal of 100 columns in place of standard output."""
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setattr(sys, "stdout", Terminal())
-    assert isinstance(sys.stdout, Terminal)
-    return sys.stdout
 
 
 def test_lines_name_stage_depth_step_loss_and_throughput(
@@ -65,7 +55,7 @@ def test_growth_is_announced_in_one_line_with_the_lineage(
 def test_nothing_is_read_between_two_lines(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a long interval the device is asked once at the start of each stretch, not every step."""
+    """With a long interval the device is asked once a stretch, where it begins, not every step."""
     readings: list[float] = []
     take = AudioMeter.take
 
@@ -95,9 +85,13 @@ def test_a_run_measured_in_epochs_counts_batches_over_all_of_them(
 
 
 def test_a_terminal_shows_a_bar_and_keeps_the_growths_above_it(
-    make_run: MakeRun, terminal: Terminal
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last look of the bar has it all, and the cursor is shown again."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
     make_run([StageProgressBar(refresh_seconds=0.0)]).fit()
     text = terminal.getvalue()
     plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
@@ -111,9 +105,7 @@ def test_a_terminal_shows_a_bar_and_keeps_the_growths_above_it(
     assert "validating" in plain
 
 
-def test_a_disabled_bar_says_nothing(
-    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_disabled_bar_says_nothing(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     """As on all ranks but the first."""
     bar = StageProgressBar(line_seconds=0.0)
     bar.disable()

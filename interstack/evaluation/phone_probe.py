@@ -1,0 +1,230 @@
+"""How well phones can be read off a frozen upstream: SUPERB's protocol in small.
+
+    python -m interstack.evaluation.phone_probe --corpus DIR --upstream X [--upstream Y …]
+
+A frame's label is the phone at its centre by forced alignment (pocketsphinx; no human label). The
+score is the share of test frames whose phone a linear probe finds, SIL included, and without SIL.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from interstack.constants import SAMPLE_RATE
+from interstack.data.source import Split
+from interstack.errors import ConfigurationError, InterstackError
+from interstack.evaluation.alignments import (
+    SILENCE,
+    UNLABELLED,
+    AlignedClip,
+    frame_labels,
+    read_aligned_clips,
+)
+from interstack.evaluation.linear_probe import Frames, Outcome, ProbeSettings, train_probe
+from interstack.evaluation.phone_report import (
+    PhoneProbeReport,
+    PhoneScore,
+    UpstreamReport,
+    phone_table,
+)
+from interstack.evaluation.upstreams import Upstream, load_upstream
+
+
+def run_phone_probe(
+    corpus: str | Path,
+    upstreams: Sequence[str],
+    *,
+    alignments: str | Path | None = None,
+    seeds: int = 3,
+    per_layer: bool = False,
+    settings: ProbeSettings | None = None,
+    show_progress: bool = False,
+) -> PhoneProbeReport:
+    """Probe upstreams for phones.
+
+    Args:
+        corpus: folder with `LibriSpeech/{train-clean-100,dev-clean,test-clean}`; only clips with
+            alignments count.
+        upstreams: what to probe; see `upstreams.load_upstream`.
+        alignments: the table of phones; `corpus/alignments/en.tsv` if None.
+        seeds: probes to train on each upstream, with seeds 0, 1, ….
+        per_layer: also probe each hidden state alone, where there are several.
+        settings: how to train a probe.
+        show_progress: show a bar while an upstream listens.
+
+    Raises:
+        ConfigurationError: no seed or no upstream is asked for, or one makes no sense.
+        DataError: corpus or alignments can't be used.
+        TeacherError: an upstream can't be found, loaded or used.
+    """
+    if seeds < 1 or not upstreams:
+        raise ConfigurationError("A phone probe needs at least one upstream and one seed.")
+    clips = read_aligned_clips(Path(corpus), None if alignments is None else Path(alignments))
+    labels = sorted({p.label for split in clips.values() for clip in split for p in clip.phones})
+    settings = settings or ProbeSettings()
+    reports = []
+    for name in upstreams:
+        upstream = load_upstream(name)
+        frames = {
+            split: label_frames(upstream, split_clips, labels, show_progress)
+            for split, split_clips in clips.items()
+        }
+        reports.append(_probe(name, frames, labels, settings, seeds, per_layer))
+    return PhoneProbeReport(
+        str(corpus),
+        tuple(labels),
+        {split: len(split_clips) for split, split_clips in clips.items()},
+        _majority(clips),
+        settings,
+        tuple(reports),
+    )
+
+
+def label_frames(
+    upstream: Upstream,
+    clips: Sequence[AlignedClip],
+    labels: Sequence[str],
+    show_progress: bool = False,
+) -> Frames:
+    """Let an upstream listen to clips and label its frames; those outside of phones are left out.
+
+    Args:
+        upstream: what to listen with.
+        clips: at least one.
+        labels: the label of each class.
+        show_progress: show a bar.
+    """
+    classes = {label: index for index, label in enumerate(labels)}
+    parts = []
+    bar = track(clips, f"{upstream.name} listens", transient=True, disable=not show_progress)
+    for index, clip in enumerate(bar):
+        hidden_states = upstream.hidden_states(clip.waveform)
+        samples = torch.arange(len(hidden_states), dtype=torch.float64) * upstream.frame_hop
+        centres = (samples + upstream.first_frame_centre) / SAMPLE_RATE
+        found = frame_labels(clip.phones, centres, classes)
+        kept = found != UNLABELLED
+        found = found[kept]
+        parts.append(Frames(hidden_states[kept].half(), found, torch.full_like(found, index)))
+    return Frames(*(torch.cat(tensors) for tensors in zip(*parts, strict=True)))
+
+
+def _probe(
+    name: str,
+    frames: Mapping[Split, Frames],
+    labels: Sequence[str],
+    settings: ProbeSettings,
+    seeds: int,
+    per_layer: bool,
+) -> UpstreamReport:
+    """Train and score the probes of one upstream."""
+    silence = labels.index(SILENCE) if SILENCE in labels else UNLABELLED
+    test = frames["test"]
+
+    def train(alone: bool) -> list[list[Outcome]]:
+        return [train_probe(frames, len(labels), settings, seed, alone) for seed in range(seeds)]
+
+    summed = train(alone=False)
+    single = train(alone=True) if per_layer and test.hidden_states.shape[1] > 1 else []
+    weights = [outcomes[0].layer_weights for outcomes in summed]
+    return UpstreamReport(
+        name,
+        _score([outcomes[0] for outcomes in summed], test, silence),
+        tuple(mean(shares) for shares in zip(*weights, strict=True)),
+        tuple(_score(outcomes, test, silence) for outcomes in zip(*single, strict=True)),
+        {split: len(split_frames.labels) for split, split_frames in frames.items()},
+    )
+
+
+def _score(outcomes: Sequence[Outcome], test: Frames, silence: int) -> PhoneScore:
+    """Score one probe's outcomes, one a seed."""
+    correct = torch.stack([outcome.test_predictions == test.labels for outcome in outcomes])
+    accuracy = correct.double().mean(1)
+    spoken = correct[:, test.labels != silence].double().mean(1)
+    return PhoneScore(
+        tuple(outcome.dev_accuracy for outcome in outcomes),
+        tuple(accuracy.tolist()),
+        tuple(spoken.tolist()),
+        _standard_error(correct.double().mean(0), test.clips),
+    )
+
+
+def _standard_error(correct: Tensor, clips: Tensor) -> float:
+    """Standard error of a mean over frames that were drawn clip by clip (a ratio estimate)."""
+    count = int(clips.max()) + 1
+    if count < 2:
+        return float("nan")
+    residuals = torch.zeros(count, dtype=correct.dtype)
+    residuals.index_add_(0, clips, correct - correct.mean())
+    variance = residuals.square().sum() * count / (count - 1)
+    return float(variance.sqrt() / len(correct))
+
+
+def _majority(clips: Mapping[Split, Sequence[AlignedClip]]) -> float:
+    """Share of the test split's time that has the train split's most frequent label."""
+    seconds: dict[Split, dict[str, float]] = {split: {} for split in clips}
+    for split, split_clips in clips.items():
+        for phone in (phone for clip in split_clips for phone in clip.phones):
+            times = seconds[split]
+            times[phone.label] = times.get(phone.label, 0.0) + phone.end - phone.start
+    commonest = max(seconds["train"], key=lambda label: seconds["train"][label])
+    return seconds["test"].get(commonest, 0.0) / sum(seconds["test"].values())
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Probe what the command line names, print a table and write JSON if asked to.
+
+    Args:
+        arguments: words of the command line; those of the process if None.
+
+    Returns:
+        The exit status: 0, or 2 after a mendable error.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python -m interstack.evaluation.phone_probe",
+        description="Read phones off frozen upstreams with a linear probe.",
+    )
+    parser.add_argument("--corpus", required=True, help="folder with LibriSpeech/ and alignments/")
+    parser.add_argument("--alignments", help="table of phones (default: CORPUS/alignments/en.tsv)")
+    parser.add_argument(
+        "--upstream",
+        action="append",
+        required=True,
+        help="directory or hub id of a speech encoder, log-mel, log-mel:N with N frames of "
+        "context, or random:DIR for an untrained copy; may be given several times",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="probes for each upstream (default 3)")
+    parser.add_argument("--per-layer", action="store_true", help="also probe each layer alone")
+    parser.add_argument("--json", type=Path, help="file to write the report to")
+    options = parser.parse_args(arguments)
+    console = Console()
+    try:
+        report = run_phone_probe(
+            options.corpus,
+            options.upstream,
+            alignments=options.alignments,
+            seeds=options.seeds,
+            per_layer=options.per_layer,
+            show_progress=console.is_terminal,
+        )
+    except InterstackError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    console.print(phone_table(report))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
