@@ -40,8 +40,9 @@ class InterstackCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Settle in the run's directory before anything is made that writes."""
-        config = self.config[self.subcommand]
-        settle_in(config, fresh=self.subcommand == "fit" and not config.get("ckpt_path"))
+        if self.subcommand is not None:
+            config = self.config[self.subcommand]
+            settle_in(config, fresh=self.subcommand == "fit" and not config.get("ckpt_path"))
 
 
 def _first(depths: Sequence[int]) -> int:
@@ -49,32 +50,30 @@ def _first(depths: Sequence[int]) -> int:
     return depths[0] if depths else 1
 
 
-def run_lightning(arguments: Sequence[str]) -> None:
+def run_lightning(arguments: Sequence[str], *, run: bool = True) -> InterstackCLI:
     """Run a LightningCLI subcommand.
 
     Args:
         arguments: Words of the command line, the subcommand first.
+        run: Else only parse, without a subcommand, and instantiate what the arguments describe.
+
+    Returns:
+        The command line with its trainer, model and data module.
     """
     hush_lightning()
+    own_callbacks = [StageProgressBar(), StageRecorder(), SaveStudent(), SaveHiddenStates()]
     with warnings.catch_warnings():
         # Lightning 2.6 against torch 2.14: nothing that a user could mend
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
         # it warns that arguments come from Python although there is a command line: they are it
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-        InterstackCLI(
+        return InterstackCLI(
             Distillation,
             SpeechDataModule,
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
-            trainer_defaults=TRAINER_DEFAULTS
-            | {
-                "callbacks": [
-                    StageProgressBar(),
-                    StageRecorder(),
-                    SaveStudent(),
-                    SaveHiddenStates(),
-                ]
-            },
+            trainer_defaults={**TRAINER_DEFAULTS, "callbacks": own_callbacks},
             auto_configure_optimizers=False,
             args=list(arguments),
+            run=run,
         )

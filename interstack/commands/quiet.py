@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 
 
 class _NoTips(logging.Filter):
@@ -14,5 +15,6 @@ class _NoTips(logging.Filter):
 
 
 def hush_lightning() -> None:
-    """Quieten Lightning's own log; ours goes on at INFO."""
+    """Quieten Lightning's advice, and what jsonargparse has to say to LightningCLI's authors."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_NoTips())

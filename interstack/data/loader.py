@@ -43,10 +43,15 @@ class SpeechLoader(DataLoader[Batch | DataError]):
         return cast("_BaseDataLoaderIter", self._checked(super().__iter__()))
 
     def _checked(self, items: Iterator[Batch | DataError]) -> Iterator[Batch]:
+        error = None
         for item in items:
             if isinstance(item, DataError):
-                raise item
+                error = item
+                break
             yield item
+        del items  # ends the workers; a traceback that held them would make that take seconds
+        if error is not None:
+            raise error
 
 
 def _use_one_thread(_worker: int) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from interstack.data.batch import Batch
+from interstack.distillation.checks import check_lengths
 from interstack.distillation.finite import check_finite
 from interstack.distillation.metrics import DistillationLoss
 from interstack.distillation.objective import ObjectiveConfig, TapSums, tap_sums, total_loss
@@ -99,6 +100,9 @@ class Distillation(L.LightningModule):
                 self._teacher = [load_teacher(self.teacher_config, self.initial_depth)]
             student = build_student(self.student_config, self.initial_depth, self.teacher)
             self._adopt(student)
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        if datamodule is not None:
+            check_lengths(datamodule, self.student, self._teacher[0] if self._teacher else None)
 
     def _adopt(self, student: Student) -> None:
         """Take a student of any structure, with what hangs on its taps."""
@@ -249,6 +253,8 @@ class Distillation(L.LightningModule):
 
     def _training_batches(self) -> Iterable[Batch]:
         datamodule: Any = getattr(self.trainer, "datamodule", None)
+        if datamodule is None:
+            self.trainer.fit_loop.setup_data()  # otherwise loaders given to fit() come later
         source = datamodule.train_dataloader() if datamodule else self.trainer.train_dataloader
         batches: Iterable[Batch] = source
         return batches

@@ -34,7 +34,7 @@ def validation_loss(trainer: L.Trainer, module: Distillation) -> float | None:
     precision, strategy = trainer.precision_plugin, trainer.strategy
     taps = len(module.student.teacher_taps)
     metric = DistillationLoss(module.objective, taps).to(module.device)
-    with evaluating(module), precision.val_step_context():
+    with isolate_rng(), evaluating(module), precision.val_step_context():
         trainer.fit_loop.epoch_loop.val_loop.setup_data()  # loads them once, as validation does
         batches = CombinedLoader(trainer.val_dataloaders, "sequential")
         batches.limits = trainer.num_val_batches

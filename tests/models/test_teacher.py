@@ -119,6 +119,7 @@ def test_a_teacher_is_never_trained(family: str, tmp_path: Path) -> None:
     teacher = Teacher(str(save(family, tmp_path)), EVERY_TAP)
     speech = pad(read_speech(1.0))
     expected = teacher(*speech).hidden_states
+    assert not any(module.training for module in teacher.modules())
     torch.nn.Sequential(teacher).train()
     assert not any(module.training for module in teacher.modules())
     assert not any(parameter.requires_grad for parameter in teacher.parameters())

@@ -1,0 +1,67 @@
+"""Every shipped configuration is parsed and instantiated, alone and under every overlay."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+
+import pytest
+import yaml
+
+from interstack.commands.lightning import InterstackCLI, run_lightning
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIGS = REPOSITORY / "configs"
+BASES = sorted(CONFIGS.glob("*.yaml"))
+OVERLAYS = sorted(CONFIGS.glob("rivals/*.yaml"))
+
+
+def instantiate(*configs: Path) -> InterstackCLI:
+    """Parse and instantiate as the command line does, without running anything."""
+    return run_lightning([f"--config={config}" for config in configs], run=False)
+
+
+@pytest.mark.parametrize("base", BASES, ids=lambda path: path.stem)
+def test_a_base_configuration_stands_alone(base: Path) -> None:
+    """Trainer, model, growth and data are made without a download."""
+    cli = instantiate(base)
+    assert cli.model.initial_depth == cli.config.growth.depths[0]
+    assert cli.datamodule.source is not None
+
+
+@pytest.mark.parametrize(
+    ("base", "overlay"),
+    list(product(BASES, OVERLAYS)),
+    ids=lambda path: path.stem,
+)
+def test_an_overlay_changes_its_own_keys_and_no_other(base: Path, overlay: Path) -> None:
+    """What an overlay says holds; all else is the base's."""
+    plain, laid_over = instantiate(base).config, instantiate(base, overlay).config
+    changes = yaml.safe_load(overlay.read_text())
+    for section, keys in changes.items():
+        for key, value in keys.items():
+            got = laid_over[section][key]
+            assert (list(got) if isinstance(value, list) else got) == value
+            plain[section][key] = got
+    for section in changes:
+        assert laid_over[section] == plain[section]
+    del plain["config"], laid_over["config"]
+    plain.model.initial_depth = laid_over.model.initial_depth
+    assert laid_over == plain
+
+
+def test_the_paper_s_recipe_is_what_the_paper_says() -> None:
+    """Published values: student, optimizer, loss and stages (arXiv 2606.11766)."""
+    config = instantiate(CONFIGS / "hubert_base_ls960.yaml").config
+    student = config.model.student
+    assert (student.hidden_size, student.intermediate_size) == (384, 1536)
+    assert student.num_attention_heads == 8
+    assert (student.num_conv_pos_embeddings, student.num_conv_pos_embedding_groups) == (128, 16)
+    optimizer = config.model.optimizer
+    assert (optimizer.learning_rate, optimizer.weight_decay) == (5e-4, 1e-4)
+    assert (optimizer.warmup, optimizer.decay) == (0.07, "linear")
+    assert config.model.objective.intermediate_weight == 0.5
+    assert config.trainer.max_epochs == 75
+    assert (config.growth.operator, list(config.growth.depths)) == ("interleave", [3, 6, 9, 12])
+    hours_960 = ["train-clean-100", "train-clean-360", "train-other-500"]
+    assert config.data.source.init_args.train == hours_960

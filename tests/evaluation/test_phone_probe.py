@@ -1,0 +1,261 @@
+"""The phone probe reads real phones off real speech, and refuses what it can't use."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import HubertConfig, HubertModel
+
+from interstack.errors import ConfigurationError, DataError, TeacherError
+from interstack.evaluation.alignments import (
+    UNLABELLED,
+    Phone,
+    frame_labels,
+    read_aligned_clips,
+    read_alignments,
+)
+from interstack.evaluation.linear_probe import Frames, ProbeSettings, train_probe
+from interstack.evaluation.phone_probe import label_frames, main, run_phone_probe
+from interstack.evaluation.upstreams import LogMelUpstream, load_upstream
+
+SPEECH = Path(__file__).parents[2] / "assets" / "speech"
+QUICK = ProbeSettings(steps=150, evaluations=3)
+
+
+@pytest.fixture(scope="module")
+def few_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus of ten English train clips, three dev and three test ones."""
+    corpus = tmp_path_factory.mktemp("corpus")
+    ids = []
+    for split, count in (("train-clean-100", 10), ("dev-clean", 3), ("test-clean", 3)):
+        for flac in sorted((SPEECH / "LibriSpeech" / split / "9001" / "1001").glob("*.flac"))[
+            :count
+        ]:
+            target = corpus / flac.relative_to(SPEECH)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(flac, target)
+            ids.append(flac.stem)
+    header, *lines = (SPEECH / "alignments" / "en.tsv").read_text("utf-8").splitlines(True)
+    (corpus / "alignments").mkdir()
+    kept = [line for line in lines if line.split("\t")[0] in ids]
+    (corpus / "alignments" / "en.tsv").write_text("".join([header, *kept]), encoding="utf-8")
+    return corpus
+
+
+@pytest.fixture(scope="module")
+def hubert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a tiny HuBERT."""
+    folder = tmp_path_factory.mktemp("hubert")
+    config = HubertConfig(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        conv_dim=(16,) * 7,
+        num_conv_pos_embeddings=8,
+        num_conv_pos_embedding_groups=2,
+    )
+    HubertModel(config).save_pretrained(folder)
+    return folder
+
+
+def shifted(table: Path, seconds: float, folder: Path) -> Path:
+    """Write the table with every phone moved in time, those that would begin before 0 dropped."""
+    header, *lines = table.read_text(encoding="utf-8").splitlines()
+    moved = [header]
+    for line in lines:
+        clip, start, end, label = line.split("\t")
+        if float(start) + seconds >= 0:
+            moved.append(f"{clip}\t{float(start) + seconds}\t{float(end) + seconds}\t{label}")
+    out = folder / f"shifted{seconds}.tsv"
+    out.write_text("\n".join(moved), encoding="utf-8")
+    return out
+
+
+def test_frames_are_labelled_by_the_phone_at_their_centre() -> None:
+    """A phone holds its start and not its end; outside of all phones there is no label."""
+    phones = [Phone(0.1, 0.2, "K"), Phone(0.2, 0.3, "AE"), Phone(0.4, 0.5, "T")]
+    centres = torch.tensor([0.05, 0.1, 0.15, 0.2, 0.29, 0.3, 0.35, 0.4, 0.499, 0.5, 0.9])
+    labels = frame_labels(phones, centres, {"AE": 0, "K": 1, "T": 2})
+    none = UNLABELLED
+    assert labels.tolist() == [none, 1, 1, 0, 0, none, none, 2, 2, none, none]
+
+
+def test_log_mel_frames_are_where_they_say() -> None:
+    """A click in the middle of nothing is loudest in the frame whose centre it is at."""
+    upstream = LogMelUpstream()
+    for frame in (10, 23):
+        click = torch.randn(16_000, generator=torch.Generator().manual_seed(0)) * 1e-3
+        click[round(upstream.first_frame_centre + frame * upstream.frame_hop)] = 1.0
+        energy = upstream.hidden_states(click).sum((1, 2))
+        assert int(energy.argmax()) == frame
+
+
+def test_log_mel_context_stacks_neighbours_around_the_frame() -> None:
+    """With context 2 the third of five slots is the frame, the first what came two before."""
+    speech = torch.randn(8_000, generator=torch.Generator().manual_seed(1)) * 0.1
+    plain = LogMelUpstream().hidden_states(speech)[:, 0]
+    wide = LogMelUpstream(context=2).hidden_states(speech)[:, 0].unflatten(1, (5, 160))
+    torch.testing.assert_close(wide[:, 2], plain)
+    torch.testing.assert_close(wide[2:, 0], plain[:-2])
+    torch.testing.assert_close(wide[-1, 4], plain[-1])
+
+
+def test_phones_are_read_off_real_speech_far_above_chance() -> None:
+    """Log-mel beats the commonest label several times over, and context helps it."""
+    report = run_phone_probe(SPEECH, ["log-mel", "log-mel:4"], seeds=1, settings=QUICK)
+    plain, wide = (one.score for one in report.upstreams)
+    assert report.majority < 0.1
+    assert plain.test[0] > 0.35
+    assert wide.test[0] > plain.test[0] + 0.03
+    assert 0 < plain.test_standard_error < 0.05
+
+
+@pytest.mark.parametrize("seconds", [-0.08, 0.08])
+def test_shifted_phones_are_harder_to_read(tmp_path: Path, seconds: float) -> None:
+    """Labels lie on the sound they name: moved by four frames either way, accuracy drops."""
+    table = shifted(SPEECH / "alignments" / "en.tsv", seconds, tmp_path)
+    (straight,) = run_phone_probe(SPEECH, ["log-mel"], seeds=1, settings=QUICK).upstreams
+    (moved,) = run_phone_probe(
+        SPEECH, ["log-mel"], alignments=table, seeds=1, settings=QUICK
+    ).upstreams
+    assert moved.score.test_without_silence[0] < straight.score.test_without_silence[0] - 0.08
+
+
+def test_clips_are_split_as_the_corpus_splits_them(few_clips: Path) -> None:
+    """No clip is in two splits, and each is in the split whose folder it lies in."""
+    clips = read_aligned_clips(few_clips)
+    for split, folder in zip(clips, ("train-clean-100", "dev-clean", "test-clean"), strict=True):
+        files = (few_clips / "LibriSpeech" / folder).rglob("*.flac")
+        assert {clip.id for clip in clips[split]} == {file.stem for file in files}
+
+
+def test_the_same_seed_gives_the_same_report(few_clips: Path) -> None:
+    """Bitwise, whatever the global random state; another seed gives another probe."""
+    first = run_phone_probe(few_clips, ["log-mel"], seeds=2, settings=QUICK)
+    torch.manual_seed(99)
+    state = torch.get_rng_state()
+    again = run_phone_probe(few_clips, ["log-mel"], seeds=2, settings=QUICK)
+    assert first == again
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_weighted_sum_finds_the_layer_that_knows() -> None:
+    """Of three layers only one holds the class: it gets the weight, and alone it does best."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(4, (600,), generator=generator)
+    layers = torch.randn(600, 3, 8, generator=generator)
+    layers[torch.arange(600), 1, labels] += 4.0
+    part = Frames(layers.half(), labels, torch.arange(600))
+    splits = {"train": part, "validation": part, "test": part}
+    (summed,) = train_probe(splits, 4, ProbeSettings(steps=300), seed=0)
+    alone = train_probe(splits, 4, ProbeSettings(steps=300), seed=0, per_layer=True)
+    assert max(range(3), key=lambda layer: summed.layer_weights[layer]) == 1
+    accuracies = [(one.test_predictions == labels).float().mean().item() for one in alone]
+    assert accuracies[1] > 0.95 > 0.6 > max(accuracies[0], accuracies[2])
+
+
+def test_frames_outside_of_phones_are_left_out(few_clips: Path) -> None:
+    """Every kept frame has a class and knows its clip."""
+    clip = read_aligned_clips(few_clips)["train"][0]
+    labels = sorted({phone.label for phone in clip.phones})
+    whole = label_frames(LogMelUpstream(), [clip], labels)
+    clip.phones[:] = clip.phones[2:-2]
+    part = label_frames(LogMelUpstream(), [clip, clip], labels)
+    spoken = clip.phones[-1].end - clip.phones[0].start
+    assert len(part.labels) / 2 == pytest.approx(spoken / 0.02, abs=1.5)
+    assert len(part.labels) < 2 * len(whole.labels)
+    assert part.labels.min() >= 0
+    assert part.clips.unique().tolist() == [0, 1]
+
+
+def test_a_model_and_its_untrained_copy_are_probed_layer_by_layer(
+    few_clips: Path, hubert: Path
+) -> None:
+    """All hidden states take part; the copy has the architecture, not the weights."""
+    report = run_phone_probe(
+        few_clips, [str(hubert), f"random:{hubert}"], seeds=1, per_layer=True, settings=QUICK
+    )
+    for one in report.upstreams:
+        assert len(one.layers) == len(one.layer_weights) == 3
+        assert sum(one.layer_weights) == pytest.approx(1.0)
+        assert one.best_layer in range(3)
+    waveform = torch.randn(4_000, generator=torch.Generator().manual_seed(0)) * 0.1
+    model, copy, same_copy = (
+        load_upstream(name).hidden_states(waveform)
+        for name in (str(hubert), f"random:{hubert}", f"random:{hubert}")
+    )
+    assert model.shape == copy.shape == (12, 3, 24)
+    assert torch.equal(copy, same_copy)
+    assert not torch.allclose(model, copy, atol=0.1)
+
+
+def test_command_prints_a_table_and_writes_json(
+    few_clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The JSON holds what the table shows, and says that no person set the labels."""
+    path = tmp_path / "out" / "probe.json"
+    words = ["--corpus", str(few_clips), "--upstream", "log-mel", "--seeds", "1"]
+    assert main([*words, "--json", str(path)]) == 0
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert "pocketsphinx" in report["labels_by"]
+    (score,) = (one["score"]["test"] for one in report["upstreams"])
+    assert f"{score[0]:.3f}" in capsys.readouterr().out
+
+
+def test_command_names_the_error_without_a_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A corpus without alignments ends with one line and status 2."""
+    assert main(["--corpus", str(tmp_path), "--upstream", "log-mel"]) == 2
+    assert capsys.readouterr().err.startswith("error: There are no forced alignments in")
+
+
+def test_malformed_tables_are_refused(tmp_path: Path) -> None:
+    """Wrong columns, a broken line and overlapping phones are each named."""
+    table = tmp_path / "en.tsv"
+    header = "id\tstart_s\tend_s\tphone\n"
+    for text, message in (
+        ("", "is no table of phones"),
+        (header, "is no table of phones"),
+        (header + "a\t0\tsoon\tK\n", "Line 2"),
+        (header + "a\t0\t2\tK\na\t1\t3\tT\n", "overlap"),
+    ):
+        table.write_text(text, encoding="utf-8")
+        with pytest.raises(DataError, match=message):
+            read_alignments(table)
+
+
+def test_phones_of_unknown_clips_are_refused(few_clips: Path) -> None:
+    """Alignments of another corpus would leave clips out unseen."""
+    with pytest.raises(DataError, match=r"clips that .* lacks \(9001-"):
+        read_aligned_clips(few_clips, SPEECH / "alignments" / "en.tsv")
+
+
+def test_a_split_without_phones_is_refused(few_clips: Path, tmp_path: Path) -> None:
+    """Without a dev or test clip there is nothing to choose by or to report."""
+    tests = {file.stem for file in (few_clips / "LibriSpeech" / "test-clean").rglob("*.flac")}
+    lines = (few_clips / "alignments" / "en.tsv").read_text("utf-8").splitlines(True)
+    table = tmp_path / "en.tsv"
+    table.write_text("".join(line for line in lines if line.split("\t")[0] not in tests), "utf-8")
+    with pytest.raises(DataError, match="no clip of test-clean"):
+        read_aligned_clips(few_clips, table)
+
+
+def test_upstreams_that_make_no_sense_are_refused(few_clips: Path, tmp_path: Path) -> None:
+    """A missing directory, an untrained copy of nothing, a wrong context, no upstream, no seed."""
+    missing = tmp_path / "no" / "such" / "model"
+    for name in (str(missing), f"random:{missing}"):
+        with pytest.raises(TeacherError, match="no/such/model"):
+            load_upstream(name)
+    for name in ("random", "random:", "log-mel:wide"):
+        with pytest.raises(ConfigurationError):
+            load_upstream(name)
+    with pytest.raises(ConfigurationError, match="at least one upstream"):
+        run_phone_probe(few_clips, [])
+    with pytest.raises(ConfigurationError, match="one seed"):
+        run_phone_probe(few_clips, ["log-mel"], seeds=0)
