@@ -40,9 +40,15 @@ class InterstackCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Settle in the run's directory before anything is made that writes."""
-        if self.subcommand is not None:
-            config = self.config[self.subcommand]
-            settle_in(config, fresh=self.subcommand == "fit" and not config.get("ckpt_path"))
+        if self.subcommand is None:
+            return
+        config = self.config[self.subcommand]
+        if self.subcommand == "fit":
+            settle_in(config, fresh=not config.get("ckpt_path"))
+        else:
+            config.trainer.logger = False  # what is judged is printed; the run's own log stays
+        if self.subcommand == "predict":
+            config.return_predictions = False  # they go to disk, not all into memory
 
 
 def _first(depths: Sequence[int]) -> int:
@@ -67,6 +73,8 @@ def run_lightning(arguments: Sequence[str], *, run: bool = True) -> InterstackCL
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
         # it warns that arguments come from Python although there is a command line: they are it
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+        # predictions are written by utterance, so nobody asks for a batch's indices
+        warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
         return InterstackCLI(
             Distillation,
             SpeechDataModule,

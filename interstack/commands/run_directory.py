@@ -14,6 +14,7 @@ from interstack.errors import ConfigurationError
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
+METRICS_FILE = "metrics.csv"
 HERE = "."
 
 
@@ -23,8 +24,9 @@ def settle_in(config: Any, *, fresh: bool) -> Path:
     Args:
         config: The subcommand's parsed configuration; changed in place. A logger whose ``save_dir``
             is ``.``, and a checkpoint section without ``dirpath``, get the run's directory.
-        fresh: The run begins anew: an earlier run in the directory is moved aside to the first free
-            one of ``<directory>.1``, ``<directory>.2`` and so on. Nothing is ever overwritten.
+        fresh: The run begins anew, and an earlier one in the directory is moved aside. A resumed
+            run stays where it is and keeps its earlier metrics beside the new ones. Nothing is
+            ever overwritten.
 
     Returns:
         The run's directory.
@@ -35,8 +37,10 @@ def settle_in(config: Any, *, fresh: bool) -> Path:
     directory = Path(config.trainer.default_root_dir)
     if rank_zero_only.rank == 0:
         if fresh and (directory / CONFIG_FILE).exists():
-            _move_aside(directory)
+            move_aside(directory)
         _check_writable(directory)
+        if not fresh and (directory / METRICS_FILE).exists():
+            move_aside(directory / METRICS_FILE)  # a CSVLogger would begin it anew
     loggers = config.trainer.logger
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         arguments = getattr(logger, "init_args", None)
@@ -47,13 +51,13 @@ def settle_in(config: Any, *, fresh: bool) -> Path:
     return directory
 
 
-def _move_aside(directory: Path) -> None:
-    """Rename an earlier run's directory."""
+def move_aside(path: Path) -> None:
+    """Rename what an earlier run left to the first free one of ``<name>.1``, ``<name>.2``, …."""
     number = 1
-    while (aside := directory.with_name(f"{directory.name}.{number}")).exists():
+    while (aside := path.with_name(f"{path.name}.{number}")).exists():
         number += 1
-    directory.rename(aside)
-    rank_zero_info(f"an earlier run was in {directory}: it is now in {aside}")
+    path.rename(aside)
+    rank_zero_info(f"an earlier run left {path}: it is now {aside}")
 
 
 def _check_writable(directory: Path) -> None:

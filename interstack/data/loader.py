@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, cast
+from collections.abc import Iterator, Sized
+from typing import cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -11,25 +11,27 @@ from torch.utils.data import DataLoader, Dataset
 from interstack.data.batch import Batch
 from interstack.errors import DataError
 
-if TYPE_CHECKING:
-    from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-
-class SpeechLoader(DataLoader[Batch | DataError]):
+class SpeechLoader:
     """Loads the batches of a dataset that yields whole batches, in their order.
+
+    It holds a DataLoader instead of being one: Lightning takes a DataLoader apart and builds it
+    anew around samplers that ours has no use for.
 
     A worker's exception reaches the main process with the worker's traceback pasted into its
     message. Our datasets therefore hand a `DataError` over as an item, and it is raised here.
 
     Args:
-        dataset: yields batches.
+        dataset: yields batches, and knows how many.
         num_workers: worker processes; 0 decodes in the main one.
         seed: seed of the loader's own generator. Without one torch draws the workers' seeds from
             the global random state, and then a resumed run's state would differ.
     """
 
     def __init__(self, dataset: Dataset[Batch | DataError], num_workers: int, seed: int) -> None:
-        super().__init__(
+        self.dataset = dataset
+        self.num_workers = num_workers
+        self._loader: DataLoader[Batch | DataError] = DataLoader(
             dataset,
             batch_size=None,
             num_workers=num_workers,
@@ -38,11 +40,11 @@ class SpeechLoader(DataLoader[Batch | DataError]):
             generator=torch.Generator().manual_seed(seed),
         )
 
-    def __iter__(self) -> _BaseDataLoaderIter:
-        # torch names its private iterator as the return type; whoever loops needs only the items.
-        return cast("_BaseDataLoaderIter", self._checked(super().__iter__()))
+    def __len__(self) -> int:
+        return len(cast("Sized", self.dataset))
 
-    def _checked(self, items: Iterator[Batch | DataError]) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch]:
+        items = iter(self._loader)
         error = None
         for item in items:
             if isinstance(item, DataError):

@@ -30,8 +30,9 @@ class DistillationLoss(Metric):
 
     def update(self, sums: TapSums) -> None:
         """Add the sums of a batch."""
-        self.by_tap += sums.by_tap
-        self.num_frames += sums.num_frames
+        # Not in place: `Trainer.validate` resets them to inference tensors, which `fit` can't write.
+        self.by_tap = self.by_tap + sums.by_tap
+        self.num_frames = self.num_frames + sums.num_frames
 
     def compute(self) -> tuple[Tensor, Tensor]:
         """Return the loss, (), and each tap's mean distance, (taps,)."""

@@ -100,7 +100,7 @@ class Distillation(L.LightningModule):
                 self._teacher = [load_teacher(self.teacher_config, self.initial_depth)]
             student = build_student(self.student_config, self.initial_depth, self.teacher)
             self._adopt(student)
-        datamodule: Any = getattr(self.trainer, "datamodule", None)
+        datamodule: Any = getattr(self._trainer, "datamodule", None)  # no Trainer in a notebook
         if datamodule is not None:
             check_lengths(datamodule, self.student, self._teacher[0] if self._teacher else None)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModel
@@ -115,7 +116,9 @@ def untrained(source: str, name: str, seed: int = 0) -> PretrainedUpstream:
             torch.manual_seed(seed)
             make: Any = AutoModel.from_config if original.takes_waveform else WhisperEncoder
             model = make(original.config)
-        model.save_pretrained(folder)
+        # As save_pretrained would, but without its progress bar.
+        original.config.save_pretrained(folder)
+        save_file(model.state_dict(), Path(folder, "model.safetensors"), {"format": "pt"})
         preprocessing = json.dumps({"do_normalize": original.normalises_waveform})
         Path(folder, "preprocessor_config.json").write_text(preprocessing, encoding="utf-8")
         return PretrainedUpstream(folder, name)

@@ -151,7 +151,7 @@ class StageRecorder(L.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the record of a run that is resumed."""
-        del state_dict
+        self.stages = [StageRecord(**stage) for stage in state_dict["stages"]]
 
     def _read_audio(self) -> None:
         if self.stages:

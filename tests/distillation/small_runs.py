@@ -78,3 +78,13 @@ def make_trainer(
         "num_sanity_val_steps": 0,
     }
     return L.Trainer(callbacks=[*callbacks, stacking], **quiet | settings)
+
+
+def fit(
+    trainer: L.Trainer,
+    module: Distillation,
+    batches: Sequence[Batch],
+    checkpoint: Path | None = None,
+) -> None:
+    """Train on batches and validate on the first of them."""
+    trainer.fit(module, loader(batches), loader(batches[:1]), ckpt_path=checkpoint)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import HubertConfig, HubertModel
 
+from interstack.data.source import Split
 from interstack.errors import ConfigurationError, DataError, TeacherError
 from interstack.evaluation.alignments import (
     UNLABELLED,
@@ -99,7 +101,7 @@ def test_log_mel_context_stacks_neighbours_around_the_frame() -> None:
     """With context 2 the third of five slots is the frame, the first what came two before."""
     speech = torch.randn(8_000, generator=torch.Generator().manual_seed(1)) * 0.1
     plain = LogMelUpstream().hidden_states(speech)[:, 0]
-    wide = LogMelUpstream(context=2).hidden_states(speech)[:, 0].unflatten(1, (5, 160))
+    wide = LogMelUpstream(context=2).hidden_states(speech).reshape(-1, 5, 160)
     torch.testing.assert_close(wide[:, 2], plain)
     torch.testing.assert_close(wide[2:, 0], plain[:-2])
     torch.testing.assert_close(wide[-1, 4], plain[-1])
@@ -151,7 +153,7 @@ def test_weighted_sum_finds_the_layer_that_knows() -> None:
     layers = torch.randn(600, 3, 8, generator=generator)
     layers[torch.arange(600), 1, labels] += 4.0
     part = Frames(layers.half(), labels, torch.arange(600))
-    splits = {"train": part, "validation": part, "test": part}
+    splits: dict[Split, Frames] = {"train": part, "validation": part, "test": part}
     (summed,) = train_probe(splits, 4, ProbeSettings(steps=300), seed=0)
     alone = train_probe(splits, 4, ProbeSettings(steps=300), seed=0, per_layer=True)
     assert max(range(3), key=lambda layer: summed.layer_weights[layer]) == 1
@@ -164,13 +166,13 @@ def test_frames_outside_of_phones_are_left_out(few_clips: Path) -> None:
     clip = read_aligned_clips(few_clips)["train"][0]
     labels = sorted({phone.label for phone in clip.phones})
     whole = label_frames(LogMelUpstream(), [clip], labels)
-    clip.phones[:] = clip.phones[2:-2]
-    part = label_frames(LogMelUpstream(), [clip, clip], labels)
-    spoken = clip.phones[-1].end - clip.phones[0].start
+    inner = replace(clip, phones=clip.phones[2:-2])
+    part = label_frames(LogMelUpstream(), [inner, inner], labels)
+    spoken = inner.phones[-1].end - inner.phones[0].start
     assert len(part.labels) / 2 == pytest.approx(spoken / 0.02, abs=1.5)
     assert len(part.labels) < 2 * len(whole.labels)
     assert part.labels.min() >= 0
-    assert part.clips.unique().tolist() == [0, 1]
+    assert set(part.clips.tolist()) == {0, 1}
 
 
 def test_a_model_and_its_untrained_copy_are_probed_layer_by_layer(

@@ -129,6 +129,13 @@ def test_a_teacher_is_never_trained(family: str, tmp_path: Path) -> None:
         assert not again.requires_grad
 
 
+@pytest.mark.parametrize("family", ["hubert-base", "wavlm-base", "wav2vec2-base"])
+def test_weight_norm_is_computed_once(family: str, tmp_path: Path) -> None:
+    """Frozen weights need no parametrisation, which would run at every step."""
+    names = Teacher(str(save(family, tmp_path)), [1]).state_dict()
+    assert "body.encoder.pos_conv_embed.conv.weight" in names
+
+
 @ALL_FAMILIES
 def test_targets_are_float32_and_blind_to_autocast(family: str, tmp_path: Path) -> None:
     """Mixed precision is the student's affair."""
