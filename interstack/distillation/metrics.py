@@ -30,7 +30,7 @@ class DistillationLoss(Metric):
 
     def update(self, sums: TapSums) -> None:
         """Add the sums of a batch."""
-        # Not in place: `Trainer.validate` resets them to inference tensors, which `fit` can't write.
+        # Not in place: `Trainer.validate` leaves inference tensors that `fit` can't write.
         self.by_tap = self.by_tap + sums.by_tap
         self.num_frames = self.num_frames + sums.num_frames
 

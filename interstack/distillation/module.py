@@ -220,7 +220,8 @@ class Distillation(L.LightningModule):
 
     def _log_metric(self, prefix: str, metric: DistillationLoss) -> None:
         loss, by_tap = metric.compute()
-        self._log_losses(prefix, loss, by_tap, on_step=False)
+        # torchmetrics drops the dimension of a single tap
+        self._log_losses(prefix, loss, by_tap.reshape(-1), on_step=False)
         metric.reset()
 
     def _log_losses(self, prefix: str, loss: Tensor, by_tap: Tensor, *, on_step: bool) -> None:

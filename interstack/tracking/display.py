@@ -120,10 +120,13 @@ class LineDisplay:
 
     def __init__(self, interval: float) -> None:
         self.interval = interval
+        self._last: Reading | None = None
 
     def show(self, reading: Reading) -> None:
-        """Print a line."""
-        self.say(", ".join((*reading.title, reading.counted, *reading.figures)))
+        """Print a line, unless it would repeat the last one."""
+        if reading != self._last:
+            self.say(", ".join((*reading.title, reading.counted, *reading.figures)))
+        self._last = reading
 
     def say(self, line: str) -> None:
         """Print a line."""

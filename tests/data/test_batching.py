@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from interstack.data.batching import plan_batches
@@ -14,6 +14,7 @@ _BUDGET = 1000
 _LENGTHS = st.lists(st.integers(1, _BUDGET), min_size=4, max_size=200)
 
 
+@settings(deadline=None)
 @given(_LENGTHS, st.integers(1, 12), st.integers(1, 4), st.integers(0, 3))
 def test_every_utterance_is_in_one_batch_and_every_batch_in_the_budget(
     lengths: list[int], num_buckets: int, world_size: int, epoch: int
@@ -30,6 +31,7 @@ def test_every_utterance_is_in_one_batch_and_every_batch_in_the_budget(
     assert {len(share) for share in shares} == {len(plan.batches()) / world_size}
 
 
+@settings(deadline=None)
 @given(_LENGTHS, st.integers(1, 3))
 def test_kept_order_is_kept(lengths: list[int], world_size: int) -> None:
     """Without sorting, batches are runs of the corpus, ready to be dealt out to ranks."""

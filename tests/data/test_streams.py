@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import http.server
 import json
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -17,6 +17,8 @@ from corpora import SPEECH, equal_batches, files_of, ids_of, make_data_module
 from interstack.constants import SAMPLE_RATE
 from interstack.data import HubDataset, LibriSpeechFolder, Shards, SpeechDataModule, SpeechSource
 from interstack.data.pack import pack
+from interstack.data.stream_reading import read_share
+from interstack.data.streams import StreamFeed
 from interstack.errors import ConfigurationError, DataError
 
 _EVERYTHING = {file.stem for file in files_of(SPEECH)}
@@ -120,13 +122,29 @@ def test_another_seed_or_epoch_has_another_order(source: SpeechSource) -> None:
     assert first != ids_of(other.training(0, 0, 1))
 
 
-@pytest.mark.parametrize("world_size", [2, 5])
-def test_ranks_read_shares_of_their_own(source: SpeechSource, world_size: int) -> None:
-    """In one round no utterance is on two ranks, even with more ranks than shards."""
-    feed = _module(source, epoch_batches=1)._feeds["train"]
-    shares = [ids_of(feed.training(0, rank, world_size)) for rank in range(world_size)]
+@pytest.mark.parametrize("readers", [1, 2, 5, 11])
+def test_readers_divide_every_round_among_them(source: SpeechSource, readers: int) -> None:
+    """Each utterance is read by one of them, be they fewer than the shards or more."""
+    feed = _module(source)._feeds["train"]
+    assert isinstance(feed, StreamFeed)
+    shares = [
+        list(iter(partial(next, read_share(feed.shards, feed.settings, 3, reader, readers)), None))
+        for reader in range(readers)
+    ]
+    ids = [utterance.id for share in shares for utterance in share if utterance]
     assert all(shares)
-    assert sum(map(len, shares)) == len(set().union(*shares))
+    assert sorted(ids) == sorted(_EVERYTHING)
+
+
+def test_ranks_and_workers_are_readers_of_their_own(source: SpeechSource) -> None:
+    """No utterance is on two ranks, nor comes from two workers of one."""
+    module = _module(source, num_workers=2, epoch_batches=2)
+    loader = module.train_dataloader()
+    loader.dataset.world_size = 2
+    ids = ids_of(loader)
+    loader.dataset.rank = 1
+    ids += ids_of(loader)
+    assert len(ids) == len(set(ids))
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -163,7 +181,7 @@ def test_shards_are_read_over_http(packed: Path) -> None:
         def log_message(self, *_: object) -> None:
             """Keep quiet."""
 
-    handler = functools.partial(Quiet, directory=str(packed))
+    handler = partial(Quiet, directory=str(packed))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         remote = _module(_shards(f"http://127.0.0.1:{server.server_port}"), num_workers=2)

@@ -39,6 +39,14 @@ def test_counting_leaves_the_batch_alone() -> None:
     assert meter.take() == 3.0
 
 
+def test_the_audio_of_all_ranks_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks with the same batch have heard it twice."""
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda num_samples: num_samples.mul_(2))
+    meter = AudioMeter()
+    meter.add(collate([torch.zeros(16_000)], ["alone"]), world_size=2)
+    assert meter.take() == 2.0
+
+
 def test_laps_follow_each_other_without_a_gap() -> None:
     """Each lap begins where the last one ended."""
     clock = FakeClock()
