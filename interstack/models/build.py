@@ -23,7 +23,7 @@ def load_teacher(config: TeacherConfig, initial_depth: int) -> Teacher:
     taps = config.taps
     if taps is None:
         source = Source(config.source, config.revision, None, config.local_files_only)
-        layers: int = source.config().num_hidden_layers
+        layers: int = source.read_config().num_hidden_layers
         taps = tuple(end + 1 for end in even_ends(layers, min(initial_depth, layers)))
     return Teacher(
         config.source,

@@ -69,7 +69,7 @@ def test_credits_and_licences_travel_with_the_speech() -> None:
         assert name in notice
     terms = (SPEECH / "licences" / "asterisk-core-sounds.txt").read_text(encoding="utf-8")
     assert "License: CC-BY-SA-3.0\n THE WORK" in terms
-    assert "License: CC-BY-3.0\n THE WORK" in terms
+    assert "License: CC-BY-3.0\n Creative Commons Legal Code" in terms
 
 
 def test_manifest_files_and_transcripts_name_the_same_clips(

@@ -154,8 +154,9 @@ def test_weighted_sum_finds_the_layer_that_knows() -> None:
     layers[torch.arange(600), 1, labels] += 4.0
     part = Frames(layers.half(), labels, torch.arange(600))
     splits: dict[Split, Frames] = {"train": part, "validation": part, "test": part}
-    (summed,) = train_probe(splits, 4, ProbeSettings(steps=300), seed=0)
-    alone = train_probe(splits, 4, ProbeSettings(steps=300), seed=0, per_layer=True)
+    settings = ProbeSettings(steps=150, learning_rate=0.03)
+    (summed,) = train_probe(splits, 4, settings, seed=0)
+    alone = train_probe(splits, 4, settings, seed=0, per_layer=True)
     assert max(range(3), key=lambda layer: summed.layer_weights[layer]) == 1
     accuracies = [(one.test_predictions == labels).float().mean().item() for one in alone]
     assert accuracies[1] > 0.95 > 0.6 > max(accuracies[0], accuracies[2])
