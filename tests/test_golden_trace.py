@@ -19,16 +19,16 @@ def trace(directory: Path) -> list[float]:
     words = ["fit", f"--config={REPOSITORY / 'configs' / 'interleaved.yaml'}"]
     words += [f"--trainer.default_root_dir={directory}", "--trainer.max_steps=20"]
     words += ["--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=1"]
-    words += ["--data.num_workers=0", "--trainer.logger.class_path=CSVLogger"]
-    words += [f"--trainer.logger.init_args.{key}" for key in ("save_dir=.", "name=", "version=")]
+    words += ["--data.num_workers=0"]
+    arguments = {"save_dir": ".", "name": "", "version": ""}
+    csv_alone = {"class_path": "CSVLogger", "init_args": arguments}
+    words += [f"--trainer.logger={json.dumps([csv_alone])}"]
     assert main(words) == 0
     with (directory / "metrics.csv").open() as file:
         return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
 
 
-def test_the_loss_trace_is_the_golden_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_loss_trace_is_the_golden_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """fp32 on a CPU; other processors and thread counts round differently, hence 2e-3."""
     monkeypatch.chdir(REPOSITORY)  # the configuration names assets/ from there
     losses = trace(tmp_path / "run")

@@ -43,6 +43,12 @@ class InterstackCLI(LightningCLI):
         if self.subcommand is None:
             return
         config = self.config[self.subcommand]
+        if config.trainer.enable_progress_bar is False:
+            self.trainer_defaults["callbacks"] = [
+                callback
+                for callback in self.trainer_defaults["callbacks"]
+                if not isinstance(callback, StageProgressBar)
+            ]
         if self.subcommand == "fit":
             settle_in(config, fresh=not config.get("ckpt_path"))
         else:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import lightning as L  # noqa: N812, Lightning's own convention
+from jsonargparse import Namespace
+from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.cli import SaveConfigCallback
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info
 
 from interstack.errors import ConfigurationError
 
@@ -18,7 +19,7 @@ METRICS_FILE = "metrics.csv"
 HERE = "."
 
 
-def settle_in(config: Any, *, fresh: bool) -> Path:
+def settle_in(config: Namespace, *, fresh: bool) -> Path:
     """Point loggers and checkpoints at the run's directory, and make sure that it can be written.
 
     Args:
@@ -35,7 +36,7 @@ def settle_in(config: Any, *, fresh: bool) -> Path:
         ConfigurationError: If the directory can't be written.
     """
     directory = Path(config.trainer.default_root_dir)
-    if rank_zero_only.rank == 0:
+    if (_get_rank() or 0) == 0:
         if fresh and (directory / CONFIG_FILE).exists():
             move_aside(directory)
         _check_writable(directory)
@@ -79,9 +80,7 @@ def _check_writable(directory: Path) -> None:
 class SaveConfig(SaveConfigCallback):
     """Writes the resolved configuration into the run's own directory when a fit begins."""
 
-    def save_config(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str
-    ) -> None:
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write ``config.yaml``; called on rank zero alone."""
         del pl_module
         if stage == "fit":

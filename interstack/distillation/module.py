@@ -256,7 +256,7 @@ class Distillation(L.LightningModule):
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         if datamodule is None:
             self.trainer.fit_loop.setup_data()  # otherwise loaders given to fit() come later
-        source = datamodule.train_dataloader() if datamodule else self.trainer.train_dataloader
+        source: Any = datamodule.train_dataloader() if datamodule else self.trainer.train_dataloader
         batches: Iterable[Batch] = source
         return batches
 

@@ -1,4 +1,4 @@
-"""The student's structure in a checkpoint: enough to rebuild it at any depth, before its weights."""
+"""The student's structure in a checkpoint: enough to rebuild it at any depth."""
 
 from __future__ import annotations
 

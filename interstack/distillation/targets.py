@@ -51,7 +51,9 @@ def align_frames(
     centres = student.first + student.hop * torch.arange(student_frames, device=num_frames.device)
     nearest = ((centres - teacher.first) / teacher.hop).round().long().clamp(min=0)
     index = nearest[None].minimum((num_frames - 1).clamp(min=0)[:, None])[..., None]
-    return tuple(hidden.gather(1, index.expand(-1, -1, hidden.shape[-1])) for hidden in hidden_states)
+    return tuple(
+        hidden.gather(1, index.expand(-1, -1, hidden.shape[-1])) for hidden in hidden_states
+    )
 
 
 class TargetNorm(nn.Module):

@@ -180,17 +180,17 @@ def _majority(clips: Mapping[Split, Sequence[AlignedClip]]) -> float:
     return seconds["test"].get(commonest, 0.0) / sum(seconds["test"].values())
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Probe what the command line names, print a table and write JSON if asked to.
 
     Args:
         arguments: words of the command line; those of the process if None.
 
-    Returns:
-        The exit status: 0, or 2 after a mendable error.
+    Raises:
+        InterstackError: see `run_phone_probe`.
     """
     parser = argparse.ArgumentParser(
-        prog="python -m interstack.evaluation.phone_probe",
+        prog="interstack probe",
         description="Read phones off frozen upstreams with a linear probe.",
     )
     parser.add_argument("--corpus", required=True, help="folder with LibriSpeech/ and alignments/")
@@ -207,24 +207,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, help="file to write the report to")
     options = parser.parse_args(arguments)
     console = Console()
-    try:
-        report = run_phone_probe(
-            options.corpus,
-            options.upstream,
-            alignments=options.alignments,
-            seeds=options.seeds,
-            per_layer=options.per_layer,
-            show_progress=console.is_terminal,
-        )
-    except InterstackError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    report = run_phone_probe(
+        options.corpus,
+        options.upstream,
+        alignments=options.alignments,
+        seeds=options.seeds,
+        per_layer=options.per_layer,
+        show_progress=console.is_terminal,
+    )
     console.print(phone_table(report))
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        main()
+    except InterstackError as error:
+        sys.exit(f"error: {error}")

@@ -136,7 +136,7 @@ class InterleavedStacking(L.Callback):
             self.schedule = self.make_schedule(*run_length(trainer))
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Grow where growth is due, never inside a window of accumulated gradients."""
         del batch

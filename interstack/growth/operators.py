@@ -8,7 +8,7 @@ midas, 2409.19044; lidas, 2512.08819.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 from interstack.errors import ConfigurationError
 from interstack.growth.plan import GrowthPlan
@@ -122,7 +122,7 @@ def get_operator(name: OperatorName) -> GrowthOperator:
     """
     if name not in _OPERATORS:
         raise ConfigurationError(
-            f"there is no growth operator {name!r}: choose one of {', '.join(get_args(OperatorName))}"
+            f"there is no growth operator {name!r}: choose one of {', '.join(_OPERATORS)}"
         )
     return _OPERATORS[name]
 

@@ -25,7 +25,7 @@ class GrowthPlan:
         fresh_clones: Fill the clones' places with newly initialised layers instead of copies.
 
     Raises:
-        ConfigurationError: If a layer of the present stack is lost, or originals change their order.
+        ConfigurationError: If a layer of the present stack is lost, or originals change order.
     """
 
     parents: tuple[int, ...]
@@ -35,8 +35,8 @@ class GrowthPlan:
         originals = [self.parents[place] for place in self.original_places]
         if not originals or originals != list(range(max(self.parents) + 1)):
             raise ConfigurationError(
-                f"the growth plan {list(self.parents)} loses layers of the present stack or changes "
-                "their order: every parent from 0 up has to occur, first occurrences in order"
+                f"the growth plan {list(self.parents)} loses layers of the present stack or "
+                "changes their order: every parent from 0 up has to occur, first occurrences in order"
             )
 
     @property

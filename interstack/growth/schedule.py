@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 from interstack.errors import ConfigurationError
@@ -76,8 +77,7 @@ def make_schedule(depths: Sequence[int], shares: Sequence[float]) -> GrowthSched
     starts = [0.0, *ends[:-1]]
     return GrowthSchedule(
         tuple(
-            Stage(depth, start, end)
-            for depth, start, end in zip(depths, starts, ends, strict=True)
+            Stage(depth, start, end) for depth, start, end in zip(depths, starts, ends, strict=True)
         )
     )
 
@@ -127,7 +127,7 @@ def check_depths(depths: Sequence[int]) -> None:
     """
     if not depths or depths[0] < 1:
         raise ConfigurationError(f"growth.depths {list(depths)} has to begin with 1 layer or more")
-    if any(above <= below for below, above in zip(depths, depths[1:], strict=False)):
+    if any(above <= below for below, above in pairwise(depths)):
         raise ConfigurationError(
             f"growth.depths {list(depths)} have to increase from stage to stage"
         )

@@ -18,6 +18,10 @@ from interstack.distillation.module import Distillation
 
 REPOSITORY = Path(__file__).parents[2]
 SPEECH = REPOSITORY / "assets" / "speech"
+CSV_ALONE = {
+    "class_path": "CSVLogger",
+    "init_args": {"save_dir": ".", "name": "", "version": ""},
+}
 INTERLEAVED = REPOSITORY / "configs" / "interleaved.yaml"
 
 
@@ -29,10 +33,7 @@ def small_run(directory: Path, teacher: Path) -> list[str]:
         "--trainer.max_steps=4",
         "--trainer.log_every_n_steps=1",
         "--trainer.limit_val_batches=1",
-        "--trainer.logger.class_path=CSVLogger",
-        "--trainer.logger.init_args.save_dir=.",
-        "--trainer.logger.init_args.name=",
-        "--trainer.logger.init_args.version=",
+        f"--trainer.logger={json.dumps([CSV_ALONE])}",
         f"--model.teacher.source={teacher}",
         "--model.teacher.taps=[2,4]",
         "--model.student.hidden_size=16",
@@ -46,9 +47,7 @@ def small_run(directory: Path, teacher: Path) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def finished_run(
-    tmp_path_factory: pytest.TempPathFactory, teacher_directory: Path
-) -> Path:
+def finished_run(tmp_path_factory: pytest.TempPathFactory, teacher_directory: Path) -> Path:
     """The directory of a run that has come to its end."""
     directory = tmp_path_factory.mktemp("runs") / "run"
     assert main(["fit", *small_run(directory, teacher_directory)]) == 0
@@ -142,9 +141,7 @@ def test_a_run_leaves_its_configuration_and_its_student(finished_run: Path) -> N
         assert torch.equal(weight, loaded.student.model.state_dict()[name])
 
 
-def test_a_second_run_moves_the_first_aside(
-    tmp_path: Path, teacher_directory: Path
-) -> None:
+def test_a_second_run_moves_the_first_aside(tmp_path: Path, teacher_directory: Path) -> None:
     """Running the same command twice loses nothing."""
     options = small_run(tmp_path / "run", teacher_directory)
     assert main(["fit", *options]) == 0
@@ -161,7 +158,7 @@ def test_a_checkpoint_is_judged_from_its_path(
     teacher_directory: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """validate and test take a grown checkpoint, and print its loss."""
+    """Validate and test take a grown checkpoint, and print its loss."""
     options = small_run(finished_run, teacher_directory)
     checkpoint = finished_run / "checkpoints" / "last.ckpt"
     metrics = (finished_run / "metrics.csv").read_text()
@@ -187,7 +184,7 @@ def test_predict_writes_hidden_states(finished_run: Path, teacher_directory: Pat
 def test_pack_makes_shards_that_a_run_streams(
     tmp_path: Path, teacher_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """pack and fit fit together."""
+    """Pack and fit fit together."""
     shards = tmp_path / "shards"
     words = ["pack", "--source=LibriSpeechFolder", f"--source.root={SPEECH}"]
     words += [f"--output={shards}", "--splits=[validation]", "--utterances_per_shard=10"]

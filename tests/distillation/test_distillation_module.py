@@ -30,6 +30,7 @@ from interstack.distillation.module import Distillation
 from interstack.distillation.objective import ObjectiveConfig
 from interstack.distillation.optimizer import OptimizerConfig
 from interstack.errors import DataError
+from interstack.models.student import StudentOutput
 from interstack.models.teacher import TeacherOutput
 
 SPEECH = Path(__file__).parents[2] / "assets/speech"
@@ -158,7 +159,8 @@ def test_predictions_are_the_students_hidden_states(
     module.setup("fit")
     predicted = make_trainer().predict(module, loader([make_batch(clips)]))
     assert predicted is not None
-    (output,) = predicted
+    output = predicted[0]
+    assert isinstance(output, StudentOutput)
     expected = module.student.eval()(*pad(clips))
     assert len(output.hidden_states) == 3
     for mine, theirs in zip(output.hidden_states, expected.hidden_states, strict=True):
@@ -221,7 +223,7 @@ def test_the_teacher_is_in_eval_mode_whatever_the_module_is(
 def poison(
     module: Distillation,
     monkeypatch: pytest.MonkeyPatch,
-    change: Callable[[Tensor], None],
+    change: Callable[[Tensor], object],
 ) -> None:
     """Change the teacher's last hidden state before the module sees it."""
     ask = module.teacher.forward

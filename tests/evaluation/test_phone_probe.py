@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import HubertConfig, HubertModel
 
+from interstack import cli
 from interstack.data.source import Split
 from interstack.errors import ConfigurationError, DataError, TeacherError
 from interstack.evaluation.alignments import (
@@ -46,23 +46,6 @@ def few_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
     kept = [line for line in lines if line.split("\t")[0] in ids]
     (corpus / "alignments" / "en.tsv").write_text("".join([header, *kept]), encoding="utf-8")
     return corpus
-
-
-@pytest.fixture(scope="module")
-def hubert(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a tiny HuBERT."""
-    folder = tmp_path_factory.mktemp("hubert")
-    config = HubertConfig(
-        hidden_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        conv_dim=(16,) * 7,
-        num_conv_pos_embeddings=8,
-        num_conv_pos_embedding_groups=2,
-    )
-    HubertModel(config).save_pretrained(folder)
-    return folder
 
 
 def shifted(table: Path, seconds: float, folder: Path) -> Path:
@@ -177,22 +160,20 @@ def test_frames_outside_of_phones_are_left_out(few_clips: Path) -> None:
 
 
 def test_a_model_and_its_untrained_copy_are_probed_layer_by_layer(
-    few_clips: Path, hubert: Path
+    few_clips: Path, teacher_directory: Path
 ) -> None:
     """All hidden states take part; the copy has the architecture, not the weights."""
-    report = run_phone_probe(
-        few_clips, [str(hubert), f"random:{hubert}"], seeds=1, per_layer=True, settings=QUICK
-    )
+    names = [str(teacher_directory), f"random:{teacher_directory}"]
+    report = run_phone_probe(few_clips, names, seeds=1, per_layer=True, settings=QUICK)
     for one in report.upstreams:
-        assert len(one.layers) == len(one.layer_weights) == 3
+        assert len(one.layers) == len(one.layer_weights) == 5
         assert sum(one.layer_weights) == pytest.approx(1.0)
-        assert one.best_layer in range(3)
+        assert one.best_layer in range(5)
     waveform = torch.randn(4_000, generator=torch.Generator().manual_seed(0)) * 0.1
     model, copy, same_copy = (
-        load_upstream(name).hidden_states(waveform)
-        for name in (str(hubert), f"random:{hubert}", f"random:{hubert}")
+        load_upstream(name).hidden_states(waveform) for name in (names[0], names[1], names[1])
     )
-    assert model.shape == copy.shape == (12, 3, 24)
+    assert model.shape == copy.shape == (12, 5, 16)
     assert torch.equal(copy, same_copy)
     assert not torch.allclose(model, copy, atol=0.1)
 
@@ -202,20 +183,21 @@ def test_command_prints_a_table_and_writes_json(
 ) -> None:
     """The JSON holds what the table shows, and says that no person set the labels."""
     path = tmp_path / "out" / "probe.json"
-    words = ["--corpus", str(few_clips), "--upstream", "log-mel", "--seeds", "1"]
-    assert main([*words, "--json", str(path)]) == 0
+    main(["--corpus", str(few_clips), "--upstream", "log-mel", "--seeds", "1", "--json", str(path)])
     report = json.loads(path.read_text(encoding="utf-8"))
     assert "pocketsphinx" in report["labels_by"]
     (score,) = (one["score"]["test"] for one in report["upstreams"])
     assert f"{score[0]:.3f}" in capsys.readouterr().out
 
 
-def test_command_names_the_error_without_a_traceback(
+def test_a_corpus_without_alignments_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A corpus without alignments ends with one line and status 2."""
-    assert main(["--corpus", str(tmp_path), "--upstream", "log-mel"]) == 2
-    assert capsys.readouterr().err.startswith("error: There are no forced alignments in")
+    """One line that names the table, status 2, and no traceback."""
+    assert cli.main(["probe", "--corpus", str(tmp_path), "--upstream", "log-mel"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: There are no forced alignments in")
+    assert error.count("\n") == 1
 
 
 def test_malformed_tables_are_refused(tmp_path: Path) -> None:

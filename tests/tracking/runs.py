@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
 import lightning as L  # noqa: N812, Lightning's own convention
+import numpy as np
+import torch
 
 from interstack.data.batch import Batch
 from interstack.data.datamodule import SpeechDataModule
@@ -40,14 +43,23 @@ class Run(NamedTuple):
 MakeRun = Callable[..., Run]
 
 
-class GlobalRandomData(SpeechDataModule):
-    """Its validation loader draws from the global random state, as torch's own loaders do."""
+class RandomLoader(SpeechLoader):
+    """A loader that draws from the global random states, as many do."""
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Draw from each, then go through the batches."""
+        torch.rand(())
+        np.random.rand()
+        random.random()
+        yield from super().__iter__()
+
+
+class RandomData(SpeechDataModule):
+    """Validates through a ``RandomLoader``."""
 
     def val_dataloader(self) -> SpeechLoader:
-        """Return the loader without the generator of its own."""
-        loader = super().val_dataloader()
-        loader.generator = None
-        return loader
+        """Return the same batches in such a loader."""
+        return RandomLoader(super().val_dataloader().dataset, num_workers=0, seed=0)
 
 
 class Witness(L.Callback):

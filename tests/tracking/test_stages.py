@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L  # noqa: N812, Lightning's own convention
+import numpy as np
 import pytest
 import torch
-from runs import DEPTHS, NUM_STEPS, GlobalRandomData, MakeRun, Witness
 
 from interstack.data.batch import Batch
 from interstack.distillation.module import Distillation
@@ -19,6 +20,7 @@ from interstack.tracking import stages as stages_module
 from interstack.tracking.record import StageRecord
 from interstack.tracking.stages import StageRecorder
 from interstack.tracking.throughput import Stopwatch
+from runs import DEPTHS, NUM_STEPS, MakeRun, RandomData, Witness
 
 
 class Snapshots(L.Callback):
@@ -186,14 +188,16 @@ def test_the_limit_of_validation_batches_is_kept(make_run: MakeRun) -> None:
 
 
 def test_training_is_bitwise_the_same_without_the_recorder(make_run: MakeRun) -> None:
-    """Dropout and loaders draw the same numbers, although measuring draws some of its own."""
-    weights = []
+    """Weights and random states, although measuring draws numbers of its own."""
+    weights, states = [], []
     for callbacks in ([StageRecorder()], []):
-        run = make_run(callbacks, data_class=GlobalRandomData)
+        run = make_run(callbacks, data_class=RandomData)  # with dropout
         run.fit()
         weights.append(run.module.state_dict())
+        states.append((torch.get_rng_state().tolist(), np.random.get_state(), random.getstate()))
     assert weights[0].keys() == weights[1].keys()
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert repr(states[0]) == repr(states[1])
 
 
 def test_a_resumed_run_goes_on_with_the_record(make_run: MakeRun, tmp_path: Path) -> None:
