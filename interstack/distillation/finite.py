@@ -44,8 +44,8 @@ def check_finite(
                 )
             )
     raise DataError(
-        f"the loss of {', '.join(batch.ids)} overflows although targets and predictions are finite: set "
-        " model.objective.target_norm to layer_norm"
+        f"the loss of {', '.join(batch.ids)} overflows although targets and predictions are "
+        "finite: set model.objective.target_norm to layer_norm"
     )
 
 

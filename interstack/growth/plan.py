@@ -36,7 +36,8 @@ class GrowthPlan:
         if not originals or originals != list(range(max(self.parents) + 1)):
             raise ConfigurationError(
                 f"the growth plan {list(self.parents)} loses layers of the present stack or "
-                "changes their order: every parent from 0 up has to occur, first occurrences in order"
+                "changes their order: every parent from 0 up has to occur, first occurrences in "
+                "order"
             )
 
     @property
