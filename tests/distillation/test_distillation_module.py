@@ -244,6 +244,7 @@ def test_a_target_that_is_not_finite_stops_the_run_with_the_utterances_name(
     module = make_module(teacher_directory)
     module.setup("fit")
     poison(module, monkeypatch, lambda states: states[1, 3].fill_(value))
+    poison(module, monkeypatch, lambda states: states[2, -1].fill_(value))  # its padding
     before = {name: weight.clone() for name, weight in module.student.state_dict().items()}
     batch = make_batch(clips)._replace(ids=("9001-1", "9002-2", "9003-3"))
     with pytest.raises(DataError, match=r"target of 9002-2 is not finite.*teacher.dtype"):

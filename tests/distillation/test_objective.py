@@ -124,7 +124,7 @@ def test_losses_are_computed_in_single_precision() -> None:
     """Half precision would overflow in the squares."""
     predictions, targets, mask = example()
     half = [(300.0 * tensor).half() for tensor in predictions]
-    sums = tap_sums(half, targets, mask, ObjectiveConfig())
+    sums = tap_sums(half, [target.half() for target in targets], mask, ObjectiveConfig())
     assert sums.by_tap.dtype == torch.float32
     assert bool(torch.isfinite(sums.by_tap).all())
 
