@@ -79,6 +79,8 @@ def run_lightning(arguments: Sequence[str], *, run: bool = True) -> InterstackCL
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
         # it warns that arguments come from Python although there is a command line: they are it
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
+        # an earlier run's log has been moved aside by then
+        warnings.filterwarnings("ignore", message="Experiment logs directory")
         # predictions are written by utterance, so nobody asks for a batch's indices
         warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
         return InterstackCLI(

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812, torch's own convention
 from torch import Tensor
 
 from interstack.errors import ConfigurationError
+
+ObjectiveKind = Literal["mse", "distilhubert"]
+TargetNormKind = Literal["none", "layer_norm", "channel"]
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,19 @@ class ObjectiveConfig:
         target_norm_seconds: Seconds of training audio that the channel statistics are taken from.
     """
 
-    kind: Literal["mse", "distilhubert"] = "mse"
+    kind: ObjectiveKind = "mse"
     intermediate_weight: float = 0.5
     cosine_weight: float = 1.0
-    target_norm: Literal["none", "layer_norm", "channel"] = "none"
+    target_norm: TargetNormKind = "none"
     target_norm_seconds: float = 600.0
 
     def __post_init__(self) -> None:
+        for name, known in (("kind", ObjectiveKind), ("target_norm", TargetNormKind)):
+            if getattr(self, name) not in get_args(known):
+                raise ConfigurationError(
+                    f"there is no objective.{name} {getattr(self, name)!r}: choose one of "
+                    f"{', '.join(get_args(known))}"
+                )
         for name in ("intermediate_weight", "cosine_weight"):
             if getattr(self, name) < 0:
                 raise ConfigurationError(f"objective.{name} {getattr(self, name)} is below 0")

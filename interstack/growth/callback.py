@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, get_args, runtime_checkable
 
 import lightning as L  # noqa: N812, Lightning's own convention
 
@@ -89,6 +89,11 @@ class InterleavedStacking(L.Callback):
         self.lengths = lengths
         self.unit: LengthUnit = unit
         self.schedule: GrowthSchedule | None = None
+        if schedule not in get_args(ScheduleKind):
+            raise ConfigurationError(
+                f"there is no growth.schedule {schedule!r}: choose one of "
+                f"{', '.join(get_args(ScheduleKind))}"
+            )
         if (schedule == "explicit") != (lengths is not None):
             raise ConfigurationError(
                 "growth.lengths belongs to growth.schedule: explicit, and is needed there; growth."

@@ -163,3 +163,9 @@ def test_a_module_that_cannot_grow_is_named() -> None:
     """The callback needs depth, lineage and grow."""
     with pytest.raises(TypeError, match=r"LightningModule has no depth, lineage and grow\(plan\)"):
         growable(L.LightningModule())
+
+
+def test_an_unknown_schedule_is_refused_in_python_too() -> None:
+    """A slip such as prop1 must not silently train another schedule."""
+    with pytest.raises(ConfigurationError, match="no growth.schedule 'prop1'"):
+        InterleavedStacking(schedule=cast("Any", "prop1"))
