@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 
@@ -13,6 +14,8 @@ from interstack.data.feed import Feed, FeedSettings, OnCorrupt
 from interstack.data.loader import SpeechLoader
 from interstack.data.source import SpeechSource, Split
 from interstack.errors import ConfigurationError
+
+_log = logging.getLogger(__name__)
 
 _SPLITS: dict[str, tuple[Split, ...]] = {
     "fit": ("train", "validation"),
@@ -115,6 +118,18 @@ class SpeechDataModule(L.LightningDataModule):
         for split in _SPLITS[stage]:
             if split not in self._feeds:
                 self._feeds[split] = self.source.open(split, self._settings(split))
+
+    def teardown(self, stage: str) -> None:
+        """Says what was left out, if anything was."""
+        del stage
+        left_out = {
+            name: int(count)
+            for name, count in self.report().items()
+            if count and name.rpartition("/")[2] in ("too_short", "corrupt", "skipped")
+        }
+        if left_out:
+            counts = ", ".join(f"{name} {count}" for name, count in left_out.items())
+            _log.info("utterances left out: %s", counts)
 
     def _settings(self, split: Split) -> FeedSettings:
         seconds = self.batch_seconds if split == "train" else self.validation_batch_seconds

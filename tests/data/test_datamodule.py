@@ -235,3 +235,17 @@ def test_settings_out_of_range_are_refused_by_name(name: str, value: float) -> N
     """Before anything is read."""
     with pytest.raises(ConfigurationError, match=rf"data\.{name} is {value}"):
         SpeechDataModule(LibriSpeechFolder(SPEECH), **{name: value})
+
+
+def test_what_was_left_out_is_reported_at_the_end(
+    corpus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A corrupt file under `skip` shows up in the closing count."""
+    broken = sorted((corpus / "LibriSpeech" / "train-clean-100").rglob("*.flac"))[0]
+    broken.write_bytes(b"")
+    source = LibriSpeechFolder(str(corpus), train=["train-clean-100"])
+    data = SpeechDataModule(source, on_corrupt="skip", num_workers=0)
+    data.setup("fit")
+    with caplog.at_level("INFO", logger="interstack.data.datamodule"):
+        data.teardown("fit")
+    assert "train/corrupt 1" in caplog.text

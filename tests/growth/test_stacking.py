@@ -167,5 +167,5 @@ def test_a_module_that_cannot_grow_is_named() -> None:
 
 def test_an_unknown_schedule_is_refused_in_python_too() -> None:
     """A slip such as prop1 must not silently train another schedule."""
-    with pytest.raises(ConfigurationError, match="no growth.schedule 'prop1'"):
+    with pytest.raises(ConfigurationError, match=r"no growth\.schedule 'prop1'"):
         InterleavedStacking(schedule=cast("Any", "prop1"))
