@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import lightning as L  # noqa: N812, Lightning's own convention
+import lightning as L
 from jsonargparse import Namespace
 from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.cli import SaveConfigCallback

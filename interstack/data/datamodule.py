@@ -6,7 +6,7 @@ import logging
 import math
 import warnings
 
-import lightning as L  # noqa: N812 - Lightning's own name for it
+import lightning as L
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data.counter import SharedCounter

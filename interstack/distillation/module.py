@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any, TypeVar
 
-import lightning as L  # noqa: N812, Lightning's own convention
+import lightning as L
 import torch
 from torch import Tensor
 

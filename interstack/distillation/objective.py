@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F  # noqa: N812, torch's own convention
+import torch.nn.functional as F
 from torch import Tensor
 
 from interstack.errors import ConfigurationError

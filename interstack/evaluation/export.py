@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import lightning as L  # noqa: N812, Lightning's own convention
+import lightning as L
 from transformers import Wav2Vec2FeatureExtractor
 from transformers.utils import logging as transformers_logging
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol, get_args, runtime_checkable
 
-import lightning as L  # noqa: N812, Lightning's own convention
+import lightning as L
 
 from interstack.errors import ConfigurationError
 from interstack.growth.operators import GrowthOperator, OperatorName, get_operator, plan_growth

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import lightning as L  # noqa: N812, Lightning's own convention
+import lightning as L
 
 from interstack.errors import ConfigurationError
 from interstack.growth.schedule import LengthUnit

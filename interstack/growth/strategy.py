@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import lightning as L  # noqa: N812, Lightning's own convention
+import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 
 from interstack.errors import ConfigurationError

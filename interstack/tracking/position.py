@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 from typing import NamedTuple
 
-import lightning as L  # noqa: N812, Lightning's own convention
+import lightning as L
 
 from interstack.growth.callback import InterleavedStacking, callbacks_of
 

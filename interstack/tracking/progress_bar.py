@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-import lightning as L  # noqa: N812, Lightning's own convention
+import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 
 from interstack.data.batch import Batch

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812, Lightning's own convention
+import lightning as L
 
 from interstack.data.batch import Batch
 from interstack.distillation.module import Distillation

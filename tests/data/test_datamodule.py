@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import lightning as L  # noqa: N812 - Lightning's own name for it
+import lightning as L
 import pytest
 import torch
 from corpora import SPEECH, equal_batches, files_of, ids_of, make_data_module

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import lightning as L  # noqa: N812, Lightning's own convention
+import lightning as L
 from families import pad, read_speech
 from torch import Tensor
 from torch.utils.data import DataLoader

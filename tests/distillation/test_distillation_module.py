@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812, Lightning's own convention
+import lightning as L
 import pytest
 import torch
 from families import pad, read_speech, whisper_config

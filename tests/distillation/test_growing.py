@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import lightning as L  # noqa: N812, Lightning's own convention
+import lightning as L
 import pytest
 import torch
 from families import pad

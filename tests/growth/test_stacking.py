@@ -6,7 +6,7 @@ import math
 from types import SimpleNamespace
 from typing import Any, cast
 
-import lightning as L  # noqa: N812, Lightning's own convention
+import lightning as L
 import pytest
 from lightning.pytorch.strategies import (
     DDPStrategy,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-import lightning as L  # noqa: N812, Lightning's own convention
+import lightning as L
 import numpy as np
 import torch
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import lightning as L  # noqa: N812, Lightning's own convention
+import lightning as L
 import numpy as np
 import pytest
 import torch
