@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from tracked_runs import CONV_DIM, DEPTHS, EPOCH_BATCHES, NUM_STEPS, SPEECH, MakeRun, Run
 from transformers import HubertConfig, HubertModel
 
 from interstack.data.datamodule import SpeechDataModule
@@ -17,7 +18,6 @@ from interstack.data.folder import LibriSpeechFolder
 from interstack.distillation.module import Distillation
 from interstack.growth.callback import InterleavedStacking
 from interstack.models.config import StudentConfig, TeacherConfig
-from runs import CONV_DIM, DEPTHS, EPOCH_BATCHES, NUM_STEPS, SPEECH, MakeRun, Run
 
 
 @pytest.fixture(scope="session")

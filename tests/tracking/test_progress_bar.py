@@ -8,10 +8,10 @@ import sys
 from itertools import pairwise
 
 import pytest
+from tracked_runs import DEPTHS, NUM_STEPS, MakeRun
 
 from interstack.tracking.progress_bar import StageProgressBar
 from interstack.tracking.throughput import AudioMeter
-from runs import DEPTHS, NUM_STEPS, MakeRun
 
 FIGURES = r"loss \d\.\d{4}(, [\d,.]+ s of audio/s)?"
 GROWTHS = [

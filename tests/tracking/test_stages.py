@@ -12,6 +12,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from tracked_runs import DEPTHS, NUM_STEPS, MakeRun, RandomData, Witness
 
 from interstack.data.batch import Batch
 from interstack.distillation.module import Distillation
@@ -20,7 +21,6 @@ from interstack.tracking import stages as stages_module
 from interstack.tracking.record import StageRecord
 from interstack.tracking.stages import StageRecorder
 from interstack.tracking.throughput import Stopwatch
-from runs import DEPTHS, NUM_STEPS, MakeRun, RandomData, Witness
 
 
 class Snapshots(L.Callback):
