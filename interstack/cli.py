@@ -6,7 +6,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from interstack.errors import InterstackError
+from interstack.errors import InterstackError, RunInterrupted
 
 Arguments = Sequence[str]
 
@@ -65,6 +65,19 @@ def _log_to_terminal() -> None:
         logger.propagate = False
 
 
+def _say_stopped(stop: RunInterrupted) -> int:
+    """Let the first process speak for all, and return the exit status.
+
+    Lightning's launcher kills the others as soon as it sees one that has failed.
+    """
+    from interstack.commands.run_directory import is_first_process
+
+    if not is_first_process():
+        return 0
+    print(stop, file=sys.stderr)
+    return stop.exit_status
+
+
 def main(arguments: Arguments | None = None) -> int:
     """Run a command; print a mendable error as one line.
 
@@ -72,7 +85,8 @@ def main(arguments: Arguments | None = None) -> int:
         arguments: Words of the command line; those of the process if None.
 
     Returns:
-        The exit status: 0, or 2 after a mendable error.
+        The exit status: 0; 2 after a mendable error; 75 where a signal has stopped a run that can
+        go on, 130 where it was Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
@@ -85,6 +99,8 @@ def main(arguments: Arguments | None = None) -> int:
     run, _ = COMMANDS[words[0]]
     try:
         run(words if run is _lightning else words[1:])
+    except RunInterrupted as stop:
+        return _say_stopped(stop)
     except InterstackError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

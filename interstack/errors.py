@@ -5,6 +5,8 @@ The command line prints these without a traceback; any other exception is a defe
 
 from __future__ import annotations
 
+import signal
+
 
 class InterstackError(ValueError):
     """Base of all errors whose cause is the user's input or surroundings."""
@@ -20,3 +22,23 @@ class DataError(InterstackError):
 
 class TeacherError(InterstackError):
     """A teacher can't be found, loaded or used as asked."""
+
+
+class CheckpointError(InterstackError):
+    """A checkpoint is missing, damaged, or of another run than the one that wants it."""
+
+
+class RunInterrupted(InterstackError):  # noqa: N818, what it tells of is no error
+    """A signal ended a run, and its checkpoint is written.
+
+    Args:
+        message: What happened, and how to go on.
+        signum: The signal.
+
+    Attributes:
+        exit_status: 130 after Ctrl-C, as shells have it; otherwise 75, "try again later".
+    """
+
+    def __init__(self, message: str, signum: signal.Signals) -> None:
+        super().__init__(message)
+        self.exit_status = 130 if signum == signal.SIGINT else 75

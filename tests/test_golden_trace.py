@@ -20,8 +20,7 @@ def trace(directory: Path) -> list[float]:
     words += [f"--trainer.default_root_dir={directory}", "--trainer.max_steps=20"]
     words += ["--trainer.log_every_n_steps=1", "--trainer.limit_val_batches=1"]
     words += ["--data.num_workers=0"]
-    arguments = {"save_dir": ".", "name": "", "version": ""}
-    csv_alone = {"class_path": "CSVLogger", "init_args": arguments}
+    csv_alone = {"class_path": "MetricsFile", "init_args": {"save_dir": "."}}
     words += [f"--trainer.logger={json.dumps([csv_alone])}"]
     assert main(words) == 0
     with (directory / "metrics.csv").open() as file:

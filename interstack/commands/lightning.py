@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
+from interstack.checkpointing.callback import Checkpoints
+from interstack.checkpointing.run_lock import run_lock
 from interstack.commands.quiet import hush_lightning
-from interstack.commands.run_directory import SaveConfig, settle_in
+from interstack.commands.resuming import checkpoint_of, with_saved_config
+from interstack.commands.run_directory import (
+    SaveConfig,
+    is_first_process,
+    run_directory,
+    settle_in,
+)
 from interstack.data.datamodule import SpeechDataModule
 from interstack.distillation.module import Distillation
 from interstack.evaluation.export import SaveStudent
@@ -29,14 +39,25 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 
 
 class InterstackCLI(LightningCLI):
-    """A LightningCLI whose sections are trainer, model, growth, data and checkpoint."""
+    """A LightningCLI whose sections are trainer, model, growth, data and checkpoint.
+
+    Args:
+        resources: What is held as long as the command runs.
+        **settings: LightningCLI's.
+    """
+
+    def __init__(self, *, resources: ExitStack, **settings: Any) -> None:  # noqa: ANN401
+        self.resources = resources
+        super().__init__(**settings)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add growth and checkpoints; let the model begin at the first stage's depth."""
         parser.add_lightning_class_args(InterleavedStacking, "growth")
-        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults({"checkpoint.save_last": True, "checkpoint.filename": "{epoch}-{step}"})
+        parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.link_arguments("growth.depths", "model.initial_depth", compute_fn=_first)
+
+    def _parse_ckpt_path(self) -> None:
+        """Do not lay a checkpoint's settings over what the user says, as LightningCLI would."""
 
     def before_instantiate_classes(self) -> None:
         """Settle in the run's directory before anything is made that writes."""
@@ -50,8 +71,11 @@ class InterstackCLI(LightningCLI):
                 if not isinstance(callback, StageProgressBar)
             ]
         if self.subcommand == "fit":
-            settle_in(config, fresh=not config.get("ckpt_path"))
+            if is_first_process():
+                self.resources.enter_context(run_lock(run_directory(config)))
+            settle_in(config, checkpoint_of(config, "fit"))
         else:
+            checkpoint_of(config, self.subcommand)
             config.trainer.logger = False  # what is judged is printed; the run's own log stays
         if self.subcommand == "predict":
             config.return_predictions = False  # they go to disk, not all into memory
@@ -74,22 +98,22 @@ def run_lightning(arguments: Sequence[str], *, run: bool = True) -> InterstackCL
     """
     hush_lightning()
     own_callbacks = [StageProgressBar(), StageRecorder(), SaveStudent(), SaveHiddenStates()]
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ExitStack() as resources:
         # Lightning 2.6 against torch 2.14: nothing that a user could mend
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
         # it warns that arguments come from Python although there is a command line: they are it
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-        # an earlier run's log has been moved aside by then
-        warnings.filterwarnings("ignore", message="Experiment logs directory")
         # predictions are written by utterance, so nobody asks for a batch's indices
         warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
+        scratch = Path(resources.enter_context(tempfile.TemporaryDirectory()))
         return InterstackCLI(
-            Distillation,
-            SpeechDataModule,
+            resources=resources,
+            model_class=Distillation,
+            datamodule_class=SpeechDataModule,
             save_config_callback=SaveConfig,
             save_config_kwargs={"save_to_log_dir": False},
             trainer_defaults={**TRAINER_DEFAULTS, "callbacks": own_callbacks},
             auto_configure_optimizers=False,
-            args=list(arguments),
+            args=with_saved_config(arguments, scratch) if run else list(arguments),
             run=run,
         )

@@ -3,66 +3,103 @@
 from __future__ import annotations
 
 import os
+import shutil
+import uuid
 from pathlib import Path
+from typing import Any
 
 import lightning as L
+import yaml
 from jsonargparse import Namespace
-from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
+from interstack.checkpointing.reading import CONFIG_KEY, SavedRun, saved_runs
 from interstack.errors import ConfigurationError
+from interstack.tracking.metrics_file import METRICS_FILE, trim_rows
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
-METRICS_FILE = "metrics.csv"
+WANDB_ID_FILE = "wandb_id"
 HERE = "."
+_OF_ONE_CALL = ("ckpt_path", "weights_only")
+"""Settings that say how a run is begun or taken up, and so are none of the run's own."""
 
 
-def settle_in(config: Namespace, *, fresh: bool) -> Path:
-    """Point loggers and checkpoints at the run's directory, and make sure that it can be written.
+def run_directory(config: Namespace) -> Path:
+    """Return the run's directory."""
+    return Path(config.trainer.default_root_dir)
+
+
+def checkpoint_directory(config: Namespace) -> Path:
+    """Return where the run's checkpoints are."""
+    dirpath = config.checkpoint.dirpath
+    return run_directory(config) / CHECKPOINTS if dirpath is None else Path(dirpath)
+
+
+def is_first_process() -> bool:
+    """Tell whether this process is rank zero, before Lightning has worked it out.
+
+    torchrun gives the global rank; Lightning's own launcher the rank on the node, and the user the
+    node's; srun the global rank again.
+    """
+    if "RANK" in os.environ:
+        return int(os.environ["RANK"]) == 0
+    if "LOCAL_RANK" in os.environ or "NODE_RANK" in os.environ:
+        return int(os.environ.get("LOCAL_RANK", 0)) + int(os.environ.get("NODE_RANK", 0)) == 0
+    return int(os.environ.get("SLURM_PROCID", 0)) == 0
+
+
+def settle_in(config: Namespace, resumed: SavedRun | None) -> None:
+    """Point loggers and checkpoints at the run's directory, and make room for the run.
 
     Args:
         config: The subcommand's parsed configuration; changed in place. A logger whose ``save_dir``
-            is ``.``, and a checkpoint section without ``dirpath``, get the run's directory.
-        fresh: The run begins anew, and an earlier one in the directory is moved aside. A resumed
-            run stays where it is and keeps its earlier metrics beside the new ones. Nothing is
-            ever overwritten.
-
-    Returns:
-        The run's directory.
+            is ``.`` gets the run's directory, a W&B logger without an id the run's.
+        resumed: The checkpoint that the run goes on from. What lies beyond it is moved aside, and
+            the metrics go on behind it. Without one the run begins anew, and an earlier one in the
+            directory is moved aside. Nothing is ever overwritten.
 
     Raises:
         ConfigurationError: If the directory can't be written.
     """
-    directory = Path(config.trainer.default_root_dir)
-    if (_get_rank() or 0) == 0:
-        if fresh and (directory / CONFIG_FILE).exists():
+    directory = run_directory(config)
+    if is_first_process():
+        if resumed is None and (directory / CONFIG_FILE).exists():
             move_aside(directory)
-        _check_writable(directory)
-        if not fresh and (directory / METRICS_FILE).exists():
-            move_aside(directory / METRICS_FILE)  # a CSVLogger would begin it anew
+        check_writable(directory)
+        if resumed is not None:
+            _go_back_to(resumed, directory, checkpoint_directory(config))
     loggers = config.trainer.logger
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         arguments = getattr(logger, "init_args", None)
         if arguments is not None and str(arguments.get("save_dir")) == HERE:
             arguments.save_dir = str(directory)
-    if config.checkpoint.dirpath is None:
-        config.checkpoint.dirpath = str(directory / CHECKPOINTS)
-    return directory
+            if logger.class_path.endswith("WandbLogger") and arguments.get("id") is None:
+                arguments.id = _wandb_id(directory)
 
 
 def move_aside(path: Path) -> None:
     """Rename what an earlier run left to the first free one of ``<name>.1``, ``<name>.2``, …."""
-    number = 1
-    while (aside := path.with_name(f"{path.name}.{number}")).exists():
-        number += 1
+    aside = free_name(path)
     path.rename(aside)
     rank_zero_info(f"an earlier run left {path}: it is now {aside}")
 
 
-def _check_writable(directory: Path) -> None:
-    """Refuse a directory that can't be made or written."""
+def free_name(path: Path) -> Path:
+    """Return the first of ``<name>.1``, ``<name>.2``, … that is not taken."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    return aside
+
+
+def check_writable(directory: Path) -> None:
+    """Refuse a directory that can't be made or written.
+
+    Raises:
+        ConfigurationError: In that case.
+    """
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -77,14 +114,51 @@ def _check_writable(directory: Path) -> None:
         )
 
 
+def _go_back_to(resumed: SavedRun, directory: Path, checkpoints: Path) -> None:
+    """Move aside what the run left beyond the checkpoint that it goes on from."""
+    for run in saved_runs(checkpoints):
+        if run.step > resumed.step and not run.path.samefile(resumed.path):
+            move_aside(run.path)
+    metrics = directory / METRICS_FILE
+    if metrics.exists():
+        copy = free_name(metrics)
+        shutil.copyfile(metrics, copy)
+        if not trim_rows(metrics, resumed.step):
+            copy.unlink()
+
+
+def _wandb_id(directory: Path) -> str | None:
+    """Return the id under which all parts of a run are one run in W&B; rank zero logs."""
+    if not is_first_process():
+        return None
+    file = directory / WANDB_ID_FILE
+    if not file.exists():
+        file.write_text(uuid.uuid4().hex[:8] + "\n")
+    return file.read_text().strip()
+
+
 class SaveConfig(SaveConfigCallback):
-    """Writes the resolved configuration into the run's own directory when a fit begins."""
+    """Writes the resolved configuration into the run's directory and into every checkpoint."""
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write ``config.yaml``; called on rank zero alone."""
         del pl_module
-        if stage == "fit":
-            path = Path(trainer.default_root_dir) / CONFIG_FILE
-            self.parser.save(
-                self.config, str(path), skip_none=False, overwrite=True, multifile=False
-            )
+        path = Path(trainer.default_root_dir) / CONFIG_FILE
+        if stage != "fit" or (path.exists() and path.read_text() == self._text()):
+            return
+        if path.exists():
+            path.rename(free_name(path))  # the run goes on with other settings
+        path.write_text(self._text())
+
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the configuration, so that a checkpoint's path is all that a command needs."""
+        del trainer, pl_module
+        checkpoint[CONFIG_KEY] = self._text()
+
+    def _text(self) -> str:
+        settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False))
+        for name in _OF_ONE_CALL:
+            settings.pop(name, None)
+        return yaml.safe_dump(settings, sort_keys=False)

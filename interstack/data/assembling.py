@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from torch.utils.data import Dataset
 
 from interstack.data.batch import Batch, collate
 from interstack.data.decoding import Decoder
-from interstack.data.feed import BatchOrError, FeedSettings
+from interstack.data.feed import Delivery, FeedSettings
 from interstack.data.utterance import Utterance
 from interstack.errors import DataError
-
-_log = logging.getLogger(__name__)
 
 
 class BatchAssembler:
@@ -26,39 +23,28 @@ class BatchAssembler:
 
     def __init__(self, settings: FeedSettings, epoch: int | None) -> None:
         self.decode = Decoder(settings.max_samples, epoch, settings.seed)
-        self.settings = settings
+        self.left_out = settings.left_out
+        self._tolerance = settings.tolerance()
 
     def __call__(self, utterances: Sequence[Utterance]) -> Batch | None:
         """Returns the batch, or None if all of its utterances were left out.
 
         Raises:
-            DataError: an utterance is corrupt, and `on_corrupt` is "raise".
+            DataError: an utterance is corrupt and must not be left out, or too many are.
         """
         waveforms, ids = [], []
         for utterance in utterances:
             try:
                 waveforms.append(self.decode(utterance))
             except DataError as error:
-                handle_corrupt(error, self.settings)
+                self._tolerance.failed(error)
             else:
+                self._tolerance.passed()
                 ids.append(utterance.id)
         return collate(waveforms, ids) if ids else None
 
 
-def handle_corrupt(error: DataError, settings: FeedSettings) -> None:
-    """Counts an utterance that can't be decoded, and warns of the first.
-
-    Raises:
-        DataError: `error` itself, if `on_corrupt` is "raise".
-    """
-    if settings.on_corrupt == "raise":
-        raise error
-    if settings.skipped.total == 0:
-        _log.warning("Left out: %s Further ones are only counted.", error)
-    settings.skipped.add()
-
-
-class BatchDataset(Dataset[BatchOrError]):
+class BatchDataset(Dataset[Delivery]):
     """Known batches of utterances; item i is batch i, decoded when asked for.
 
     Args:
@@ -73,8 +59,14 @@ class BatchDataset(Dataset[BatchOrError]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, index: int) -> BatchOrError:
-        """Returns batch `index`, or the error that prevents it, for the loader to raise.
+    def __getitem__(self, index: int) -> Delivery:
+        """Returns batch `index` with what was left out of it; see `batch`."""
+        left_out = self.assemble.left_out
+        left_out.take()  # what was counted before, by others, is no part of this batch
+        return Delivery(self.batch(index), left_out.take())
+
+    def batch(self, index: int) -> Batch | DataError:
+        """Returns batch `index`, or the error that prevents it.
 
         Every step needs a batch, or ranks would fall out of step: one whose utterances are all
         corrupt is replaced by the next.

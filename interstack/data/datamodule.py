@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from typing import Any
 
 import lightning as L
 
 from interstack.constants import SAMPLE_RATE
-from interstack.data.counter import SharedCounter
-from interstack.data.feed import Feed, FeedSettings, OnCorrupt
-from interstack.data.loader import SpeechLoader
+from interstack.data.feed import Feed, FeedSettings
+from interstack.data.left_out import LeftOutHere, LeftOutSoFar
+from interstack.data.loader import SpeechLoader, TrainingLoader
 from interstack.data.source import SpeechSource, Split
+from interstack.data.tolerance import OnCorrupt
 from interstack.errors import ConfigurationError
 
 _log = logging.getLogger(__name__)
@@ -82,8 +84,7 @@ class SpeechDataModule(L.LightningDataModule):
         self.resample = resample
         self.epoch_batches = epoch_batches
         self._check_settings()
-        self._skipped = SharedCounter(num_workers)
-        self._too_short = SharedCounter(num_workers)
+        self._left_out = LeftOutSoFar()
         self._feeds: dict[Split, Feed] = {}
 
     def _check_settings(self) -> None:
@@ -142,12 +143,13 @@ class SpeechDataModule(L.LightningDataModule):
             on_corrupt=self.on_corrupt,
             resample=self.resample,
             epoch_batches=self.epoch_batches,
-            skipped=self._skipped,
-            too_short=self._too_short,
+            left_out=LeftOutHere(),
         )
 
-    def train_dataloader(self) -> SpeechLoader:
+    def train_dataloader(self) -> TrainingLoader:
         """Returns this rank's batches of the trainer's present epoch (0 without a trainer).
+
+        The loader can go on from the middle of its epoch; see `TrainingLoader`.
 
         Raises:
             ConfigurationError: the trainer would use this epoch's order for later ones too.
@@ -164,8 +166,32 @@ class SpeechDataModule(L.LightningDataModule):
                 )
         # Lightning doubts the length of every stream; ours is exact with any number of workers.
         warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined")
-        dataset = self._feed("train").training(epoch, *self._place())
-        return SpeechLoader(dataset, self.num_workers, self.seed)
+        rank, world_size = self._place()
+        return TrainingLoader(
+            self._feed("train"),
+            epoch=epoch,
+            rank=rank,
+            world_size=world_size,
+            num_workers=self.num_workers,
+            seed=self.seed,
+            left_out=self._left_out,
+        )
+
+    def num_training_batches(self, world_size: int) -> int:
+        """Returns the batches that each of so many ranks gets in an epoch; needs no trainer.
+
+        It is exact, and the same in every epoch. A folder's utterances are shared out, so twice the
+        ranks get about half the batches each. A stream's ranks get `epoch_batches` each, so twice
+        the ranks read twice as much. The trainer's limit_train_batches is left aside.
+
+        Args:
+            world_size: number of ranks.
+
+        Raises:
+            ConfigurationError: the train split is not set up.
+            DataError: the utterances are too few for the ranks.
+        """
+        return self._feed("train").num_training_batches(world_size)
 
     def val_dataloader(self) -> SpeechLoader:
         """Returns this rank's batches of the validation split, the longest utterances first."""
@@ -184,7 +210,7 @@ class SpeechDataModule(L.LightningDataModule):
         dataset = feed.evaluation(*self._place(), keep_order=keep_order)
         most = feed.max_evaluation_workers
         workers = self.num_workers if most is None else min(self.num_workers, most)
-        return SpeechLoader(dataset, workers, self.seed)
+        return SpeechLoader(dataset, workers, self.seed, self._left_out)
 
     def _feed(self, split: Split) -> Feed:
         if split not in self._feeds:
@@ -211,4 +237,16 @@ class SpeechDataModule(L.LightningDataModule):
         counts = {
             f"{split}/{k}": v for split, feed in self._feeds.items() for k, v in feed.counts.items()
         }
-        return {**counts, "skipped": self._skipped.total, "too_short": self._too_short.total}
+        left_out = self._left_out.total
+        return {**counts, "skipped": left_out.skipped, "too_short": left_out.too_short}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns what this rank left out while loading, which Lightning puts into checkpoints.
+
+        Batches that are loaded but not trained on are not counted: a resumed run counts them.
+        """
+        return self._left_out.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Lets the counts go on from a checkpoint's, which are those of rank 0."""
+        self._left_out.load_state_dict(state_dict)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
 import shutil
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from interstack.errors import DataError
 
@@ -21,34 +27,84 @@ LIBRISPEECH_SPLITS: Final = (
     "train-other-500",
 )
 
+_BROKEN_ARCHIVE: Final = (EOFError, tarfile.TarError, zlib.error)
+
 
 def download_split(name: str, folder: Path) -> None:
     """Downloads one LibriSpeech split and checks it, then moves it to `folder/name`.
 
     torchaudio takes a half unpacked split for a whole one, so unpacking happens in a folder of its
-    own beside the target, and only a whole split is moved.
+    own beside the target, and only a whole split is moved. Of several processes, also of machines
+    that share a file system, one downloads and the others wait for it.
 
     Raises:
-        DataError: the name is none of LibriSpeech's, or the download, its checksum or unpacking
-            failed.
+        DataError: the name is none of LibriSpeech's; the folder can't be written or locked; or the
+            download, its checksum or unpacking failed.
     """
     if name not in LIBRISPEECH_SPLITS:
         raise DataError(
             f"{name!r} can't be downloaded; LibriSpeech has {', '.join(LIBRISPEECH_SPLITS)}."
         )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _alone(folder / f".download-{name}.lock"):
+            if not (folder / name).exists():  # else another process was faster
+                _download(name, folder)
+    except (OSError, RuntimeError, *_BROKEN_ARCHIVE) as error:
+        raise DataError(
+            f"LibriSpeech {name} could not be downloaded ({error}); try again, or unpack "
+            f"{name}.tar.gz from openslr.org/12 so that {folder / name} exists."
+        ) from error
+
+
+def _download(name: str, folder: Path) -> None:
     from torchaudio.datasets import LIBRISPEECH
 
     workshop = folder / f".download-{name}"
     unpacked = workshop / "LibriSpeech"
     _log.info("downloading LibriSpeech %s to %s", name, folder)
+    workshop.mkdir(exist_ok=True)
+    # Of a download that was killed a whole archive may be left, which is used, and halves.
+    shutil.rmtree(unpacked, ignore_errors=True)
+    for half in workshop.glob("*.partial"):
+        half.unlink()
     try:
-        workshop.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(unpacked, ignore_errors=True)
         LIBRISPEECH(workshop, url=name, download=True)
-        (unpacked / name).rename(folder / name)
-    except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"LibriSpeech {name} could not be downloaded ({error}); try again, or unpack "
-            f"{name}.tar.gz from openslr.org/12 so that {folder / name} exists."
-        ) from error
+    except _BROKEN_ARCHIVE:
+        (workshop / f"{name}.tar.gz").unlink()  # or the next attempt would use it again
+        raise
+    (unpacked / name).rename(folder / name)
     shutil.rmtree(workshop)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Lets one process at a time into the block: the one that holds the lock on a file.
+
+    The system releases the lock of a process that dies, so none is ever left over.
+
+    Raises:
+        OSError: the file can't be made, or its file system has no locks.
+    """
+    while True:
+        with path.open("w") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):  # POSIX allows either for "held by another"
+                _log.info("another process is at %s; waiting for it", path)
+                fcntl.lockf(file, fcntl.LOCK_EX)
+            if not _is_still(file, path):
+                continue  # whoever held it removed it meanwhile: others lock a new file
+            try:
+                yield
+            finally:
+                path.unlink()
+            return
+
+
+def _is_still(file: IO[str], path: Path) -> bool:
+    """Tells whether an open file is the one that its path leads to."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import NamedTuple
 
 from torch.utils.data import Dataset
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data.batch import Batch
-from interstack.data.counter import SharedCounter
+from interstack.data.left_out import LeftOut, LeftOutHere
+from interstack.data.tolerance import OnCorrupt, Tolerance
 from interstack.data.utterance import Utterance
 from interstack.errors import DataError
 
-OnCorrupt: TypeAlias = Literal["raise", "skip"]
-BatchOrError: TypeAlias = Batch | DataError
+
+class Delivery(NamedTuple):
+    """What a dataset hands over, in this process or from a worker, for the loader to unpack.
+
+    Attributes:
+        batch: the batch, or the error that prevents it: an exception that a worker raises would
+            arrive with the worker's traceback pasted into its message.
+        left_out: what was left out of it, or found and passed over on the way to it.
+    """
+
+    batch: Batch | DataError
+    left_out: LeftOut
 
 
 @dataclass(frozen=True)
@@ -31,8 +42,7 @@ class FeedSettings:
         on_corrupt: what to do with audio that can't be decoded.
         resample: whether other rates than 16 kHz are allowed.
         epoch_batches: batches a rank in an epoch of a stream.
-        skipped: counts corrupt utterances met while loading.
-        too_short: counts too short utterances met while loading.
+        left_out: counts the utterances left out in this process.
     """
 
     batch_samples: int
@@ -43,8 +53,11 @@ class FeedSettings:
     on_corrupt: OnCorrupt
     resample: bool
     epoch_batches: int | None
-    skipped: SharedCounter
-    too_short: SharedCounter
+    left_out: LeftOutHere
+
+    def tolerance(self) -> Tolerance:
+        """Returns a fresh judge of audio that can't be read."""
+        return Tolerance(self.on_corrupt, self.left_out)
 
 
 def check_rate(utterance: Utterance, resample: bool) -> None:
@@ -66,6 +79,9 @@ class Feed(ABC):
     max_evaluation_workers: int | None = None
     """Most workers that may load `evaluation`; None is any number."""
 
+    order_depends_on_workers: bool = False
+    """Whether another number of workers makes other batches of an epoch."""
+
     @property
     @abstractmethod
     def longest_samples(self) -> int:
@@ -77,9 +93,17 @@ class Feed(ABC):
         """What is known of the split beforehand: utterances, seconds, how many were left out."""
 
     @abstractmethod
+    def num_training_batches(self, world_size: int) -> int:
+        """Returns the batches that each of so many ranks gets in an epoch.
+
+        Raises:
+            DataError: the utterances are too few for the ranks.
+        """
+
+    @abstractmethod
     def training(
         self, epoch: int, rank: int, world_size: int, first_batch: int = 0
-    ) -> Dataset[BatchOrError]:
+    ) -> Dataset[Delivery]:
         """Returns one rank's batches of an epoch from `first_batch` on, shuffled and sized.
 
         Every rank has the same number. All are a function of the arguments and the seed (and, for
@@ -87,7 +111,5 @@ class Feed(ABC):
         """
 
     @abstractmethod
-    def evaluation(
-        self, rank: int, world_size: int, keep_order: bool = False
-    ) -> Dataset[BatchOrError]:
+    def evaluation(self, rank: int, world_size: int, keep_order: bool = False) -> Dataset[Delivery]:
         """Returns one rank's batches of a single pass, in the corpus' order or by length."""

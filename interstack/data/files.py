@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data.assembling import BatchAssembler, BatchDataset
-from interstack.data.batching import plan_batches
+from interstack.data.batching import BatchPlan, plan_batches
 from interstack.data.decoding import Decoder
-from interstack.data.feed import Feed, FeedSettings, OnCorrupt, check_rate
+from interstack.data.feed import Feed, FeedSettings, check_rate
 from interstack.data.source import SpeechSource, Split
+from interstack.data.tolerance import OnCorrupt
 from interstack.data.utterance import Utterance
 from interstack.errors import ConfigurationError, DataError
 
@@ -100,15 +101,16 @@ class FileFeed(Feed):
         """Usable utterances, their seconds after cropping, and how many were left out."""
         return self._counts
 
+    def num_training_batches(self, world_size: int) -> int:
+        """Returns the batches that each of so many ranks gets, the same in every epoch."""
+        return len(self._training_plan(world_size)) // world_size
+
     def training(
         self, epoch: int, rank: int, world_size: int, first_batch: int = 0
     ) -> BatchDataset:
         """Returns one rank's batches of an epoch; together the ranks' hold every utterance once."""
-        settings = self.settings
-        plan = plan_batches(
-            self._lengths, settings.batch_samples, settings.num_buckets, world_size=world_size
-        )
-        share = plan.shuffled((settings.seed, epoch), world_size)[rank]
+        key = (self.settings.seed, epoch)
+        share = self._training_plan(world_size).shuffled(key, world_size)[rank]
         return self._dataset(share[first_batch:], epoch)
 
     def evaluation(self, rank: int, world_size: int, keep_order: bool = False) -> BatchDataset:
@@ -121,6 +123,12 @@ class FileFeed(Feed):
         )
         batches = plan.batches() if keep_order else plan.batches()[::-1]
         return self._dataset(batches[rank::world_size], epoch=None)
+
+    def _training_plan(self, world_size: int) -> BatchPlan:
+        settings = self.settings
+        return plan_batches(
+            self._lengths, settings.batch_samples, settings.num_buckets, world_size=world_size
+        )
 
     def _dataset(self, batches: Sequence[NDArray[np.int64]], epoch: int | None) -> BatchDataset:
         return BatchDataset(

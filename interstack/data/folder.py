@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from interstack.data.download import LIBRISPEECH_SPLITS, download_split
-from interstack.data.feed import OnCorrupt
 from interstack.data.files import FileSource
 from interstack.data.source import Split
+from interstack.data.tolerance import OnCorrupt
 from interstack.data.utterance import Utterance, read_header
 from interstack.errors import DataError
 

@@ -112,7 +112,10 @@ def _read(dataset: IterableDataset, source: HubDataset, place: str) -> Iterator[
             audio = row[source.audio_column]
             yield _name(row, source.id_column, audio, f"{place}-{index}"), _bytes(audio)
     except Exception as error:
-        raise DataError(f"The dataset {source.path!r} can't be read ({error}).") from error
+        raise DataError(
+            f"Part {place} of the dataset {source.path!r} can't be read ({error}); see that it is "
+            "there, readable and whole."
+        ) from error
 
 
 def _name(row: dict[str, Any], id_column: str, audio: dict[str, Any], place: str) -> str:

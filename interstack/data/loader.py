@@ -1,61 +1,177 @@
-"""The torch DataLoader around our datasets."""
+"""Loaders of batches: the torch DataLoader around our datasets, and the place in an epoch."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sized
-from typing import cast
+from contextlib import closing
+from typing import Any, cast
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from interstack.data.batch import Batch
+from interstack.data.feed import Delivery, Feed
+from interstack.data.left_out import LeftOutSoFar
+from interstack.data.workers import load, prepare_worker
 from interstack.errors import DataError
+
+_log = logging.getLogger(__name__)
 
 
 class SpeechLoader:
     """Loads the batches of a dataset that yields whole batches, in their order.
 
-    It holds a DataLoader instead of being one: Lightning takes a DataLoader apart and builds it
+    It makes a DataLoader instead of being one: Lightning takes a DataLoader apart and builds it
     anew around samplers that ours has no use for.
-
-    A worker's exception reaches the main process with the worker's traceback pasted into its
-    message. Our datasets therefore hand a `DataError` over as an item, and it is raised here.
 
     Args:
         dataset: yields batches, and knows how many.
         num_workers: worker processes; 0 decodes in the main one.
         seed: seed of the loader's own generator. Without one torch draws the workers' seeds from
             the global random state, and then a resumed run's state would differ.
+        left_out: sums what is left out of the batches.
     """
 
-    def __init__(self, dataset: Dataset[Batch | DataError], num_workers: int, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: Dataset[Delivery],
+        num_workers: int,
+        seed: int,
+        left_out: LeftOutSoFar | None = None,
+    ) -> None:
         self.dataset = dataset
         self.num_workers = num_workers
-        self._loader: DataLoader[Batch | DataError] = DataLoader(
-            dataset,
-            batch_size=None,
-            num_workers=num_workers,
-            pin_memory=torch.cuda.is_available(),
-            worker_init_fn=_use_one_thread,
-            generator=torch.Generator().manual_seed(seed),
-        )
+        self._seed = seed
+        self._left_out = left_out or LeftOutSoFar()
 
     def __len__(self) -> int:
         return len(cast("Sized", self.dataset))
 
     def __iter__(self) -> Iterator[Batch]:
-        items = iter(self._loader)
+        """Yields the batches.
+
+        Raises:
+            DataError: audio can't be read, or a worker died.
+        """
+        return self._batches(self.dataset)
+
+    def _batches(self, dataset: Dataset[Delivery]) -> Iterator[Batch]:
+        loader = DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=prepare_worker,
+            generator=torch.Generator().manual_seed(self._seed),
+        )
+        this_pass = object()
         error = None
-        for item in items:
-            if isinstance(item, DataError):
-                error = item
-                break
-            yield item
-        del items  # ends the workers; a traceback that held them would make that take seconds
+        try:
+            with closing(load(loader)) as deliveries:
+                for batch, left_out in deliveries:
+                    if isinstance(batch, DataError):
+                        error = batch
+                        break
+                    self._left_out.hand_out(this_pass, left_out)
+                    yield batch
+        finally:
+            self._left_out.settle(this_pass)
         if error is not None:
             raise error
 
 
-def _use_one_thread(_worker: int) -> None:
-    """Keeps workers from competing with the training process for its cores."""
-    torch.set_num_threads(1)
+class TrainingLoader(SpeechLoader):
+    """Loads one rank's batches of an epoch, and can go on from the middle of it.
+
+    Its length is always the whole epoch's: Lightning adds the batches done before to its own count.
+
+    Args:
+        feed: where the batches come from.
+        epoch: the epoch.
+        rank: this process' rank.
+        world_size: number of ranks.
+        num_workers: see `SpeechLoader`.
+        seed: see `SpeechLoader`.
+        left_out: see `SpeechLoader`.
+    """
+
+    def __init__(
+        self,
+        feed: Feed,
+        *,
+        epoch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        seed: int = 0,
+        left_out: LeftOutSoFar | None = None,
+    ) -> None:
+        dataset = feed.training(epoch, rank, world_size)
+        super().__init__(dataset, num_workers, seed, left_out)
+        self._feed = feed
+        self._epoch = epoch
+        self._rank = rank
+        self._world_size = world_size
+        self._next_pass_begins = 0
+        self._batches_done = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields the batches; the first pass after `load_state_dict` begins where that says.
+
+        Raises:
+            DataError: audio can't be read, or a worker died.
+        """
+        # Not before the first batch is asked for: Lightning makes iterators that it doesn't use.
+        first, self._next_pass_begins = self._next_pass_begins, 0
+        self._batches_done = first
+        dataset = self.dataset
+        if first:
+            dataset = self._feed.training(self._epoch, self._rank, self._world_size, first)
+        for batch in self._batches(dataset):
+            self._batches_done += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Returns the place in the epoch, for a checkpoint.
+
+        Its "first_batch" is the number of batches of the epoch that have been handed out. Who
+        writes the checkpoint may lower that to the batches that have been trained on.
+        """
+        return {
+            "first_batch": self._batches_done,
+            "epoch": self._epoch,
+            "num_batches": len(self),
+            "num_workers": self.num_workers,
+            "world_size": self._world_size,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Makes the next pass begin at a checkpoint's place; what comes before is not decoded.
+
+        The batches are then those of the epoch that was cut, bit for bit, on as many ranks as
+        before. On another number of ranks they are others, and only the place counts. A stream's
+        batches depend on the number of workers too, so the rest of the epoch is read with as many
+        as it was begun with.
+
+        The state of another epoch is ignored: that epoch was over when the checkpoint was written
+        (Lightning restores the state of a finished loader too), and this one begins at its start.
+        """
+        if state["epoch"] != self._epoch:
+            _log.debug("epoch %d begins at its start: %s is over", self._epoch, state)
+            return
+        self._batches_done = min(max(0, state["first_batch"]), len(self))
+        self._next_pass_begins = self._batches_done
+        readers = max(1, state["num_workers"])
+        if (
+            self._feed.order_depends_on_workers
+            and state["world_size"] == self._world_size
+            and readers != max(1, self.num_workers)
+        ):
+            if self._rank == 0:
+                _log.info(
+                    "the rest of epoch %d is read by %d workers, as it was begun, and not by %d: "
+                    "a stream's batches depend on their number",
+                    *(self._epoch, readers, self.num_workers),
+                )
+            self.num_workers = readers

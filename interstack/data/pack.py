@@ -13,10 +13,11 @@ from rich.progress import track
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data.decoding import Decoder
-from interstack.data.feed import OnCorrupt, check_rate
+from interstack.data.feed import check_rate
 from interstack.data.files import FileSource
 from interstack.data.shards import INDEX_NAME
 from interstack.data.source import Split
+from interstack.data.tolerance import OnCorrupt
 from interstack.data.utterance import Utterance
 from interstack.errors import ConfigurationError, DataError
 

@@ -92,8 +92,13 @@ def _read(url: str) -> Iterator[tuple[str, bytes]]:
             for (audio, path), _ in iterate_tarfile_pairwise(tar):
                 if audio is not None:
                     yield str(path.with_suffix("")), audio
+            if tar.fileobj is None or not tar.fileobj.read(1):  # a tar ends with two empty blocks
+                raise tarfile.ReadError("its end is missing")
     except Exception as error:
-        raise DataError(f"The shard {url} can't be read ({_say(error)}); pack it anew.") from error
+        mend = "see that it is there and readable"
+        if isinstance(error, (tarfile.TarError, RuntimeError)):  # lhotse's, of a pair cut in two
+            mend = "copy or pack it anew"
+        raise DataError(f"The shard {url} can't be read ({_say(error)}); {mend}.") from error
 
 
 def _say(error: Exception) -> str:

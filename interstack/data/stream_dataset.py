@@ -9,7 +9,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from interstack.data.assembling import BatchAssembler, BatchDataset
 from interstack.data.batching import plan_batches
-from interstack.data.feed import BatchOrError, FeedSettings
+from interstack.data.feed import Delivery, FeedSettings
 from interstack.data.stream_reading import read_once, read_share
 from interstack.data.utterance import Utterance
 from interstack.errors import DataError
@@ -19,7 +19,7 @@ _WINDOW = 32
 less and mix more; these cost some 2 MB a minute of audio."""
 
 
-class StreamDataset(IterableDataset[BatchOrError]):
+class StreamDataset(IterableDataset[Delivery]):
     """One rank's batches of an epoch, or of a single pass.
 
     Not lhotse's `DynamicBucketingSampler`, though it batches streams too: an epoch here has a known
@@ -65,26 +65,34 @@ class StreamDataset(IterableDataset[BatchOrError]):
             raise TypeError("a single pass over a stream has no known length")
         return max(0, self.settings.epoch_batches - self.first_batch)
 
-    def __iter__(self) -> Iterator[BatchOrError]:
+    def __iter__(self) -> Iterator[Delivery]:
         """Yields this worker's batches; an error is yielded too, for the loader to raise."""
+        left_out = self.settings.left_out
+        left_out.take()  # what was counted before, by others, is no part of these batches
+        try:
+            done, end, batches = self._share()
+            for number, (window, index) in enumerate(islice(batches, end)):
+                if number < done:
+                    left_out.take()  # counted before, when these batches were handed out
+                else:
+                    yield Delivery(window.batch(index), left_out.take())
+        except DataError as error:
+            yield Delivery(error, left_out.take())
+
+    def _share(self) -> tuple[int, int | None, Iterator[tuple[BatchDataset, int]]]:
+        """Returns which of its batches this worker has to pass over and to end before, and all."""
+        if self.epoch is None:
+            return 0, None, self._windows(read_once(self.shards, self.settings), (0,))
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        try:
-            if self.epoch is None:
-                for window, index in self._windows(read_once(self.shards, self.settings), (0,)):
-                    yield window[index]
-                return
-            # Torch asks worker 0 first, who therefore takes the part of whoever is next.
-            worker = (worker + self.first_batch) % workers
-            reader, readers = self.rank * workers + worker, self.world_size * workers
-            stream = read_share(self.shards, self.settings, self.epoch, reader, readers)
-            batches = self._windows(stream, (self.settings.seed, self.epoch, reader))
-            done = len(range(worker, self.first_batch, workers))
-            end = len(range(worker, self.settings.epoch_batches or 0, workers))
-            for window, index in islice(batches, done, end):
-                yield window[index]
-        except DataError as error:
-            yield error
+        # Torch asks worker 0 first, who therefore takes the part of whoever is next.
+        worker = (worker + self.first_batch) % workers
+        reader, readers = self.rank * workers + worker, self.world_size * workers
+        stream = read_share(self.shards, self.settings, self.epoch, reader, readers)
+        batches = self._windows(stream, (self.settings.seed, self.epoch, reader))
+        done = len(range(worker, self.first_batch, workers))
+        end = len(range(worker, self.settings.epoch_batches or 0, workers))
+        return done, end, batches
 
     def _windows(
         self, stream: Iterator[Utterance | None], key: tuple[int, ...]

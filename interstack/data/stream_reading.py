@@ -7,8 +7,8 @@ from itertools import count
 
 import numpy as np
 
-from interstack.data.assembling import handle_corrupt
 from interstack.data.feed import FeedSettings, check_rate
+from interstack.data.tolerance import Tolerance
 from interstack.data.utterance import Utterance, read_header
 from interstack.errors import DataError
 
@@ -19,11 +19,13 @@ def read_once(
     """Yields the usable utterances of all shards, in order.
 
     Raises:
-        DataError: audio is corrupt (unless that is to be skipped), or not at 16 kHz.
+        DataError: a shard can't be read, or audio is corrupt (unless that is to be skipped) or not
+            at 16 kHz.
     """
+    tolerance = settings.tolerance()
     for shard in shards:
         for id_, audio in shard():
-            utterance = _admit(id_, audio, settings)
+            utterance = _admit(id_, audio, settings, tolerance)
             if utterance is not None:
                 yield utterance
 
@@ -44,12 +46,15 @@ def read_share(
     Raises:
         DataError: see `read_once`; or nothing in the share is usable.
     """
+    tolerance = settings.tolerance()
     for pass_ in count():
         random = np.random.default_rng((settings.seed, epoch, pass_))
         found = False
         for shard, part, parts in _share(random.permutation(len(shards)), reader, num_readers):
             for index, (id_, audio) in enumerate(shards[shard]()):
-                utterance = _admit(id_, audio, settings) if index % parts == part else None
+                if index % parts != part:
+                    continue
+                utterance = _admit(id_, audio, settings, tolerance)
                 if utterance is not None:
                     found = True
                     yield utterance
@@ -72,15 +77,18 @@ def _share(
     return [(int(order[place]), reader // len(order), parts)]
 
 
-def _admit(id_: str, audio: bytes, settings: FeedSettings) -> Utterance | None:
+def _admit(
+    id_: str, audio: bytes, settings: FeedSettings, tolerance: Tolerance
+) -> Utterance | None:
     """Describes an utterance, or returns None if it is too short or corrupt and to be skipped."""
     try:
         utterance = read_header(id_, audio, id_)
     except DataError as error:
-        handle_corrupt(error, settings)
+        tolerance.failed(error)
         return None
+    tolerance.passed()
     check_rate(utterance, settings.resample)
     if utterance.num_samples < settings.min_samples:
-        settings.too_short.add()
+        settings.left_out.count_too_short()
         return None
     return utterance

@@ -62,6 +62,7 @@ class StreamFeed(Feed):
     """
 
     max_evaluation_workers = 1  # a single pass in one order needs one reader
+    order_depends_on_workers = True  # each reads a share of its own
 
     def __init__(
         self, shards: Sequence[Shard], settings: FeedSettings, longest_samples: int
@@ -79,6 +80,12 @@ class StreamFeed(Feed):
     def counts(self) -> dict[str, float]:
         """The number of shards."""
         return {"shards": len(self.shards)}
+
+    def num_training_batches(self, world_size: int) -> int:
+        """Returns `epoch_batches`, whatever the number of ranks."""
+        del world_size
+        assert self.settings.epoch_batches is not None  # checked when the split was opened
+        return self.settings.epoch_batches
 
     def training(
         self, epoch: int, rank: int, world_size: int, first_batch: int = 0

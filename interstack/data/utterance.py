@@ -47,7 +47,7 @@ def open_audio(audio: str | bytes, name: str) -> soundfile.SoundFile:
     """Opens an audio file, or the bytes of one, for reading.
 
     Raises:
-        DataError: it is missing, empty or no audio that libsndfile reads.
+        DataError: it is missing, out of reach, empty or no audio that libsndfile reads.
     """
     try:
         if isinstance(audio, bytes):
@@ -56,10 +56,30 @@ def open_audio(audio: str | bytes, name: str) -> soundfile.SoundFile:
             raise DataError(f"{name} is empty (0 bytes); fetch it again or remove it.")
         return soundfile.SoundFile(audio)
     except (soundfile.LibsndfileError, OSError) as error:
+        unreachable = _why_unreachable(audio) if isinstance(audio, str) else None
+        if unreachable:
+            raise DataError(
+                f"{name} can't be opened ({unreachable}); see that it is there and readable."
+            ) from error
         raise DataError(
             f"{name} can't be read as audio ({error}); fetch it again or remove it, "
             "or set data.on_corrupt=skip."
         ) from error
+
+
+def _why_unreachable(file: str) -> str | None:
+    """Says why a file can't even be opened, or returns None if it can.
+
+    libsndfile calls it a "System error", whatever it is.
+    """
+    try:
+        with Path(file).open("rb"):
+            return None
+    except FileNotFoundError as error:
+        gone = [folder for folder in Path(file).parents if not folder.exists()]
+        return f"there is no folder {gone[-1]}" if gone else error.strerror
+    except OSError as error:
+        return error.strerror
 
 
 def read_header(id_: str, audio: str | bytes, name: str) -> Utterance:

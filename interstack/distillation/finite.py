@@ -1,54 +1,71 @@
-"""Stop a run whose targets or loss are no longer finite, and say which utterances did it."""
+"""What is not finite in a batch, and in which of its utterances."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from interstack.data.batch import Batch
 from interstack.distillation.objective import TapSums
-from interstack.errors import DataError
 from interstack.models.student import StudentOutput
 
+_MENDS = {
+    "audio": "Repair these files, or leave them out",
+    "target": "The teacher overflows there: give model.teacher.dtype float32 or bfloat16, or leave "
+    "these utterances out",
+    "prediction": "The student has diverged: lower model.optimizer.learning_rate, or train with "
+    "trainer.precision bf16-mixed or 32-true",
+}
 
-def check_finite(
-    sums: TapSums, targets: Sequence[Tensor], output: StudentOutput, batch: Batch
-) -> None:
-    """Raise where a batch's loss is not finite, before it reaches the weights.
 
-    Args:
+class BatchLoss(NamedTuple):
+    """The sums that the loss of a batch is made of, with what they were made of themselves.
+
+    Attributes:
         sums: The loss's sums.
-        targets: The teacher's hidden states, one tensor a tap.
+        targets: The teacher's hidden states before their normalisation, one tensor a tap.
         output: The student's output.
-        batch: The batch, for the utterances' names.
-
-    Raises:
-        DataError: With the names of the utterances whose target, or else prediction, is not finite.
+        batch: The batch.
     """
-    if bool(torch.isfinite(sums.by_tap).all()):
-        return
-    for whose, tensors in (("target", targets), ("prediction", output.predictions)):
-        bad = [_not_finite(tensor, output.mask) for tensor in tensors]
-        names = [name for row, name in enumerate(batch.ids) if any(bool(b[row]) for b in bad)]
-        if names:
-            raise DataError(
-                f"the {whose} of {', '.join(names)} is not finite. "
-                + (
-                    "The teacher overflows there: give model.teacher.dtype float32 or bfloat16, or "
-                    "leave these utterances out."
-                    if whose == "target"
-                    else "The student has diverged: lower model.optimizer.learning_rate, or train "
-                    "with trainer.precision bf16-mixed or 32-true."
-                )
-            )
-    raise DataError(
-        f"the loss of {', '.join(batch.ids)} overflows although targets and predictions are "
-        "finite: set model.objective.target_norm to layer_norm"
-    )
 
+    sums: TapSums
+    targets: tuple[Tensor, ...]
+    output: StudentOutput
+    batch: Batch
 
-def _not_finite(tensor: Tensor, mask: Tensor) -> Tensor:
-    """Tell for each utterance whether a valid frame holds a value that is not finite, (batch,)."""
-    return ((~torch.isfinite(tensor)).any(-1) & mask).any(-1)
+    @property
+    def is_finite(self) -> bool:
+        """Whether the sums are; reading it waits for the device."""
+        return bool(torch.isfinite(self.sums.by_tap).all())
+
+    def fault(self, where: str) -> str:
+        """Say which utterances' audio, or else target, or else prediction, is not finite.
+
+        Only for a batch that is not finite: whatever is fine otherwise overflows in the loss.
+
+        Args:
+            where: Which batch it is, to begin the sentence with.
+        """
+        padding = ~self.output.mask[..., None]
+        past_end = torch.arange(self.batch.waveforms.shape[1], device=padding.device)
+        silence = past_end >= self.batch.num_samples[:, None]
+        suspects = {
+            "audio": (self.batch.waveforms.masked_fill(silence, 0.0),),
+            "target": (target.masked_fill(padding, 0.0) for target in self.targets),
+            "prediction": (each.masked_fill(padding, 0.0) for each in self.output.predictions),
+        }
+        for whose, tensors in suspects.items():
+            bad = torch.stack([~torch.isfinite(each).flatten(1).all(1) for each in tensors]).any(0)
+            if bad.any():
+                names = [
+                    name
+                    for name, is_bad in zip(self.batch.ids, bad.tolist(), strict=True)
+                    if is_bad
+                ]
+                return f"{where}: the {whose} of {', '.join(names)} is not finite. {_MENDS[whose]}"
+        return (
+            f"{where}: the loss of {', '.join(self.batch.ids)} overflows although targets and "
+            "predictions are finite: set model.objective.target_norm to layer_norm"
+        )

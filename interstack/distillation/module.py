@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict
+from functools import partial
 from typing import Any, TypeVar
 
 import lightning as L
@@ -11,13 +11,17 @@ import torch
 from torch import Tensor
 
 from interstack.data.batch import Batch
+from interstack.distillation.channel_statistics import measure_channels
 from interstack.distillation.checks import check_lengths
-from interstack.distillation.finite import check_finite
+from interstack.distillation.finite import BatchLoss
 from interstack.distillation.metrics import DistillationLoss
-from interstack.distillation.objective import ObjectiveConfig, TapSums, tap_sums, total_loss
+from interstack.distillation.non_finite import NonFiniteBatches, NonFinitePolicy
+from interstack.distillation.objective import ObjectiveConfig, tap_sums
 from interstack.distillation.optimizer import OptimizerConfig, make_optimizer
+from interstack.distillation.precision import check_precision
+from interstack.distillation.reduction import rank_loss
 from interstack.distillation.structure import CHECKPOINT_KEY, rebuild_student, student_structure
-from interstack.distillation.targets import FrameGrid, TargetNorm, align_frames, channel_sums
+from interstack.distillation.targets import FrameGrid, TargetNorm, align_frames
 from interstack.growth.plan import GrowthPlan
 from interstack.growth.progress import run_progress
 from interstack.models.build import build_student, load_teacher
@@ -43,6 +47,9 @@ class Distillation(L.LightningModule):
         optimizer: How.
         initial_depth: Encoder layers of the first stage; the command line takes it from
             ``growth.depths``.
+        non_finite: What a training batch whose loss is not finite does: ``stop`` the run and name
+            the utterances, or ``skip``: it is left out, named in the log and counted in
+            ``train/skipped_batches``. Validation and test always stop.
     """
 
     student: Student
@@ -55,6 +62,7 @@ class Distillation(L.LightningModule):
         objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008, frozen
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008, frozen
         initial_depth: int = 3,
+        non_finite: NonFinitePolicy = "stop",
     ) -> None:
         super().__init__()
         # Checkpoints hold the settings as plain dictionaries, and come back as such.
@@ -72,6 +80,10 @@ class Distillation(L.LightningModule):
                 "initial_depth": initial_depth,
             }
         )
+        self.learning_rate_scale: float = 1.0  # growth lowers it while it re-warms
+        # No hyper-parameter: those of a checkpoint overrule the command line, and a run that has
+        # stopped at a batch has to go on without it.
+        self.non_finite = NonFiniteBatches(non_finite)
         self._teacher: list[Teacher] = []  # in a list, so that torch does not register it
 
     # Structure ----------------------------------------------------------------------------------
@@ -87,12 +99,19 @@ class Distillation(L.LightningModule):
         return self.student.lineage
 
     @property
+    def layer_prefix(self) -> str:
+        """What the names of encoder layers' parameters begin with, before the layer's number."""
+        return "student.model.encoder.layers."
+
+    @property
     def teacher(self) -> Teacher:
         """The frozen teacher; there after ``setup``."""
         return self._teacher[0]
 
     def setup(self, stage: str) -> None:
         """Load the teacher, and build the student unless a checkpoint has."""
+        if self._trainer is not None:  # there is none in a notebook
+            check_precision(str(self._trainer.precision))
         if not self._teacher and stage != "predict":
             self._teacher = [load_teacher(self.teacher_config, self.initial_depth)]
         if not hasattr(self, "student"):
@@ -100,7 +119,7 @@ class Distillation(L.LightningModule):
                 self._teacher = [load_teacher(self.teacher_config, self.initial_depth)]
             student = build_student(self.student_config, self.initial_depth, self.teacher)
             self._adopt(student)
-        datamodule: Any = getattr(self._trainer, "datamodule", None)  # no Trainer in a notebook
+        datamodule: Any = getattr(self._trainer, "datamodule", None)
         if datamodule is not None:
             check_lengths(datamodule, self.student, self._teacher[0] if self._teacher else None)
 
@@ -117,26 +136,31 @@ class Distillation(L.LightningModule):
         self.student.grow(plan)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the student's structure."""
+        """Add the student's structure and the number of skipped batches."""
         checkpoint[CHECKPOINT_KEY] = student_structure(self.student)
+        self.non_finite.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Rebuild the student at the checkpoint's depth; Lightning loads the weights next."""
         self._adopt(rebuild_student(checkpoint[CHECKPOINT_KEY]).to(self.device))
+        self.non_finite.load(checkpoint)
 
     def on_fit_start(self) -> None:
         """Move the teacher, and measure the targets' channels where the objective wants it."""
         self._move_teacher()
         if self.target_norm.wants_statistics:
-            self._measure_targets()
+            seconds, policy = self.objective.target_norm_seconds, self.non_finite.policy
+            self.target_norm.measure(measure_channels(self.trainer, self, seconds, policy))
 
     def on_validation_start(self) -> None:
-        """Move the teacher."""
+        """Move the teacher; forget what a validation that broke off has left."""
         self._move_teacher()
+        self.validation_loss.reset()
 
     def on_test_start(self) -> None:
-        """Move the teacher."""
+        """Move the teacher; forget what a test that broke off has left."""
         self._move_teacher()
+        self.test_loss.reset()
 
     def _move_teacher(self) -> None:
         for teacher in self._teacher:
@@ -160,35 +184,44 @@ class Distillation(L.LightningModule):
         )
         return output, targets
 
-    def tap_sums(self, batch: Batch) -> TapSums:
-        """Return the sums that the loss of a batch is made of.
-
-        Raises:
-            DataError: If a target is not finite, with the utterances' names.
-        """
-        output, raw_targets = self(batch)
-        targets = self.target_norm(raw_targets)
-        sums = tap_sums(output.predictions, targets, output.mask, self.objective)
-        check_finite(sums, raw_targets, output, batch)
-        return sums
+    def batch_loss(self, batch: Batch) -> BatchLoss:
+        """Return what the loss of a batch is made of, in fp32 whatever the models compute in."""
+        output, told = self(batch)
+        with torch.autocast(self.device.type, enabled=False):
+            targets = self.target_norm(told)
+            sums = tap_sums(output.predictions, targets, output.mask, self.objective)
+        return BatchLoss(sums, told, output, batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch, averaged over the valid frames of all ranks."""
+        """Return the loss of a batch, averaged over the valid frames of all ranks.
+
+        With ``trainer.accumulate_grad_batches`` each batch of a window counts alike, by its own
+        mean, however many frames it has; what is skipped counts as nothing, and the rest as usual.
+
+        Raises:
+            DataError: On all ranks, if the loss of any is not finite and is not to be skipped.
+        """
         del batch_idx
-        sums = self.tap_sums(batch)
-        # DDP averages gradients over ranks: weight each by its share of the frames.
-        frames = sums.num_frames.float()
-        if self.trainer.world_size > 1:
-            frames = self.trainer.strategy.reduce(frames, reduce_op="mean")
-        by_tap = sums.by_tap / frames.clamp(min=1)
-        loss = total_loss(by_tap, self.objective)
-        self._log_losses("train", loss.detach(), by_tap.detach(), on_step=True)
-        return loss
+        mine = self.batch_loss(batch)
+        loss = rank_loss(mine.sums, self.objective, self.trainer.world_size)
+        if not bool(torch.isfinite(loss.loss)):
+            step = self.trainer.global_step
+            return self.non_finite.refuse(mine, step, self.student.parameters())
+        self.non_finite.count()
+        self._log_losses("train", loss.loss, loss.by_tap, on_step=True)
+        return loss.to_minimise
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let a step without a batch that counts change nothing, and log no loss."""
+        self.non_finite.close_window(self.trainer, optimizer)
+        if self.non_finite.policy == "skip":
+            self.log("train/skipped_batches", float(self.non_finite.skipped))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the learning rate that is due; growth, a callback, has come before."""
         del batch, batch_idx
-        rate = self.optimizer_config.learning_rate_at(run_progress(self.trainer))
+        due = self.optimizer_config.learning_rate_at(run_progress(self.trainer))
+        rate = due * self.learning_rate_scale
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -196,17 +229,17 @@ class Distillation(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Gather the validation loss."""
-        del batch_idx
-        self.validation_loss.update(self.tap_sums(batch))
+        loss = self.batch_loss(batch)
+        self.validation_loss.update(loss.sums, partial(loss.fault, f"validation batch {batch_idx}"))
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation loss over all ranks."""
+        """Log the validation loss over all ranks; all stop if it is not finite on any."""
         self._log_metric("val", self.validation_loss)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Gather the test loss."""
-        del batch_idx
-        self.test_loss.update(self.tap_sums(batch))
+        loss = self.batch_loss(batch)
+        self.test_loss.update(loss.sums, partial(loss.fault, f"test batch {batch_idx}"))
 
     def on_test_epoch_end(self) -> None:
         """Log the test loss over all ranks."""
@@ -222,7 +255,6 @@ class Distillation(L.LightningModule):
         loss, by_tap = metric.compute()
         # torchmetrics drops the dimension of a single tap
         self._log_losses(prefix, loss, by_tap.reshape(-1), on_step=False)
-        metric.reset()
 
     def _log_losses(self, prefix: str, loss: Tensor, by_tap: Tensor, *, on_step: bool) -> None:
         """Log the loss, and each tap's distance under the teacher layer's index."""
@@ -235,30 +267,6 @@ class Distillation(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Make a fresh AdamW over what is trained; called at the start and after each growth."""
         return make_optimizer(self.named_parameters(), self.optimizer_config)
-
-    @torch.no_grad()
-    def _measure_targets(self) -> None:
-        """Take the targets' channel statistics from the first seconds of training data."""
-        sums = []
-        seconds = 0.0
-        for batch in self._training_batches():
-            output, targets = self(self.trainer.strategy.batch_to_device(batch))
-            sums.append(channel_sums(targets, output.mask))
-            seconds += float(batch.seconds)
-            if seconds * self.trainer.world_size >= self.objective.target_norm_seconds:
-                break
-        total = [torch.stack(parts).sum(0) for parts in zip(*sums, strict=True)]
-        if self.trainer.world_size > 1:
-            total = [self.trainer.strategy.reduce(part, reduce_op="sum") for part in total]
-        self.target_norm.measure([(total[0], total[1], total[2])])
-
-    def _training_batches(self) -> Iterable[Batch]:
-        datamodule: Any = getattr(self.trainer, "datamodule", None)
-        if datamodule is None:
-            self.trainer.fit_loop.setup_data()  # otherwise loaders given to fit() come later
-        source: Any = datamodule.train_dataloader() if datamodule else self.trainer.train_dataloader
-        batches: Iterable[Batch] = source
-        return batches
 
 
 def _config(kind: type[ConfigT], value: ConfigT | dict[str, Any]) -> ConfigT:

@@ -6,9 +6,9 @@ progress goes on through growth and resume alike.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -62,12 +62,42 @@ class OptimizerConfig:
 def make_optimizer(
     named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig
 ) -> torch.optim.AdamW:
-    """Make an AdamW over the parameters that are trained, with their names in its state."""
+    """Make an AdamW over the parameters that are trained, with their names in its state.
+
+    State that is loaded into it is matched by these names: ``load_state_dict`` raises a
+    ConfigurationError if they are not those of the parameters that are trained.
+    """
     trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         trained,
         lr=config.learning_rate,
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
     )
+    optimizer.register_load_state_dict_pre_hook(_match_by_name)
+    return optimizer
+
+
+def _match_by_name(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Bring saved state into the order of the optimizer's parameters; torch goes by position."""
+    (group,) = optimizer.param_groups
+    (saved,) = state_dict["param_groups"]
+    names: list[str] = group["param_names"]
+    places = dict(zip(saved.get("param_names", ()), saved["params"], strict=False))
+    lacking = [name for name in names if name not in places]
+    unknown = [name for name in places if name not in names]
+    if lacking or unknown:
+        raise ConfigurationError(
+            "the checkpoint's optimizer state is not that of the parameters that are trained "
+            f"(lacking: {_some(lacking)}; unknown: {_some(unknown)}): resume with the settings and "
+            "the version of interstack that the run began with"
+        )
+    matched = saved | {"params": [places[name] for name in names], "param_names": list(names)}
+    return state_dict | {"param_groups": [matched]}
+
+
+def _some(names: Sequence[str]) -> str:
+    """Write the first few of many names."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{', '.join(names[:3]) or 'none'}{more}"

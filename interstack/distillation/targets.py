@@ -83,7 +83,8 @@ class TargetNorm(nn.Module):
         return self.config.target_norm == "channel" and not bool(self.measured)
 
     def forward(self, targets: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Normalise one tensor a tap, each (batch, frames, channels)."""
+        """Normalise one tensor a tap, each (batch, frames, channels); they come out in float32."""
+        targets = [target.float() for target in targets]
         if self.config.target_norm == "layer_norm":
             return tuple(layer_normed(target) for target in targets)
         if self.config.target_norm == "channel":

@@ -6,6 +6,12 @@ import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 
 from interstack.errors import ConfigurationError
+from interstack.growth.optimizer_state import (
+    OptimizerStatePolicy,
+    inherit_state,
+    named_parameters,
+)
+from interstack.growth.plan import GrowthPlan
 
 
 def check_strategy(trainer: L.Trainer) -> None:
@@ -24,14 +30,37 @@ def check_strategy(trainer: L.Trainer) -> None:
         )
 
 
-def rebuild_after_growth(trainer: L.Trainer) -> None:
+def check_optimizers(trainer: L.Trainer, policy: OptimizerStatePolicy) -> None:
+    """Refuse, before any training, optimizers whose state could not be matched at a growth.
+
+    Raises:
+        ConfigurationError: If the policy needs their parameters' names and they have none.
+    """
+    for optimizer in trainer.strategy.optimizers if policy != "reset" else ():
+        named_parameters(optimizer)
+
+
+def rebuild_after_growth(
+    trainer: L.Trainer, plan: GrowthPlan, layer_prefix: str, policy: OptimizerStatePolicy
+) -> None:
     """Wrap the grown module anew where it is wrapped, and make its optimizer anew.
 
     DDP's reducer knows the parameters it was built with: without a new one, the ranks' clones would
     drift apart. The loops take the new optimizer up at the next step; ``global_step`` goes on.
+
+    Args:
+        trainer: The run's.
+        plan: The growth that the module has just gone through.
+        layer_prefix: What the names of layers' parameters begin with, before the layer's number.
+        policy: What becomes of the optimizer's state.
     """
     strategy = trainer.strategy
+    old_optimizers = strategy.optimizers
     if isinstance(strategy, DDPStrategy):
         strategy.model = strategy.lightning_module
+        # Wrapping sends rank 0's weights to all (torch's default): layers that each rank has drawn
+        # for itself, as operator random has them do, are equal before the optimizer is made.
         strategy.configure_ddp()
     strategy.setup_optimizers(trainer)
+    for old, new in zip(old_optimizers, strategy.optimizers, strict=True):
+        inherit_state(old, new, plan, layer_prefix, policy)

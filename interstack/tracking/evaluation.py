@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import lightning as L
 import torch
@@ -38,10 +39,13 @@ def validation_loss(trainer: L.Trainer, module: Distillation) -> float | None:
         trainer.fit_loop.epoch_loop.val_loop.setup_data()  # loads them once, as validation does
         batches = CombinedLoader(trainer.val_dataloaders, "sequential")
         batches.limits = trainer.num_val_batches
-        for raw_batch, _, dataloader_idx in batches:
+        for raw_batch, batch_idx, dataloader_idx in batches:
             batch = precision.convert_input(raw_batch)
             batch = strategy.batch_to_device(batch, dataloader_idx=dataloader_idx)
-            metric.update(module.tap_sums(batch))
+            batch_loss = module.batch_loss(batch)
+            metric.update(
+                batch_loss.sums, partial(batch_loss.fault, f"validation batch {batch_idx}")
+            )
         loss, _ = metric.compute()
     return float(loss)
 

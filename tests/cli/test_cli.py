@@ -19,8 +19,8 @@ from interstack.distillation.module import Distillation
 REPOSITORY = Path(__file__).parents[2]
 SPEECH = REPOSITORY / "assets" / "speech"
 CSV_ALONE = {
-    "class_path": "CSVLogger",
-    "init_args": {"save_dir": ".", "name": "", "version": ""},
+    "class_path": "MetricsFile",
+    "init_args": {"save_dir": "."},
 }
 INTERLEAVED = REPOSITORY / "configs" / "interleaved.yaml"
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data import Batch, LibriSpeechFolder, SpeechDataModule
+from interstack.data.workers import prepare_worker
 from interstack.errors import ConfigurationError, DataError
 
 
@@ -103,15 +104,6 @@ def test_ranks_share_an_epoch_evenly_and_without_overlap() -> None:
     assert sorted(ids) == [file.stem for file in files_of(SPEECH)]
 
 
-def test_an_epoch_can_begin_at_any_batch() -> None:
-    """What resuming in the middle of an epoch stands on."""
-    feed = make_data_module(SPEECH, max_seconds=3.0)._feeds["train"]
-    whole, rest = feed.training(2, 0, 1), feed.training(2, 0, 1, first_batch=5)
-    assert equal_batches(
-        [whole[i] for i in range(5, len(whole))], [rest[i] for i in range(len(rest))]
-    )
-
-
 def test_workers_change_nothing_and_leave_the_global_random_state() -> None:
     """Two workers deliver what none does, crops and order included."""
     alone = make_data_module(SPEECH, max_seconds=3.0)
@@ -126,8 +118,15 @@ def test_spawned_workers_serve_as_well(corpus: Path) -> None:
     """Everything that a worker needs can be sent to a fresh process."""
     module = make_data_module(corpus, on_corrupt="skip")
     dataset = module.train_dataloader().dataset
-    spawned = DataLoader(dataset, batch_size=None, num_workers=1, multiprocessing_context="spawn")
-    assert equal_batches(spawned, module.train_dataloader())
+    spawned = DataLoader(
+        dataset,
+        batch_size=None,
+        num_workers=1,
+        multiprocessing_context="spawn",
+        worker_init_fn=prepare_worker,
+    )
+    batches = [delivery.batch for delivery in spawned]
+    assert equal_batches(batches, module.train_dataloader())
 
 
 def test_prediction_keeps_the_corpus_order_and_validation_begins_with_the_longest() -> None:
@@ -183,9 +182,8 @@ def test_audio_that_turns_corrupt_can_be_skipped(
     left = {file.stem for file in files_of(corpus)} - {victim.stem for victim in victims}
     assert set(ids_of(batches)) == left
     assert module.report()["skipped"] == 3
-    if num_workers == 0:
-        assert len(caplog.messages) == 1
-        assert "Left out: " in caplog.messages[0]
+    assert len(caplog.messages) == 1
+    assert "Left out: " in caplog.messages[0]
 
 
 def test_a_batch_of_nothing_but_corrupt_audio_is_replaced(corpus: Path) -> None:
@@ -203,12 +201,22 @@ def test_a_batch_of_nothing_but_corrupt_audio_is_replaced(corpus: Path) -> None:
 
 
 def test_nothing_but_corrupt_audio_ends_the_run(corpus: Path) -> None:
-    """Skipping has an end."""
-    module = make_data_module(corpus, on_corrupt="skip")
-    for file in files_of(corpus):
+    """Skipping has an end, sooner where there is more to skip."""
+    files = files_of(corpus)
+    few, many = 20, len(files)
+    for file in files[few:]:
+        file.rename(file.with_suffix(".kept"))
+    small = make_data_module(corpus, on_corrupt="skip")
+    for file in files[few:]:
+        file.with_suffix(".kept").rename(file)
+    large = make_data_module(corpus, on_corrupt="skip")
+    for file in files:
         file.write_bytes(b"")
     with pytest.raises(DataError, match=r"None of \d+ batches can be decoded"):
-        list(module.train_dataloader())
+        list(small.train_dataloader())
+    assert many > 32
+    with pytest.raises(DataError, match=r"32 utterances in a row .* data are still there\. .*flac"):
+        list(large.train_dataloader())
 
 
 def test_utterances_longer_than_a_batch_are_refused_by_name(corpus: Path) -> None:

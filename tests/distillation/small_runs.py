@@ -88,3 +88,16 @@ def fit(
 ) -> None:
     """Train on batches and validate on the first of them."""
     trainer.fit(module, loader(batches), loader(batches[:1]), ckpt_path=checkpoint)
+
+
+class SaveAfterFirstEpoch(L.Callback):
+    """Writes a checkpoint between the first epoch and the next one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Write it."""
+        del pl_module
+        if trainer.current_epoch == 0:
+            trainer.save_checkpoint(self.path)

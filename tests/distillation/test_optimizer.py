@@ -81,3 +81,77 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
     """By name."""
     with pytest.raises(ConfigurationError, match=message):
         OptimizerConfig(**settings)
+
+
+# State that is loaded ---------------------------------------------------------------------------
+
+
+def layers(*names: str) -> dict[str, nn.Parameter]:
+    """Parameters of one shape, so that only their names tell them apart."""
+    return {name: nn.Parameter(torch.ones(2)) for name in names}
+
+
+def stepped(parameters: dict[str, nn.Parameter]) -> torch.optim.AdamW:
+    """An optimizer in which the parameter called "3" has had a gradient of 3."""
+    optimizer = make_optimizer(parameters.items(), OptimizerConfig(betas=(0.0, 0.0)))
+    for name, parameter in parameters.items():
+        parameter.grad = torch.full_like(parameter, float(name))
+    optimizer.step()
+    return optimizer
+
+
+def moments(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter]
+) -> dict[str, Any]:
+    """Every parameter's first moment, which is its last gradient."""
+    return {name: optimizer.state[each]["exp_avg"].tolist() for name, each in parameters.items()}
+
+
+def test_saved_state_is_matched_by_name_in_any_order() -> None:
+    """Torch alone goes by position, and would give each the moments of another."""
+    saved = stepped(layers("1", "2", "3")).state_dict()
+    present = layers("3", "1", "2")
+    optimizer = make_optimizer(present.items(), OptimizerConfig())
+    optimizer.load_state_dict(saved)
+    assert moments(optimizer, present) == {"3": [3.0, 3.0], "1": [1.0, 1.0], "2": [2.0, 2.0]}
+    assert optimizer.param_groups[0]["param_names"] == ["3", "1", "2"]
+    assert saved["param_groups"][0]["param_names"] == ["1", "2", "3"]
+    again = optimizer.state_dict()
+    optimizer.load_state_dict(again)
+    assert moments(optimizer, present) == {"3": [3.0, 3.0], "1": [1.0, 1.0], "2": [2.0, 2.0]}
+
+
+def test_parameters_without_state_may_be_among_the_saved() -> None:
+    """Clones that have not stepped yet have none, and others keep theirs."""
+    parameters = layers("1", "2", "3")
+    optimizer = stepped(parameters)
+    del optimizer.state[parameters["2"]]
+    present = layers("2", "3", "1")
+    loaded = make_optimizer(present.items(), OptimizerConfig())
+    loaded.load_state_dict(optimizer.state_dict())
+    with_state = {name: each for name, each in present.items() if each in loaded.state}
+    assert moments(loaded, with_state) == {"3": [3.0, 3.0], "1": [1.0, 1.0]}
+
+
+@pytest.mark.parametrize(
+    ("saved", "present", "message"),
+    [
+        ("12", "123", r"lacking: 3; unknown: none"),
+        ("123", "12", r"lacking: none; unknown: 3"),
+        ("124", "123", r"lacking: 3; unknown: 4"),
+        ("1", "123456", r"lacking: 2, 3, 4 and 2 more; unknown: none"),
+    ],
+)
+def test_state_of_other_parameters_is_refused(saved: str, present: str, message: str) -> None:
+    """As many, more or fewer; with their names."""
+    state = stepped(layers(*saved)).state_dict()
+    with pytest.raises(ConfigurationError, match=message):
+        make_optimizer(layers(*present).items(), OptimizerConfig()).load_state_dict(state)
+
+
+def test_state_without_names_is_refused() -> None:
+    """Nothing says whose it is, even where the numbers agree."""
+    state = stepped(layers("1", "2")).state_dict()
+    del state["param_groups"][0]["param_names"]
+    with pytest.raises(ConfigurationError, match=r"lacking: 1, 2; unknown: none"):
+        make_optimizer(layers("1", "2").items(), OptimizerConfig()).load_state_dict(state)

@@ -1,0 +1,51 @@
+"""One run at a time in a directory."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from interstack.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def run_lock(directory: Path) -> Iterator[None]:
+    """Keep other processes from running in a directory.
+
+    A POSIX record lock: the kernel lets go of it when the process dies, however it dies, and forked
+    decoding workers, which outlive a killed process by seconds, do not share it. The locked file
+    lies beside the directory, which may be renamed.
+
+    Args:
+        directory: The run's directory; it need not exist.
+
+    Raises:
+        ConfigurationError: If a run is going on there.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    path = directory.parent / f".{directory.name}.lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            holder = file.read().strip() or "a process that doesn't say its name"
+            raise ConfigurationError(
+                f"another run is going on in {directory} ({holder}): stop it, or give this one "
+                "another trainer.default_root_dir"
+            ) from error
+        except OSError as error:  # a file system without locks
+            log.warning("%s can't be guarded against a second run (%s)", directory, error.strerror)
+        with contextlib.suppress(OSError):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+        yield

@@ -1,0 +1,164 @@
+"""Worker processes: the signals that they leave to the run, and how the death of one is told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
+from types import FrameType
+from typing import Final, TypeVar
+
+import torch
+from torch.utils.data import DataLoader
+
+from interstack.errors import DataError
+
+ItemT = TypeVar("ItemT")
+
+_SIGNALS_OF_THE_RUN: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
+"""Ctrl-C and a cluster's notice reach every process of a run; the training process answers them."""
+
+
+def load(loader: DataLoader[ItemT]) -> Generator[ItemT]:
+    """Yields a loader's items, and ends its workers when it is closed.
+
+    Raises:
+        DataError: a worker died; the others have been ended. It is raised where an item is asked
+            for and nowhere else, so never in the middle of a step.
+    """
+    if not loader.num_workers:
+        yield from loader
+        return
+    with _blocked_signals():  # and blocked they stay in the workers, from their first moment
+        others = active_children()
+        items = iter(loader)
+        workers = [process for process in active_children() if process not in others]
+    _gate.install()
+    _workers.update(workers)
+    try:
+        while True:
+            try:
+                with _gate:
+                    dead = _dead()
+                    if dead:
+                        break
+                    item = next(items)
+            except StopIteration:
+                return
+            except Exception:
+                dead = _dead()
+                if not dead:
+                    raise
+                break
+            yield item
+    finally:
+        _gate.close()
+        _workers.difference_update(workers)
+        del items  # ends the workers; a traceback that held it would make that take seconds
+    raise DataError(_obituary(dead[0]))
+
+
+def prepare_worker(_worker: int) -> None:
+    """Makes a loader's worker a good subordinate; its `worker_init_fn`.
+
+    It doesn't compete with the training process for its cores. And it outlives the signals that
+    end a run: the training process goes on to the end of its step and writes a checkpoint, and
+    needs its batches for that. SIGTERM from the training process itself is obeyed: so torch and
+    multiprocessing end workers that are stuck, and would wait for ever for one that ignores it.
+    Torch's own handler makes this distinction too, but dies of everybody else's SIGTERM. If the
+    training process is killed, torch's watchdog ends its workers within seconds.
+    """
+    torch.set_num_threads(1)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_OF_THE_RUN)
+    threading.Thread(target=_obey_the_parent_alone, daemon=True).start()
+
+
+def _obey_the_parent_alone() -> None:
+    """Takes the signals in; only waiting for them tells who sent them."""
+    while True:
+        received = signal.sigwaitinfo(_SIGNALS_OF_THE_RUN)
+        if received.si_signo == signal.SIGTERM and received.si_pid == os.getppid():
+            os._exit(0)
+
+
+@contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Holds the signals of the run back, in this thread, until the end of the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_OF_THE_RUN)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _Gate:
+    """Lets news of a worker's death through only while a batch is waited for.
+
+    Torch raises it from a handler of SIGCHLD, wherever the training process happens to be: in an
+    optimizer's step, in a growth, in the writing of a checkpoint. But it must be let through while
+    a batch is waited for, or that could be for ever: a worker can die holding the queue.
+    """
+
+    def __init__(self) -> None:
+        self._is_open = False
+        self._behind: Callable[[int, FrameType | None], object] | None = None
+
+    def __enter__(self) -> None:
+        self._is_open = True
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Holds the news back from now on."""
+        self._is_open = False
+
+    def install(self) -> None:
+        """Stands before the present handler of SIGCHLD, which is torch's once there are workers."""
+        handler = signal.getsignal(signal.SIGCHLD)
+        if not callable(handler) or handler == self._handle:
+            return
+        if threading.current_thread() is threading.main_thread():
+            self._behind = handler
+            signal.signal(signal.SIGCHLD, self._handle)
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        assert self._behind is not None
+        try:
+            self._behind(signum, frame)
+        except RuntimeError:
+            if self._is_open:
+                raise
+
+
+_gate: Final = _Gate()
+
+_workers: Final[set[BaseProcess]] = set()
+"""Those of all loaders: validation's may be waited for while one of training's dies."""
+
+
+def _dead() -> list[BaseProcess]:
+    """Lists the workers that came to a bad end; those that finished their share have status 0."""
+    return [worker for worker in _workers if worker.exitcode]
+
+
+def _obituary(worker: BaseProcess) -> str:
+    """Says how a worker ended, and what to do about it."""
+    assert worker.exitcode is not None
+    if worker.exitcode > 0:
+        return (
+            f"A worker that decodes audio ended with status {worker.exitcode}; what it printed "
+            "before may say why, and data.num_workers=0 shows it in full."
+        )
+    cause = signal.Signals(-worker.exitcode)
+    mend = "with data.num_workers=0 the training process decodes and shows the cause."
+    if cause == signal.SIGKILL:
+        mend = "most often memory has run out: lower data.num_workers or data.batch_seconds."
+    elif cause == signal.SIGBUS:
+        mend = "most often shared memory (/dev/shm) has run out: enlarge it or lower "
+        mend += "data.num_workers or data.batch_seconds."
+    return f"A worker that decodes audio was killed by {cause.name}; {mend}"

@@ -1,0 +1,121 @@
+"""Two processes train as one does on the same global batches, and never part. One torchrun."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import ranks_worker
+import torch
+
+from interstack.distillation.objective import ObjectiveConfig, TapSums
+from interstack.distillation.reduction import rank_loss
+
+
+class Launch(NamedTuple):
+    """What two ranks saw of their runs, and how their processes ended."""
+
+    ranks: tuple[dict[str, Any], dict[str, Any]]
+    status: int
+    said: str
+
+    def of(self, run: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return what each rank saw of a run."""
+        return self.ranks[0][run], self.ranks[1][run]
+
+
+@pytest.fixture(scope="module")
+def launch(teacher_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Launch:
+    """Run the worker on two ranks; one that waits for ever fails by the time limit."""
+    output = tmp_path_factory.mktemp("ranks")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    ended = subprocess.run(
+        [*torchrun, "--nproc-per-node=2", ranks_worker.__file__, output, teacher_directory],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    written = [output / f"rank{rank}.json" for rank in (0, 1)]
+    assert all(path.exists() for path in written), ended.stderr
+    first, second = (json.loads(path.read_text()) for path in written)
+    return Launch((first, second), ended.returncode, ended.stderr)
+
+
+@pytest.mark.parametrize("run", ["plain", "accumulated"])
+def test_two_ranks_train_as_one_process_on_the_same_global_batches(
+    run: str, launch: Launch, teacher_directory: Path
+) -> None:
+    """Logged losses of every step and tap, and validation; the ranks' frames differ sixfold."""
+    one = ranks_worker.run(teacher_directory, None, **ranks_worker.RUNS[run])
+    assert one["depth"] == 4
+    for two in launch.of(run):
+        assert len(two["losses"]) == len(one["losses"]) >= 8
+        for mine, theirs in zip(two["losses"], one["losses"], strict=True):
+            assert set(mine) == {"train/loss", "train/loss_tap_0", "train/loss_tap_4"}
+            assert mine == pytest.approx(theirs, rel=1e-5)
+        assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("run", ["plain", "accumulated", "random", "skip"])
+def test_ranks_hold_the_same_weights_after_every_growth_and_step(run: str, launch: Launch) -> None:
+    """Bit by bit, the moments too; also where growth draws layers from unlike random states."""
+    first, second = launch.of(run)
+    assert len(first["grown"]) == 2
+    assert len(set(first["weights"])) >= 4
+    for what in ("grown", "weights", "moments", "losses"):
+        assert first[what] == second[what], what
+
+
+def test_a_step_costs_one_collective_and_no_search_for_unused_parameters(launch: Launch) -> None:
+    """Besides those of DDP's reducer: no barrier, and none for what is logged."""
+    for rank in launch.of("plain"):
+        assert rank["collectives"] == [["all_reduce"]] * 9
+        assert rank["searches_unused"] == [False] * 9
+
+
+def test_a_batch_that_is_not_finite_on_one_rank_is_skipped_on_both(launch: Launch) -> None:
+    """It changes neither weights nor moments, is counted once, and the run goes on and grows."""
+    bad = ranks_worker.BAD
+    for rank in launch.of("skip"):
+        assert rank["message"] == ""
+        assert (rank["steps"], rank["depth"], rank["skipped"]) == (6, 4, 1)
+        assert rank["weights"][bad] == rank["weights"][bad - 1]
+        assert rank["moments"][bad] == rank["moments"][bad - 1]
+        assert len(set(rank["weights"])) == 5
+        assert not any(math.isnan(loss["train/loss"]) for loss in rank["losses"])
+
+
+def test_a_batch_that_is_not_finite_on_one_rank_stops_both(launch: Launch) -> None:
+    """The rank that has it names step and utterance; nobody waits for ever."""
+    healthy, ill = launch.of("stop")
+    assert "step 3: the audio of rank1-0 is not finite" in ill["message"]
+    assert "step 3: the loss of another rank is not finite" in healthy["message"]
+    assert launch.status != 0
+    assert "the audio of rank1-0 is not finite" in launch.said
+
+
+def test_validation_on_ranks_stops_on_both_where_they_meet(launch: Launch) -> None:
+    """One rank that left at its bad batch would keep the other waiting."""
+    healthy, ill = launch.of("bad validation")
+    assert ill["message"].startswith("validation batch 1: the audio of rank1-0 is not finite")
+    assert healthy["message"].startswith("the loss of another rank is not finite")
+
+
+def test_the_loss_of_one_process_is_what_it_was_without_ranks() -> None:
+    """Bit by bit, what is minimised and what is logged."""
+    sums = TapSums(torch.tensor([7.1, 3.3], requires_grad=True), torch.tensor(13))
+    loss = rank_loss(sums, ObjectiveConfig(), 1)
+    by_tap = sums.by_tap / sums.num_frames.float()
+    expected = by_tap[-1] + 0.5 * by_tap.mean()
+    assert torch.equal(loss.to_minimise, expected)
+    assert torch.equal(loss.loss, expected)
+    assert torch.equal(loss.by_tap, by_tap)
+    assert not loss.loss.requires_grad

@@ -1,0 +1,152 @@
+"""Runs of the command line in processes of their own, which tests kill and take up again."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import torch
+
+from interstack.cli import main
+
+REPOSITORY = Path(__file__).parents[2]
+SPEECH = REPOSITORY / "assets" / "speech"
+HERE = str(Path(__file__).parent)
+CSV_ALONE = {"class_path": "MetricsFile", "init_args": {"save_dir": "."}}
+GROWN_AT, NUM_STEPS, EPOCH = 6, 12, 5
+"""Steps before growth, steps of the run, and steps of an epoch: growth is amid the second."""
+
+# A server that has imported everything forks a fresh process for every run in milliseconds.
+_processes = multiprocessing.get_context("forkserver")
+_processes.set_forkserver_preload(["interstack.commands.lightning"])
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the command line: where, and with what.
+
+    Attributes:
+        directory: The run's directory.
+        words: All options of ``fit`` but the directory's.
+    """
+
+    directory: Path
+    words: tuple[str, ...]
+    log: Path = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "log", self.directory.with_suffix(".log"))
+
+    def start(self, *more: str) -> BaseProcess:
+        """Start it in a process of its own."""
+        words = ["fit", *self.words, f"--trainer.default_root_dir={self.directory}", *more]
+        process = _processes.Process(target=_run, args=(words, str(self.log)), daemon=False)
+        process.start()
+        return process
+
+    def finish(self, *more: str) -> None:
+        """Run it to its end."""
+        process = self.start(*more)
+        process.join(120)
+        assert process.exitcode == 0, self.log.read_text()
+
+    def kill_at(self, step: int, where: str, *more: str) -> None:
+        """Run it to a point within a step, and kill it there from outside.
+
+        Args:
+            step: Optimizer steps that are done.
+            where: The hook it waits in; see ``pauses.PauseAt``.
+            *more: More options.
+        """
+        flag = self.directory.with_suffix(".flag")
+        flag.unlink(missing_ok=True)
+        pause = {"step": step, "where": where, "flag": str(flag)}
+        callback = json.dumps({"class_path": "pauses.PauseAt", "init_args": pause})
+        process = self.start(f"--trainer.callbacks+={callback}", *more)
+        deadline = time.monotonic() + 120
+        while not flag.exists():
+            assert process.is_alive(), self.log.read_text()
+            assert time.monotonic() < deadline, self.log.read_text()
+            time.sleep(0.02)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+
+    def checkpoint(self, name: str = "last") -> dict[str, object]:
+        """Read a checkpoint as strictly as the command line does."""
+        path = self.directory / "checkpoints" / f"{name}.ckpt"
+        content: dict[str, object] = torch.load(path, weights_only=True)
+        return content
+
+    def metrics(self) -> str:
+        """Return the metrics' file."""
+        return (self.directory / "metrics.csv").read_text()
+
+
+def small_words(teacher: Path, *more: str) -> tuple[str, ...]:
+    """Options of a run of twelve steps that grows after six; dropout draws random numbers."""
+    return (
+        f"--config={REPOSITORY / 'configs' / 'interleaved.yaml'}",
+        f"--trainer.max_steps={NUM_STEPS}",
+        f"--trainer.limit_train_batches={EPOCH}",
+        "--trainer.check_val_every_n_epoch=1",
+        "--trainer.limit_val_batches=1",
+        "--trainer.log_every_n_steps=1",
+        f"--trainer.logger={json.dumps([CSV_ALONE])}",
+        f"--model.teacher.source={teacher}",
+        "--model.teacher.taps=[2,4]",
+        "--model.student.hidden_size=16",
+        "--model.student.intermediate_size=32",
+        "--model.student.num_attention_heads=2",
+        "--model.student.dropout=0.1",
+        "--growth.depths=[2,4]",
+        f"--data.source.init_args.root={SPEECH}",
+        "--data.batch_seconds=16",
+        "--data.num_workers=0",
+        "--checkpoint.every_n_steps=1",
+        *more,
+    )
+
+
+def differences(one: object, other: object, name: str = "") -> Iterator[str]:
+    """Yield the names of everything in which two checkpoints differ, but for wall-clock."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        if one.dtype != other.dtype or not torch.equal(one, other):
+            yield name
+    elif isinstance(one, dict) and isinstance(other, dict):
+        for key in one.keys() | other.keys():
+            if not str(key).endswith("_seconds") and key != "interstack_config":
+                yield from differences(one.get(key), other.get(key), f"{name}/{key}")
+    elif isinstance(one, Sequence) and isinstance(other, Sequence) and not isinstance(one, str):
+        if len(one) != len(other):
+            yield f"{name} has another length"
+        for place, (mine, theirs) in enumerate(zip(one, other, strict=False)):
+            yield from differences(mine, theirs, f"{name}[{place}]")
+    elif one != other:
+        yield f"{name}: {one} and {other}"
+
+
+def assert_same_end(one: Run, other: Run) -> None:
+    """Two runs end bit by bit alike: all that is saved, and all that was logged."""
+    assert list(differences(one.checkpoint(), other.checkpoint())) == []
+    assert one.metrics() == other.metrics()
+
+
+def _run(words: list[str], log: str) -> None:
+    """What the forked process does."""
+    with Path(log).open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.chdir(REPOSITORY)
+    sys.path.append(HERE)
+    torch.set_num_threads(1)
+    sys.exit(main(words))
