@@ -20,7 +20,6 @@ from interstack.cli import main
 REPOSITORY = Path(__file__).parents[2]
 SPEECH = REPOSITORY / "assets" / "speech"
 HERE = str(Path(__file__).parent)
-CSV_ALONE = {"class_path": "MetricsFile", "init_args": {"save_dir": "."}}
 GROWN_AT, NUM_STEPS, EPOCH = 6, 12, 5
 """Steps before growth, steps of the run, and steps of an epoch: growth is amid the second."""
 
@@ -101,7 +100,7 @@ def small_words(teacher: Path, *more: str) -> tuple[str, ...]:
         "--trainer.check_val_every_n_epoch=1",
         "--trainer.limit_val_batches=1",
         "--trainer.log_every_n_steps=1",
-        f"--trainer.logger={json.dumps([CSV_ALONE])}",
+        "--trainer.logger=MetricsFile",
         f"--model.teacher.source={teacher}",
         "--model.teacher.taps=[2,4]",
         "--model.student.hidden_size=16",
