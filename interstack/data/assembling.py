@@ -45,37 +45,44 @@ class BatchAssembler:
 
 
 class BatchDataset(Dataset[Delivery]):
-    """Known batches of utterances; item i is batch i, decoded when asked for.
+    """Known batches of utterances, decoded when asked for; item i is batch `first_batch` + i.
 
     Args:
         batches: the utterances of every batch, in the order of training.
         assemble: makes a batch of utterances.
+        first_batch: batches to pass over.
     """
 
-    def __init__(self, batches: Sequence[Sequence[Utterance]], assemble: BatchAssembler) -> None:
+    def __init__(
+        self,
+        batches: Sequence[Sequence[Utterance]],
+        assemble: BatchAssembler,
+        first_batch: int = 0,
+    ) -> None:
         self.batches = batches
         self.assemble = assemble
+        self.first_batch = first_batch
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return max(0, len(self.batches) - self.first_batch)
 
     def __getitem__(self, index: int) -> Delivery:
-        """Returns batch `index` with what was left out of it; see `batch`."""
+        """Returns an item with what was left out of it; see `batch`."""
         left_out = self.assemble.left_out
         left_out.take()  # what was counted before, by others, is no part of this batch
-        return Delivery(self.batch(index), left_out.take())
+        return Delivery(self.batch(self.first_batch + index), left_out.take())
 
     def batch(self, index: int) -> Batch | DataError:
         """Returns batch `index`, or the error that prevents it.
 
         Every step needs a batch, or ranks would fall out of step: one whose utterances are all
-        corrupt is replaced by the next.
+        corrupt is replaced by the next (the last by the first, passed over or not).
         """
         try:
-            for offset in range(len(self)):
-                batch = self.assemble(self.batches[(index + offset) % len(self)])
+            for offset in range(len(self.batches)):
+                batch = self.assemble(self.batches[(index + offset) % len(self.batches)])
                 if batch is not None:
                     return batch
         except DataError as error:
             return error
-        return DataError(f"None of {len(self)} batches can be decoded; check the audio files.")
+        return DataError(f"None of {len(self.batches)} batches can be decoded; check the audio.")

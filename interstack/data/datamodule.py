@@ -241,10 +241,7 @@ class SpeechDataModule(L.LightningDataModule):
         return {**counts, "skipped": left_out.skipped, "too_short": left_out.too_short}
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what this rank left out while loading, which Lightning puts into checkpoints.
-
-        Batches that are loaded but not trained on are not counted: a resumed run counts them.
-        """
+        """Returns what this rank left out of the batches before the present one."""
         return self._left_out.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -111,7 +111,7 @@ class FileFeed(Feed):
         """Returns one rank's batches of an epoch; together the ranks' hold every utterance once."""
         key = (self.settings.seed, epoch)
         share = self._training_plan(world_size).shuffled(key, world_size)[rank]
-        return self._dataset(share[first_batch:], epoch)
+        return self._dataset(share, epoch, first_batch)
 
     def evaluation(self, rank: int, world_size: int, keep_order: bool = False) -> BatchDataset:
         """Returns one rank's batches of a single pass: as listed, or longest first.
@@ -130,8 +130,11 @@ class FileFeed(Feed):
             self._lengths, settings.batch_samples, settings.num_buckets, world_size=world_size
         )
 
-    def _dataset(self, batches: Sequence[NDArray[np.int64]], epoch: int | None) -> BatchDataset:
+    def _dataset(
+        self, batches: Sequence[NDArray[np.int64]], epoch: int | None, first_batch: int = 0
+    ) -> BatchDataset:
         return BatchDataset(
             [[self.utterances[index] for index in batch] for batch in batches],
             BatchAssembler(self.settings, epoch),
+            first_batch,
         )

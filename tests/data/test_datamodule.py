@@ -5,15 +5,13 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
 from corpora import SPEECH, equal_batches, files_of, ids_of, make_data_module
-from torch import nn
 from torch.utils.data import DataLoader
 
 from interstack.constants import SAMPLE_RATE
-from interstack.data import Batch, LibriSpeechFolder, SpeechDataModule
+from interstack.data import LibriSpeechFolder, SpeechDataModule
 from interstack.data.workers import prepare_worker
 from interstack.errors import ConfigurationError, DataError
 
@@ -40,55 +38,6 @@ def test_waveforms_are_padded_speech() -> None:
         for waveform, length in zip(batch.waveforms, batch.num_samples, strict=True):
             assert waveform[:length].std() > 1e-3
             assert not waveform[length:].any()
-
-
-class _Ids(L.LightningModule):
-    """Notes the utterances of every epoch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
-        self.epochs: dict[int, list[str]] = {}
-
-    def training_step(self, batch: Batch, _: int) -> torch.Tensor:
-        self.epochs.setdefault(self.current_epoch, []).extend(batch.ids)
-        return self.weight * batch.seconds
-
-    def validation_step(self, batch: Batch, _: int) -> None:
-        assert batch.ids
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def _trainer(**settings: int) -> L.Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return L.Trainer(
-        accelerator="cpu", enable_model_summary=False, use_distributed_sampler=False,
-        **quiet | settings,
-    )  # fmt: skip
-
-
-@pytest.mark.filterwarnings("ignore:.*does not have many workers", "ignore:.*LeafSpec")
-@pytest.mark.filterwarnings("ignore:.*fewer than the logging interval", "ignore:GPU available")
-def test_a_trainer_sees_every_utterance_once_an_epoch_reshuffled() -> None:
-    """Under a real trainer each epoch has the same utterances in another order."""
-    model = _Ids()
-    trainer = _trainer(max_epochs=3, reload_dataloaders_every_n_epochs=1)
-    module = SpeechDataModule(LibriSpeechFolder(SPEECH), num_workers=0)
-    trainer.fit(model, datamodule=module)
-    everything = [utterance.stem for utterance in files_of(SPEECH)]
-    assert len(everything) == module.report()["train/utterances"]
-    assert [sorted(ids) for ids in model.epochs.values()] == [everything] * 3
-    assert len({tuple(ids) for ids in model.epochs.values()}) == 3
-
-
-def test_a_trainer_that_would_repeat_an_epoch_is_refused() -> None:
-    """Lightning keeps the first epoch's loader unless told otherwise."""
-    module = make_data_module(SPEECH)
-    module.trainer = _trainer(max_epochs=2)
-    with pytest.raises(ConfigurationError, match="reload_dataloaders_every_n_epochs is 0"):
-        module.train_dataloader()
 
 
 def test_ranks_share_an_epoch_evenly_and_without_overlap() -> None:

@@ -188,7 +188,7 @@ def test_channels_are_not_measured_on_targets_that_are_not_finite(
     objective = ObjectiveConfig(target_norm="channel", target_norm_seconds=600.0)
     stopping = make_module(teacher_directory, objective=objective)
     with pytest.raises(
-        DataError, match="^training batch 1, for .* statistics: the audio of bad is"
+        DataError, match=r"^training batch 1, for .* statistics: the audio of bad is"
     ):
         train(make_trainer(max_steps=2), stopping, mixed)
     measured = []

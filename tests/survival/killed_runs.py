@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -22,6 +22,9 @@ SPEECH = REPOSITORY / "assets" / "speech"
 HERE = str(Path(__file__).parent)
 GROWN_AT, NUM_STEPS, EPOCH = 6, 12, 5
 """Steps before growth, steps of the run, and steps of an epoch: growth is amid the second."""
+
+_MAY_DIFFER = ("_seconds", "interstack_config", "num_workers")
+"""Wall-clock, and settings that have no part in the result."""
 
 # A server that has imported everything forks a fresh process for every run in milliseconds.
 _processes = multiprocessing.get_context("forkserver")
@@ -39,10 +42,16 @@ class Run:
 
     directory: Path
     words: tuple[str, ...]
-    log: Path = field(init=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "log", self.directory.with_suffix(".log"))
+    @property
+    def log(self) -> Path:
+        """What its processes print."""
+        return self.directory.with_suffix(".log")
+
+    @property
+    def flag(self) -> Path:
+        """The file that says that it waits."""
+        return self.directory.with_suffix(".flag")
 
     def start(self, *more: str) -> BaseProcess:
         """Start it in a process of its own."""
@@ -57,24 +66,34 @@ class Run:
         process.join(120)
         assert process.exitcode == 0, self.log.read_text()
 
-    def kill_at(self, step: int, where: str, *more: str) -> None:
-        """Run it to a point within a step, and kill it there from outside.
+    def pause_at(self, step: int, where: str, *more: str) -> BaseProcess:
+        """Run it to a point within a step, and let it wait there until `go_on`.
 
         Args:
             step: Optimizer steps that are done.
             where: The hook it waits in; see ``pauses.PauseAt``.
             *more: More options.
         """
-        flag = self.directory.with_suffix(".flag")
-        flag.unlink(missing_ok=True)
-        pause = {"step": step, "where": where, "flag": str(flag)}
+        self.flag.unlink(missing_ok=True)
+        pause = {"step": step, "where": where, "flag": str(self.flag)}
         callback = json.dumps({"class_path": "pauses.PauseAt", "init_args": pause})
         process = self.start(f"--trainer.callbacks+={callback}", *more)
         deadline = time.monotonic() + 120
-        while not flag.exists():
+        while not self.flag.exists():
             assert process.is_alive(), self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.02)
+        return process
+
+    def go_on(self, process: BaseProcess) -> int | None:
+        """Let a waiting run go on to its end; return its exit status."""
+        self.flag.unlink()
+        process.join(120)
+        return process.exitcode
+
+    def kill_at(self, step: int, where: str, *more: str) -> None:
+        """Run it to a point within a step, and kill it there from outside; see `pause_at`."""
+        process = self.pause_at(step, where, *more)
         assert process.pid is not None
         os.kill(process.pid, signal.SIGKILL)
         process.join()
@@ -123,7 +142,7 @@ def differences(one: object, other: object, name: str = "") -> Iterator[str]:
             yield name
     elif isinstance(one, dict) and isinstance(other, dict):
         for key in one.keys() | other.keys():
-            if not str(key).endswith("_seconds") and key != "interstack_config":
+            if not str(key).endswith(_MAY_DIFFER):
                 yield from differences(one.get(key), other.get(key), f"{name}/{key}")
     elif isinstance(one, Sequence) and isinstance(other, Sequence) and not isinstance(one, str):
         if len(one) != len(other):
@@ -148,4 +167,5 @@ def _run(words: list[str], log: str) -> None:
     os.chdir(REPOSITORY)
     sys.path.append(HERE)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # as in a process of nobody's making
     sys.exit(main(words))

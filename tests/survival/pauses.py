@@ -1,20 +1,23 @@
-"""A callback that brings a run to a stand at a given point, so that a test can kill it there."""
+"""Callbacks that bring a run to a stand, or into trouble, at a given point."""
 
 from __future__ import annotations
 
+import resource
 import time
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 
 
 class PauseAt(L.Callback):
-    """Makes a file and waits for ever.
+    """Makes a file and waits until it is removed, so that a test can do something meanwhile.
 
     Args:
         step: Optimizer steps that are done.
         where: ``step``: with gradients, before the weights change; ``before_growth`` and
-            ``after_growth``: around it, the new optimizer in place.
+            ``after_growth``: around it, the new optimizer in place; ``checkpoint``: in the midst of
+            writing one.
         flag: The file.
     """
 
@@ -35,7 +38,37 @@ class PauseAt(L.Callback):
         """After a growth."""
         self._pause(trainer, "after_growth")
 
+    def on_save_checkpoint(
+        self, trainer: L.Trainer, _: L.LightningModule, _checkpoint: dict[str, Any]
+    ) -> None:
+        """In the midst of a checkpoint."""
+        self._pause(trainer, "checkpoint")
+
     def _pause(self, trainer: L.Trainer, where: str) -> None:
         if where == self.where and trainer.global_step == self.step:
-            Path(self.flag).touch()
-            time.sleep(600)
+            flag = Path(self.flag)
+            flag.touch()
+            while flag.exists():
+                time.sleep(0.02)
+
+
+class FullDisk(L.Callback):
+    """Lets no file grow beyond a size, as a full disk does, for some of the steps.
+
+    Args:
+        first: Optimizer steps that are done when the disk gets full.
+        last: And when there is room again.
+        size: In bytes.
+    """
+
+    def __init__(self, first: int, last: int, size: int = 50_000) -> None:
+        self.first = first
+        self.last = last
+        self.size = size
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
+        """Set the limit, or lift it."""
+        is_full = self.first <= trainer.global_step < self.last
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        limit = self.size if is_full else hard
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))

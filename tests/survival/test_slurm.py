@@ -1,0 +1,72 @@
+"""The SLURM script, with stand-ins for SLURM's own commands."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from killed_runs import REPOSITORY, Run, assert_same_end, small_words
+
+SCRIPT = REPOSITORY / "slurm" / "train.sbatch"
+
+
+def stand_in(directory: Path, name: str, script: str) -> None:
+    """Write a command."""
+    path = directory / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def submit(run: Run, commands: Path) -> subprocess.Popen[bytes]:
+    """Start the script as SLURM would, with one task."""
+    config, *words = run.words
+    slurm = {
+        "SLURM_JOB_ID": "4711",
+        "SLURM_JOB_NAME": "interstack",
+        "SLURM_NTASKS": "1",
+        "SLURM_NTASKS_PER_NODE": "1",
+        "SLURM_NNODES": "1",
+        "SLURM_NODELIST": "localhost",
+        "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "0",
+        "PYTHON": sys.executable,
+        "OMP_NUM_THREADS": "1",
+        "PATH": f"{commands}:{os.environ['PATH']}",
+    }
+    command = ["bash", str(SCRIPT), config.partition("=")[2], *words]
+    command += [f"--trainer.default_root_dir={run.directory}", "--trainer.accelerator=cpu"]
+    with run.log.open("ab") as log:
+        return subprocess.Popen(
+            command, cwd=REPOSITORY, env=os.environ | slurm, stdout=log, stderr=log
+        )
+
+
+def test_a_job_out_of_time_saves_requeues_itself_and_goes_on(
+    tmp_path: Path, teacher_directory: Path
+) -> None:
+    """SIGUSR1 reaches the task; the same script, started again, brings the run to its end."""
+    words = small_words(teacher_directory)
+    whole, run = Run(tmp_path / "whole", words), Run(tmp_path / "run", words)
+    whole.finish()
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    stand_in(commands, "srun", f'echo $$ > "{tmp_path}/task"\nexec "$@"')
+    stand_in(commands, "scontrol", f'echo "$@" >> "{tmp_path}/asked"')
+
+    job = submit(run, commands)
+    while not (run.directory / "checkpoints" / "last.ckpt").exists():
+        assert job.poll() is None, run.log.read_text()
+        time.sleep(0.02)
+    os.kill(int((tmp_path / "task").read_text()), signal.SIGUSR1)
+    assert job.wait(60) == 75, run.log.read_text()
+    assert (tmp_path / "asked").read_text() == "requeue 4711\n"
+    assert "stopped by SIGUSR1 after step" in run.log.read_text()
+
+    assert submit(run, commands).wait(120) == 0, run.log.read_text()
+    assert (tmp_path / "asked").read_text() == "requeue 4711\n"
+    assert_same_end(whole, run)
