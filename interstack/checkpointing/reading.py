@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from interstack.errors import CheckpointError
+from interstack.growth.callback import InterleavedStacking
 
 log = logging.getLogger(__name__)
 
@@ -21,12 +22,14 @@ class SavedRun(NamedTuple):
         step: Optimizer steps that the run had done.
         model: The LightningModule's settings.
         config: The run's whole configuration as YAML; None if it was not begun by the command line.
+        schedule: The growth schedule it began with, as primitives; None if it does not grow.
     """
 
     path: Path
     step: int
     model: dict[str, Any]
     config: str | None
+    schedule: dict[str, Any] | None
 
 
 CONFIG_KEY = "interstack_config"
@@ -50,8 +53,13 @@ def read_checkpoint(path: Path) -> SavedRun:
         ) from error
     if not isinstance(content, dict) or "interstack_student" not in content:
         raise CheckpointError(f"{path} is no checkpoint of an interstack run")
+    growth = content.get("callbacks", {}).get(InterleavedStacking.__qualname__, {})
     return SavedRun(
-        path, content["global_step"], content["hyper_parameters"], content.get(CONFIG_KEY)
+        path,
+        content["global_step"],
+        content["hyper_parameters"],
+        content.get(CONFIG_KEY),
+        growth.get("schedule"),
     )
 
 

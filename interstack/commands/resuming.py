@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import lightning as L
 from jsonargparse import Namespace
 
 from interstack.checkpointing.reading import SavedRun, read_checkpoint, saved_runs
 from interstack.commands.run_directory import checkpoint_directory
 from interstack.errors import CheckpointError, ConfigurationError
+from interstack.growth.callback import InterleavedStacking
+from interstack.growth.progress import run_length
+from interstack.growth.record import ScheduleRecord, check_unchanged
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +53,8 @@ def checkpoint_of(config: Namespace, command: str) -> SavedRun | None:
         run = read_checkpoint(Path(wanted))
     config.ckpt_path = None if run is None else str(run.path)
     if run is not None:
+        if command == "fit":
+            check_same_schedule(config, run)
         check_same_model(config.model.as_dict(), run, resumes=command == "fit")
     return run
 
@@ -62,6 +68,19 @@ def _newest(config: Namespace, command: str) -> SavedRun | None:
         log.info("no checkpoint in %s yet: the run begins anew", directory)
         return None
     raise CheckpointError(f"there is no checkpoint in {directory}")
+
+
+def check_same_schedule(config: Namespace, run: SavedRun) -> None:
+    """Refuse a schedule other than the one that the run began with, before anything is touched.
+
+    Raises:
+        ConfigurationError: With both schedules.
+    """
+    if run.schedule is None:
+        return
+    stacking = InterleavedStacking(**config.growth.as_dict())
+    length = run_length(cast("L.Trainer", config.trainer))  # the settings have the same names
+    check_unchanged(ScheduleRecord.from_primitives(run.schedule), stacking.record(length))
 
 
 def check_same_model(settings: Mapping[str, Any], run: SavedRun, *, resumes: bool) -> None:

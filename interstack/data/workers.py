@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
@@ -105,7 +105,7 @@ class _Gate:
 
     def __init__(self) -> None:
         self._is_open = False
-        self._behind: Callable[[int, FrameType | None], object] | None = None
+        self._installed: object = None
 
     def __enter__(self) -> None:
         self._is_open = True
@@ -119,20 +119,20 @@ class _Gate:
 
     def install(self) -> None:
         """Stands before the present handler of SIGCHLD, which is torch's once there are workers."""
-        handler = signal.getsignal(signal.SIGCHLD)
-        if not callable(handler) or handler == self._handle:
+        behind = signal.getsignal(signal.SIGCHLD)
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if not callable(behind) or behind is self._installed or not in_main_thread:
             return
-        if threading.current_thread() is threading.main_thread():
-            self._behind = handler
-            signal.signal(signal.SIGCHLD, self._handle)
 
-    def _handle(self, signum: int, frame: FrameType | None) -> None:
-        assert self._behind is not None
-        try:
-            self._behind(signum, frame)
-        except RuntimeError:
-            if self._is_open:
-                raise
+        def handle(signum: int, frame: FrameType | None) -> None:
+            try:
+                behind(signum, frame)
+            except RuntimeError:
+                if self._is_open:
+                    raise
+
+        self._installed = handle
+        signal.signal(signal.SIGCHLD, handle)
 
 
 _gate: Final = _Gate()
