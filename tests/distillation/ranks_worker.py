@@ -30,8 +30,8 @@ from interstack.growth.plan import GrowthPlan
 from interstack.models.config import TeacherConfig
 
 DEPTHS: Final = (1, 2, 4)
-BAD: Final = 3
-"""The training batch in which rank 1 may have an utterance that is not finite."""
+BAD: Final = 4
+"""The training batch, amid a stage, in which rank 1 may have an utterance that is not finite."""
 RUNS: Final[dict[str, dict[str, Any]]] = {
     "plain": {},
     "accumulated": {
@@ -40,9 +40,9 @@ RUNS: Final[dict[str, dict[str, Any]]] = {
         "objective": ObjectiveConfig(target_norm="channel", target_norm_seconds=6.0),
     },
     "random": {"steps": 4, "operator": "random", "seed_by_rank": True},
-    "skip": {"steps": 6, "bad": BAD, "non_finite": "skip"},
+    "skip": {"bad": BAD, "non_finite": "skip"},
     "bad validation": {"steps": 3, "bad_validation": 1},
-    "stop": {"steps": 6, "bad": BAD},
+    "stop": {"bad": BAD},
 }
 """The runs of a launch, by name."""
 SECONDS: Final = (((0.9, 1.3), (0.5,)), ((1.2,), (0.4, 0.6)), ((0.4,), (1.6, 0.8)))
@@ -77,6 +77,7 @@ class Diary(L.Callback):
 
     def __init__(self) -> None:
         self.losses: list[dict[str, float]] = []
+        self.minimised: list[float] = []
         self.weights: list[str] = []
         self.moments: list[str] = []
         self.grown: list[str] = []
@@ -88,10 +89,17 @@ class Diary(L.Callback):
         COLLECTIVES.clear()
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: object
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,  # noqa: ANN401, Lightning's
+        batch: Batch,
+        batch_idx: int,
     ) -> None:
         """Note the losses and hash the weights and moments of every step."""
+        del batch, batch_idx
         self.collectives.append(list(COLLECTIVES))
+        self.minimised.append(float(outputs["loss"]))
         metrics = trainer.callback_metrics.items()
         self.losses.append({k: v.item() for k, v in metrics if k.startswith("train/loss")})
         self.weights.append(digest(list(pl_module.state_dict().values())))
@@ -175,6 +183,7 @@ def run(
     metrics = trainer.callback_metrics
     return {
         "losses": diary.losses,
+        "minimised": diary.minimised,
         "weights": diary.weights,
         "moments": diary.moments,
         "grown": diary.grown,

@@ -74,6 +74,17 @@ def test_ranks_hold_the_same_weights_after_every_growth_and_step(run: str, launc
         assert first[what] == second[what], what
 
 
+def test_the_mean_of_what_ranks_minimise_is_the_loss_that_is_logged(launch: Launch) -> None:
+    """DDP averages gradients, so this is their scale, which AdamW's steps hardly show."""
+    first, second = launch.of("plain")
+    assert first["minimised"] != second["minimised"]
+    means = [
+        (one + other) / 2
+        for one, other in zip(first["minimised"], second["minimised"], strict=True)
+    ]
+    assert means == pytest.approx([loss["train/loss"] for loss in first["losses"]], rel=1e-5)
+
+
 def test_a_step_costs_one_collective_and_no_search_for_unused_parameters(launch: Launch) -> None:
     """Besides those of DDP's reducer: no barrier, and none for what is logged."""
     for rank in launch.of("plain"):
@@ -86,18 +97,19 @@ def test_a_batch_that_is_not_finite_on_one_rank_is_skipped_on_both(launch: Launc
     bad = ranks_worker.BAD
     for rank in launch.of("skip"):
         assert rank["message"] == ""
-        assert (rank["steps"], rank["depth"], rank["skipped"]) == (6, 4, 1)
+        assert (rank["steps"], rank["depth"], rank["skipped"]) == (9, 4, 1)
         assert rank["weights"][bad] == rank["weights"][bad - 1]
         assert rank["moments"][bad] == rank["moments"][bad - 1]
-        assert len(set(rank["weights"])) == 5
+        assert len(set(rank["weights"])) == 8
         assert not any(math.isnan(loss["train/loss"]) for loss in rank["losses"])
 
 
 def test_a_batch_that_is_not_finite_on_one_rank_stops_both(launch: Launch) -> None:
     """The rank that has it names step and utterance; nobody waits for ever."""
     healthy, ill = launch.of("stop")
-    assert "step 3: the audio of rank1-0 is not finite" in ill["message"]
-    assert "step 3: the loss of another rank is not finite" in healthy["message"]
+    step = f"step {ranks_worker.BAD}"
+    assert ill["message"].startswith(f"{step}: the audio of rank1-0 is not finite")
+    assert healthy["message"].startswith(f"{step}: the loss of another rank is not finite")
     assert launch.status != 0
     assert "the audio of rank1-0 is not finite" in launch.said
 
