@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import tarfile
 from pathlib import Path
-from urllib.error import URLError
 
 import pytest
 import soundfile
-import torchaudio
 from corpora import SPEECH, files_of, make_data_module
 
 from interstack.data import LibriSpeechFolder
@@ -110,61 +106,3 @@ def test_several_channels_are_told_of(corpus: Path, caplog: pytest.LogCaptureFix
     list(make_data_module(corpus).train_dataloader())
     assert [m for m in caplog.messages if "2 files of train have several channels" in m]
     assert len(caplog.messages) == 1
-
-
-@pytest.fixture
-def archive(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tar.gz of the split dev-clean that torchaudio "downloads" from this machine."""
-    path = tmp_path / "served" / "dev-clean.tar.gz"
-    path.parent.mkdir()
-    with tarfile.open(path, "w:gz") as tar:
-        tar.add(corpus / "LibriSpeech" / "dev-clean", "LibriSpeech/dev-clean")
-
-    def copy(url: str, target: str, hash_prefix: str) -> None:
-        assert url.endswith("/dev-clean.tar.gz")
-        assert len(hash_prefix) == 64
-        shutil.copy(path, target)
-
-    monkeypatch.setattr(torchaudio.datasets.librispeech, "download_url_to_file", copy)
-    return path
-
-
-def test_missing_splits_are_downloaded_whole(archive: Path, tmp_path: Path) -> None:
-    """Only what is missing, and nothing is left beside it."""
-    assert archive.is_file()
-    source = LibriSpeechFolder(
-        tmp_path / "new", train=["dev-clean"], validation=[], test=[], download=True
-    )
-    source.prepare()
-    assert _names(source) == [file.stem for file in files_of(SPEECH, "dev-clean")]
-    assert [path.name for path in source.base.iterdir()] == ["dev-clean"]
-    archive.unlink()
-    source.prepare()  # there by now: no second download
-
-
-def test_an_interrupted_download_is_taken_up_again(archive: Path, tmp_path: Path) -> None:
-    """A half unpacked split is not taken for the whole one."""
-    source = LibriSpeechFolder(
-        tmp_path / "new", train=["dev-clean"], validation=[], test=[], download=True
-    )
-    half = source.base / ".download-dev-clean" / "LibriSpeech" / "dev-clean" / "1" / "2"
-    half.mkdir(parents=True)
-    source.prepare()
-    assert archive.is_file()
-    assert len(_names(source)) == len(files_of(SPEECH, "dev-clean"))
-
-
-def test_a_download_that_fails_says_how_to_do_without(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """No network, or a name that LibriSpeech does not have."""
-
-    def fail(*_: object, **__: object) -> None:
-        raise URLError("no route")
-
-    monkeypatch.setattr(torchaudio.datasets.librispeech, "download_url_to_file", fail)
-    source = LibriSpeechFolder(tmp_path, train=["dev-clean"], download=True)
-    with pytest.raises(DataError, match=r"dev-clean could not be downloaded.*no route.*unpack"):
-        source.prepare()
-    with pytest.raises(DataError, match="'mine' can't be downloaded; LibriSpeech has dev-clean"):
-        LibriSpeechFolder(tmp_path, train=["mine"], download=True).prepare()
