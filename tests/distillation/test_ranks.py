@@ -35,18 +35,21 @@ def launch(teacher_directory: Path, tmp_path_factory: pytest.TempPathFactory) ->
     """Run the worker on two ranks; one that waits for ever fails by the time limit."""
     output = tmp_path_factory.mktemp("ranks")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    ended = subprocess.run(
+    with subprocess.Popen(
         [*torchrun, "--nproc-per-node=2", ranks_worker.__file__, output, teacher_directory],
-        capture_output=True,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         text=True,
-        timeout=120,
-        check=False,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    ) as ranks:
+        try:
+            _, said = ranks.communicate(timeout=120)
+        finally:
+            ranks.terminate()  # torchrun ends its workers then, but not if it is killed
     written = [output / f"rank{rank}.json" for rank in (0, 1)]
-    assert all(path.exists() for path in written), ended.stderr
+    assert all(path.exists() for path in written), said
     first, second = (json.loads(path.read_text()) for path in written)
-    return Launch((first, second), ended.returncode, ended.stderr)
+    return Launch((first, second), ranks.returncode, said)
 
 
 @pytest.mark.parametrize("run", ["plain", "accumulated"])
