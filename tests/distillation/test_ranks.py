@@ -34,13 +34,15 @@ class Launch(NamedTuple):
 def launch(teacher_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Launch:
     """Run the worker on two ranks; one that waits for ever fails by the time limit."""
     output = tmp_path_factory.mktemp("ranks")
+    # a command line run by another test leaves its seed there, and Lightning's DDP obeys it
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     with subprocess.Popen(
         [*torchrun, "--nproc-per-node=2", ranks_worker.__file__, output, teacher_directory],
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=inherited | {"OMP_NUM_THREADS": "1"},
     ) as ranks:
         try:
             _, said = ranks.communicate(timeout=120)

@@ -58,7 +58,7 @@ def test_audio_that_turns_corrupt_amid_an_epoch(
     sound = {file: file.read_bytes() for file in files}
     for file in files:
         file.write_bytes(b"no audio")
-    assert run.go_on(process) == 2
+    assert run.go_on(process) == 2, run.log.read_text()
     (error,) = errors_of(run)
     assert ".flac" in error
     assert run.checkpoint()["global_step"] in range(2, 12)
@@ -73,7 +73,7 @@ def test_a_data_directory_that_vanishes(whole: Run, corpus: Path, tmp_path: Path
     run = Run(tmp_path / "run", (*whole.words, f"--data.source.init_args.root={corpus}"))
     process = run.pause_at(3, "step")
     corpus.rename(tmp_path / "gone")
-    assert run.go_on(process) == 2
+    assert run.go_on(process) == 2, run.log.read_text()
     (error,) = errors_of(run)
     assert str(corpus) in error
     assert run.checkpoint()["global_step"] == 4
@@ -89,7 +89,7 @@ def test_a_worker_that_dies(whole: Run, tmp_path: Path) -> None:
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     for child in children:
         os.kill(int(child), signal.SIGKILL)
-    assert run.go_on(process) == 2
+    assert run.go_on(process) == 2, run.log.read_text()
     (error,) = errors_of(run)
     assert "killed by SIGKILL" in error
     assert "data.num_workers" in error
