@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from multiprocessing import active_children
@@ -16,6 +17,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from interstack.errors import DataError
+
+_BURIAL_SECONDS: Final = 5.0
 
 ItemT = TypeVar("ItemT")
 
@@ -49,6 +52,11 @@ def load(loader: DataLoader[ItemT]) -> Generator[ItemT]:
                     item = next(items)
             except StopIteration:
                 return
+            except (OSError, EOFError):
+                dead = _dead_soon()
+                if not dead:
+                    raise
+                break
             except Exception:
                 dead = _dead()
                 if not dead:
@@ -144,6 +152,14 @@ _workers: Final[set[BaseProcess]] = set()
 def _dead() -> list[BaseProcess]:
     """Lists the workers that came to a bad end; those that finished their share have status 0."""
     return [worker for worker in _workers if worker.exitcode]
+
+
+def _dead_soon() -> list[BaseProcess]:
+    """Waits a little for a death: a connection breaks while its worker is still being buried."""
+    deadline = time.monotonic() + _BURIAL_SECONDS
+    while not (dead := _dead()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return dead
 
 
 def _obituary(worker: BaseProcess) -> str:
