@@ -22,11 +22,15 @@ class StopRequest:
 
     A second Ctrl-C stops at once, by a ``KeyboardInterrupt``.
 
+    Args:
+        promise: What is said to follow, when a signal comes.
+
     Attributes:
         received: The signal, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, promise: str = "stopping after this step, with a checkpoint") -> None:
+        self._promise = promise
         self.received: signal.Signals | None = None
         self._earlier: dict[signal.Signals, Any] = {}
         self._pid = os.getpid()
@@ -54,7 +58,7 @@ class StopRequest:
         if again and number == signal.SIGINT:
             _interrupt(number, frame)
         if not again:
-            _tell(f"{self.received.name} received: stopping after this step, with a checkpoint")
+            _tell(f"{self.received.name} received: {self._promise}")
 
 
 _interrupt: Callable[[int, FrameType | None], Any] = signal.default_int_handler

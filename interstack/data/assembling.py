@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from interstack.data.batch import Batch, collate
-from interstack.data.decoding import Decoder
 from interstack.data.feed import Delivery, FeedSettings
 from interstack.data.utterance import Utterance
 from interstack.errors import DataError
 
 
 class BatchAssembler:
-    """Decodes a batch's utterances and pads them together.
+    """Decodes a batch's utterances and pads them together, with their targets from a cache.
 
     Args:
         settings: how long utterances may be, and what to do with corrupt ones.
@@ -22,8 +24,9 @@ class BatchAssembler:
     """
 
     def __init__(self, settings: FeedSettings, epoch: int | None) -> None:
-        self.decode = Decoder(settings.max_samples, epoch, settings.seed)
+        self.decode = settings.decoder(epoch)
         self.left_out = settings.left_out
+        self._settings = settings
         self._tolerance = settings.tolerance()
 
     def __call__(self, utterances: Sequence[Utterance]) -> Batch | None:
@@ -32,16 +35,45 @@ class BatchAssembler:
         Raises:
             DataError: an utterance is corrupt and must not be left out, or too many are.
         """
-        waveforms, ids = [], []
+        waveforms, kept = [], []
         for utterance in utterances:
             try:
-                waveforms.append(self.decode(utterance))
+                waveforms.append(self._hear(utterance))
             except DataError as error:
                 self._tolerance.failed(error)
             else:
                 self._tolerance.passed()
-                ids.append(utterance.id)
-        return collate(waveforms, ids) if ids else None
+                kept.append(utterance)
+        if not kept:
+            return None
+        ids = [utterance.id for utterance in kept]
+        batch = collate(waveforms, ids)
+        targets = self._settings.targets
+        if targets is None:
+            return batch
+        lengths = torch.tensor([self.decode.crop(utterance)[1] for utterance in kept])
+        return batch._replace(num_samples=lengths, told=targets.collate(ids))
+
+    def _hear(self, utterance: Utterance) -> Tensor:
+        """Returns the waveform; an empty one where the targets replace the audio.
+
+        Raises:
+            DataError: the audio is corrupt, or not what the targets were computed from.
+        """
+        targets = self._settings.targets
+        self._settings.check_targets(utterance, self.decode.crop(utterance))
+        if targets is None:
+            return self.decode(utterance)
+        if targets.replaces_audio:
+            return torch.empty(0)
+        waveform = self.decode(utterance)
+        targets.check_audio(utterance.id, checksum(waveform))
+        return waveform
+
+
+def checksum(waveform: Tensor) -> int:
+    """Returns the CRC-32 of a waveform's samples as float32."""
+    return zlib.crc32(waveform.contiguous().numpy().data)
 
 
 class BatchDataset(Dataset[Delivery]):

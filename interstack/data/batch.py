@@ -9,20 +9,24 @@ import torch
 from torch import Tensor
 
 from interstack.constants import SAMPLE_RATE
+from interstack.target_cache.values import StoredTargets
 
 
 class Batch(NamedTuple):
     """Utterances padded to the longest of them.
 
     Attributes:
-        waveforms: (batch, max_num_samples) float32 in [-1, 1] at 16 kHz, zeros after each end.
+        waveforms: (batch, max_num_samples) float32 in [-1, 1] at 16 kHz, zeros after each end. Or
+            (batch, 0) where the stored targets hold all that a model needs of the audio.
         num_samples: (batch,) int64, the valid samples of each utterance.
         ids: one utterance id a row.
+        told: what the teacher says of the batch, if that comes from a cache.
     """
 
     waveforms: Tensor
     num_samples: Tensor
     ids: tuple[str, ...]
+    told: StoredTargets | None = None
 
     @property
     def seconds(self) -> Tensor:

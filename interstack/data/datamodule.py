@@ -5,17 +5,22 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
 
 from interstack.constants import SAMPLE_RATE
+from interstack.data.decoding import CropPlace
 from interstack.data.feed import Feed, FeedSettings
 from interstack.data.left_out import LeftOutHere, LeftOutSoFar
 from interstack.data.loader import SpeechLoader, TrainingLoader
 from interstack.data.source import SpeechSource, Split
 from interstack.data.tolerance import OnCorrupt
+from interstack.data.utterance import Utterance
 from interstack.errors import ConfigurationError
+from interstack.target_cache.cache import TargetCache
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +55,10 @@ class SpeechDataModule(L.LightningDataModule):
         resample: resample audio of other rates to 16 kHz instead of refusing it.
         epoch_batches: batches that make an epoch on each rank. Streams need it, and only they: an
             epoch of a folder is every utterance once.
+        crop: random: training crops at another place each epoch; fixed: at one place for each
+            utterance, whatever the seed, so that its targets can be cached.
+        target_cache: directory of targets that the command `cache` has computed; the teacher is
+            then never loaded. Null: it computes them in every step.
 
     Raises:
         ConfigurationError: a setting is out of range.
@@ -68,6 +77,8 @@ class SpeechDataModule(L.LightningDataModule):
         on_corrupt: OnCorrupt = "raise",
         resample: bool = False,
         epoch_batches: int | None = None,
+        crop: CropPlace = "random",
+        target_cache: str | None = None,
     ) -> None:
         super().__init__()
         self.source = source
@@ -83,6 +94,9 @@ class SpeechDataModule(L.LightningDataModule):
         self.on_corrupt = on_corrupt
         self.resample = resample
         self.epoch_batches = epoch_batches
+        self.crop: CropPlace = crop
+        self.target_cache = target_cache
+        self.targets: TargetCache | None = None
         self._check_settings()
         self._left_out = LeftOutSoFar()
         self._feeds: dict[Split, Feed] = {}
@@ -116,9 +130,15 @@ class SpeechDataModule(L.LightningDataModule):
             ConfigurationError: an utterance is longer than a batch may be, or a setting does not
                 suit the source.
         """
+        if self.target_cache is not None and self.targets is None and stage != "predict":
+            self.targets = TargetCache(self.target_cache)
+        told = self.targets if stage != "predict" else None
         for split in _SPLITS[stage]:
-            if split not in self._feeds:
-                self._feeds[split] = self.source.open(split, self._settings(split))
+            known = self._feeds.get(split)
+            if known is None or (told is not None and known.settings.targets is None):
+                targets = None if told is None else told.split(split)
+                settings = replace(self._settings(split), targets=targets)
+                self._feeds[split] = self.source.open(split, settings)
 
     def teardown(self, stage: str) -> None:
         """Says what was left out, if anything was."""
@@ -144,7 +164,17 @@ class SpeechDataModule(L.LightningDataModule):
             resample=self.resample,
             epoch_batches=self.epoch_batches,
             left_out=LeftOutHere(),
+            crop=self.crop,
         )
+
+    def utterances_once(self, split: Split) -> tuple[Iterable[Utterance], FeedSettings]:
+        """Returns every usable utterance of a split once, and how it becomes a waveform.
+
+        Raises:
+            ConfigurationError: the split is not set up.
+        """
+        feed = self._feed(split)
+        return feed.utterances_once(), feed.settings
 
     def train_dataloader(self) -> TrainingLoader:
         """Returns this rank's batches of the trainer's present epoch (0 without a trainer).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import soundfile
@@ -14,6 +15,10 @@ from interstack.constants import SAMPLE_RATE
 from interstack.data.utterance import Utterance, open_audio
 from interstack.errors import DataError
 
+CropPlace = Literal["random", "fixed"]
+"""Where training crops what is too long: ``random``, at another place each epoch, or ``fixed``, at
+one that the utterance's id decides once and for all, so that its targets can be cached."""
+
 
 @dataclass(frozen=True)
 class Decoder:
@@ -22,12 +27,14 @@ class Decoder:
     Attributes:
         max_samples: longest waveform at 16 kHz; None leaves every utterance whole.
         epoch: epoch of training, which moves the crops; None crops from the start.
-        seed: seed of the crops.
+        seed: seed of the crops; `fixed` ones are the same for every seed.
+        place: where training crops.
     """
 
     max_samples: int | None = None
     epoch: int | None = None
     seed: int = 0
+    place: CropPlace = "random"
 
     def __call__(self, utterance: Utterance) -> Tensor:
         """Returns the waveform, (num_samples,) float32.
@@ -48,7 +55,7 @@ class Decoder:
     def crop(self, utterance: Utterance) -> tuple[int, int]:
         """Returns the crop's first sample and its length, at 16 kHz.
 
-        The place depends on seed, epoch and id alone, so that neither workers, ranks nor a
+        The place depends on seed, epoch and id at most, so that neither workers, ranks nor a
         resumed run change it.
         """
         spare = utterance.num_samples - (self.max_samples or utterance.num_samples)
@@ -57,7 +64,8 @@ class Decoder:
         assert self.max_samples is not None
         if self.epoch is None:
             return 0, self.max_samples
-        key = f"{self.seed}/{self.epoch}/{utterance.id}".encode()
+        moving = f"{self.seed}/{self.epoch}/" if self.place == "random" else ""
+        key = f"{moving}{utterance.id}".encode()
         draw = int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "big")
         return draw % (spare + 1), self.max_samples
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,10 +11,12 @@ from torch.utils.data import Dataset
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data.batch import Batch
+from interstack.data.decoding import CropPlace, Decoder
 from interstack.data.left_out import LeftOut, LeftOutHere
 from interstack.data.tolerance import OnCorrupt, Tolerance
 from interstack.data.utterance import Utterance
-from interstack.errors import DataError
+from interstack.errors import ConfigurationError, DataError
+from interstack.target_cache.cache import SplitTargets
 
 
 class Delivery(NamedTuple):
@@ -43,6 +46,8 @@ class FeedSettings:
         resample: whether other rates than 16 kHz are allowed.
         epoch_batches: batches a rank in an epoch of a stream.
         left_out: counts the utterances left out in this process.
+        crop: where training crops what is too long.
+        targets: the teacher's, from a cache; None: they are the model's to compute.
     """
 
     batch_samples: int
@@ -54,6 +59,33 @@ class FeedSettings:
     resample: bool
     epoch_batches: int | None
     left_out: LeftOutHere
+    crop: CropPlace = "random"
+    targets: SplitTargets | None = None
+
+    def decoder(self, epoch: int | None) -> Decoder:
+        """Returns what decodes and crops in an epoch of training, or in evaluation (None)."""
+        return Decoder(self.max_samples, epoch, self.seed, self.crop)
+
+    def check_targets(self, utterance: Utterance, crop: tuple[int, int]) -> None:
+        """Holds an utterance to the cache of targets, if there is one.
+
+        Args:
+            utterance: the utterance.
+            crop: first sample and length of what the student will hear of it.
+
+        Raises:
+            ConfigurationError: the cache is of another corpus, or crops move.
+            DataError: its audio could not be read when the cache was made.
+        """
+        if self.targets is None:
+            return
+        moves = self.crop == "random" and self.targets.name == "train"
+        if moves and crop[1] < utterance.num_samples:
+            raise ConfigurationError(
+                f"{utterance.name} is cropped to {crop[1] / SAMPLE_RATE:g} s, at another place "
+                "each epoch, for which a cache can't hold targets: give data.crop fixed"
+            )
+        self.targets.check(utterance.id, utterance.num_samples, crop)
 
     def tolerance(self) -> Tolerance:
         """Returns a fresh judge of audio that can't be read."""
@@ -76,11 +108,18 @@ def check_rate(utterance: Utterance, resample: bool) -> None:
 class Feed(ABC):
     """The batches of one split."""
 
+    settings: FeedSettings
+    """How its utterances become batches."""
+
     max_evaluation_workers: int | None = None
     """Most workers that may load `evaluation`; None is any number."""
 
     order_depends_on_workers: bool = False
     """Whether another number of workers makes other batches of an epoch."""
+
+    @abstractmethod
+    def utterances_once(self) -> Iterable[Utterance]:
+        """Returns every usable utterance once, in the corpus' order."""
 
     @property
     @abstractmethod

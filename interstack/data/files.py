@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,6 @@ from numpy.typing import NDArray
 from interstack.constants import SAMPLE_RATE
 from interstack.data.assembling import BatchAssembler, BatchDataset
 from interstack.data.batching import BatchPlan, plan_batches
-from interstack.data.decoding import Decoder
 from interstack.data.feed import Feed, FeedSettings, check_rate
 from interstack.data.source import SpeechSource, Split
 from interstack.data.tolerance import OnCorrupt
@@ -75,8 +75,9 @@ class FileFeed(Feed):
     ) -> None:
         self.utterances = utterances
         self.settings = settings
-        crop = Decoder(settings.max_samples).crop
-        self._lengths = [crop(utterance)[1] for utterance in utterances]
+        training = settings.targets is not None and settings.targets.name == "train"
+        crops = list(map(settings.decoder(0 if training else None).crop, utterances))
+        self._lengths = [length for _, length in crops]
         self._counts: dict[str, float] = {
             "utterances": len(utterances),
             "seconds": sum(self._lengths) / SAMPLE_RATE,
@@ -90,6 +91,21 @@ class FileFeed(Feed):
                 f"only {settings.batch_samples / SAMPLE_RATE:.1f} s; raise data.batch_seconds or "
                 "lower data.max_seconds."
             )
+
+        for utterance, crop in zip(utterances, crops, strict=True):
+            self._check_targets(utterance, crop)
+
+    def _check_targets(self, utterance: Utterance, crop: tuple[int, int]) -> None:
+        """Holds an utterance to the cache now; one that it left out is met when it is its turn."""
+        try:
+            self.settings.check_targets(utterance, crop)
+        except DataError:
+            if self.settings.on_corrupt == "raise":
+                raise
+
+    def utterances_once(self) -> Sequence[Utterance]:
+        """Returns the utterances, as listed."""
+        return self.utterances
 
     @property
     def longest_samples(self) -> int:
@@ -111,7 +127,8 @@ class FileFeed(Feed):
         """Returns one rank's batches of an epoch; together the ranks' hold every utterance once."""
         key = (self.settings.seed, epoch)
         share = self._training_plan(world_size).shuffled(key, world_size)[rank]
-        return self._dataset(share, epoch, first_batch)
+        assemble = BatchAssembler(self.settings, epoch)
+        return BatchDataset(self._utterances(share), assemble, first_batch)
 
     def evaluation(self, rank: int, world_size: int, keep_order: bool = False) -> BatchDataset:
         """Returns one rank's batches of a single pass: as listed, or longest first.
@@ -122,7 +139,11 @@ class FileFeed(Feed):
             self._lengths, self.settings.batch_samples, world_size=world_size, keep_order=keep_order
         )
         batches = plan.batches() if keep_order else plan.batches()[::-1]
-        return self._dataset(batches[rank::world_size], epoch=None)
+        # what is to be predicted is the student's alone
+        settings = replace(self.settings, targets=None) if keep_order else self.settings
+        return BatchDataset(
+            self._utterances(batches[rank::world_size]), BatchAssembler(settings, None)
+        )
 
     def _training_plan(self, world_size: int) -> BatchPlan:
         settings = self.settings
@@ -130,11 +151,5 @@ class FileFeed(Feed):
             self._lengths, settings.batch_samples, settings.num_buckets, world_size=world_size
         )
 
-    def _dataset(
-        self, batches: Sequence[NDArray[np.int64]], epoch: int | None, first_batch: int = 0
-    ) -> BatchDataset:
-        return BatchDataset(
-            [[self.utterances[index] for index in batch] for batch in batches],
-            BatchAssembler(self.settings, epoch),
-            first_batch,
-        )
+    def _utterances(self, batches: Sequence[NDArray[np.int64]]) -> list[list[Utterance]]:
+        return [[self.utterances[index] for index in batch] for batch in batches]

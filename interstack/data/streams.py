@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from interstack.constants import SAMPLE_RATE
@@ -12,6 +13,7 @@ from interstack.data.feed import Feed, FeedSettings
 from interstack.data.source import SpeechSource, Split
 from interstack.data.stream_dataset import StreamDataset
 from interstack.data.stream_reading import read_once
+from interstack.data.utterance import Utterance
 from interstack.errors import ConfigurationError, DataError
 
 _log = logging.getLogger(__name__)
@@ -71,6 +73,10 @@ class StreamFeed(Feed):
         self.settings = settings
         self._longest_samples = longest_samples
 
+    def utterances_once(self) -> Iterator[Utterance]:
+        """Reads all shards through, in order."""
+        return read_once(self.shards, self.settings)
+
     @property
     def longest_samples(self) -> int:
         """The longest crop: how long the utterances are shows only in reading them."""
@@ -106,9 +112,10 @@ class StreamFeed(Feed):
         How many batches a share would make shows only in reading it, and ranks that differ in
         that wait for each other for ever. Equal results on all ranks average to the same.
         """
+        settings = replace(self.settings, targets=None) if keep_order else self.settings
         return StreamDataset(
             self.shards,
-            self.settings,
+            settings,
             epoch=None,
             rank=rank,
             world_size=world_size,

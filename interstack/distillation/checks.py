@@ -8,7 +8,6 @@ from interstack.constants import SAMPLE_RATE
 from interstack.errors import ConfigurationError
 from interstack.models.front_end import receptive_field
 from interstack.models.student import Student
-from interstack.models.teacher import Teacher
 
 
 class SpeechLengths(Protocol):
@@ -18,7 +17,14 @@ class SpeechLengths(Protocol):
     max_seconds: float | None
 
 
-def check_lengths(data: SpeechLengths, student: Student, teacher: Teacher | None) -> None:
+class HearingLimit(Protocol):
+    """What a teacher, or the cache of its targets, says of the lengths that it takes."""
+
+    source: str
+    max_samples: int | None
+
+
+def check_lengths(data: SpeechLengths, student: Student, teacher: HearingLimit | None) -> None:
     """Refuse data whose shortest or longest utterances a model can't take.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any, TypeVar
@@ -24,11 +25,13 @@ from interstack.distillation.structure import CHECKPOINT_KEY, rebuild_student, s
 from interstack.distillation.targets import FrameGrid, TargetNorm, align_frames
 from interstack.growth.plan import GrowthPlan
 from interstack.growth.progress import run_progress
-from interstack.models.build import build_student, load_teacher
+from interstack.models.build import build_student, load_teacher, taps_of
 from interstack.models.config import StudentConfig, TeacherConfig
 from interstack.models.front_end import frame_hop, receptive_field
 from interstack.models.student import Student, StudentOutput
-from interstack.models.teacher import Teacher
+from interstack.models.teacher import Teacher, TeacherOutput
+from interstack.target_cache.cache import TargetCache
+from interstack.target_cache.teacher import CachedTeacher
 
 ConfigT = TypeVar("ConfigT")
 
@@ -84,7 +87,8 @@ class Distillation(L.LightningModule):
         # No hyper-parameter: those of a checkpoint overrule the command line, and a run that has
         # stopped at a batch has to go on without it.
         self.non_finite = NonFiniteBatches(non_finite)
-        self._teacher: list[Teacher] = []  # in a list, so that torch does not register it
+        # in a list, so that torch does not register it
+        self._teacher: list[Teacher | CachedTeacher] = []
 
     # Structure ----------------------------------------------------------------------------------
 
@@ -104,24 +108,38 @@ class Distillation(L.LightningModule):
         return "student.model.encoder.layers."
 
     @property
-    def teacher(self) -> Teacher:
-        """The frozen teacher; there after ``setup``."""
+    def teacher(self) -> Teacher | CachedTeacher:
+        """The frozen teacher, or the cache that stands in for it; there after ``setup``."""
         return self._teacher[0]
 
     def setup(self, stage: str) -> None:
-        """Load the teacher, and build the student unless a checkpoint has."""
+        """Load the teacher, unless its targets are cached; build the student, unless it is there.
+
+        Raises:
+            ConfigurationError: If settings, teacher, cache and data don't fit each other.
+            TeacherError: If the teacher can't be loaded.
+        """
         if self._trainer is not None:  # there is none in a notebook
             check_precision(str(self._trainer.precision))
-        if not self._teacher and stage != "predict":
-            self._teacher = [load_teacher(self.teacher_config, self.initial_depth)]
-        if not hasattr(self, "student"):
-            if not self._teacher:
-                self._teacher = [load_teacher(self.teacher_config, self.initial_depth)]
-            student = build_student(self.student_config, self.initial_depth, self.teacher)
-            self._adopt(student)
         datamodule: Any = getattr(self._trainer, "datamodule", None)
+        targets: TargetCache | None = getattr(datamodule, "targets", None)
+        builds = not hasattr(self, "student")
+        if not self._teacher and (stage != "predict" or builds):
+            self._teacher = [self._find_teacher(targets)]
+        if builds:
+            self._adopt(build_student(self.student_config, self.initial_depth, self.teacher))
+        if targets is not None:
+            targets.with_features = self.student.freeze_front_end
         if datamodule is not None:
             check_lengths(datamodule, self.student, self._teacher[0] if self._teacher else None)
+
+    def _find_teacher(self, targets: TargetCache | None) -> Teacher | CachedTeacher:
+        if targets is None:
+            return load_teacher(self.teacher_config, self.initial_depth)
+        layers = targets.record.num_layers
+        taps = taps_of(self.teacher_config, layers, self.initial_depth)
+        targets.record.check_teacher(self.teacher_config, taps)
+        return CachedTeacher(targets)
 
     def _adopt(self, student: Student) -> None:
         """Take a student of any structure, with what hangs on its taps."""
@@ -133,10 +151,16 @@ class Distillation(L.LightningModule):
 
     def grow(self, plan: GrowthPlan) -> None:
         """Grow the student in place; the optimizer has to be made anew."""
+        self.look_at_losses()
         self.student.grow(plan)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the student's structure and the number of skipped batches."""
+        """Add the student's structure and the number of skipped batches.
+
+        Raises:
+            DataError: If the run is to stop at a batch that was trained on, but not looked at.
+        """
+        self.look_at_losses()
         checkpoint[CHECKPOINT_KEY] = student_structure(self.student)
         self.non_finite.save(checkpoint)
 
@@ -147,6 +171,7 @@ class Distillation(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """Move the teacher, and measure the targets' channels where the objective wants it."""
+        self.non_finite.forget()
         self._move_teacher()
         if self.target_norm.wants_statistics:
             seconds, policy = self.objective.target_norm_seconds, self.non_finite.policy
@@ -154,6 +179,8 @@ class Distillation(L.LightningModule):
 
     def on_validation_start(self) -> None:
         """Move the teacher; forget what a validation that broke off has left."""
+        if self.trainer.state.fn == "fit":
+            self.look_at_losses()
         self._move_teacher()
         self.validation_loss.reset()
 
@@ -169,9 +196,8 @@ class Distillation(L.LightningModule):
     # Loss ---------------------------------------------------------------------------------------
 
     def forward(self, batch: Batch) -> tuple[StudentOutput, tuple[Tensor, ...]]:
-        """Return the student's output and the normalised targets, one tensor a tap."""
-        shared = self.student.freeze_front_end
-        told = self.teacher(batch.waveforms, batch.num_samples, with_features=shared)
+        """Return the student's output and the targets before their normalisation, one a tap."""
+        told = self.tell(batch)
         output = self.student(batch.waveforms, batch.num_samples, told.features)
         targets = align_frames(
             told.hidden_states,
@@ -183,6 +209,16 @@ class Distillation(L.LightningModule):
             output.mask.shape[1],
         )
         return output, targets
+
+    def tell(self, batch: Batch) -> TeacherOutput:
+        """Return what the teacher says of a batch: now, or when the cache was made."""
+        teacher = self.teacher
+        if isinstance(teacher, CachedTeacher):
+            assert batch.told is not None
+            return teacher.recall(batch.told)
+        shared = self.student.freeze_front_end
+        told: TeacherOutput = teacher(batch.waveforms, batch.num_samples, with_features=shared)
+        return told
 
     def batch_loss(self, batch: Batch) -> BatchLoss:
         """Return what the loss of a batch is made of, in fp32 whatever the models compute in."""
@@ -204,18 +240,39 @@ class Distillation(L.LightningModule):
         del batch_idx
         mine = self.batch_loss(batch)
         loss = rank_loss(mine.sums, self.objective, self.trainer.world_size)
-        if not bool(torch.isfinite(loss.loss)):
+        if self.non_finite.defers(self.trainer):
+            if self.non_finite.defer(mine, loss.loss, self.trainer):
+                self.look_at_losses()
+        elif not bool(torch.isfinite(loss.loss)):
             step = self.trainer.global_step
             return self.non_finite.refuse(mine, step, self.student.parameters())
         self.non_finite.count()
         self._log_losses("train", loss.loss, loss.by_tap, on_step=True)
         return loss.to_minimise
 
+    def look_at_losses(self) -> None:
+        """Wait for the device if losses of training batches are still to be looked at.
+
+        Raises:
+            DataError: On all ranks, if one of them is not finite.
+        """
+        self.non_finite.look(self._batch_loss_again)
+
+    @torch.no_grad()
+    def _batch_loss_again(self, batch: Batch) -> BatchLoss:
+        """Return what the loss of a training batch is made of, between two steps."""
+        with self.trainer.precision_plugin.train_step_context():
+            return self.batch_loss(batch)
+
+    def on_train_end(self) -> None:
+        """Look at the last losses."""
+        self.look_at_losses()
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Let a step without a batch that counts change nothing, and log no loss."""
         self.non_finite.close_window(self.trainer, optimizer)
         if self.non_finite.policy == "skip":
-            self.log("train/skipped_batches", float(self.non_finite.skipped))
+            self._log_numbers({"train/skipped_batches": self.non_finite.skipped})
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the learning rate that is due; growth, a callback, has come before."""
@@ -225,7 +282,16 @@ class Distillation(L.LightningModule):
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = rate
-        self.log_dict({"train/learning_rate": rate, "train/depth": float(self.depth)})
+        self._log_numbers({"train/learning_rate": rate, "train/depth": self.depth})
+
+    def _log_numbers(self, numbers: Mapping[str, float]) -> None:
+        """Log what the processor knows; filled in on the device, which a copy would wait for."""
+        self.log_dict(
+            {
+                name: torch.full((), float(number), device=self.device)
+                for name, number in numbers.items()
+            }
+        )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Gather the validation loss."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
 from interstack.growth.plan import even_ends
 from interstack.models.config import StudentConfig, TeacherConfig, student_hubert_config
 from interstack.models.pretrained import Source
@@ -9,12 +14,48 @@ from interstack.models.student import Student
 from interstack.models.teacher import Teacher
 
 
-def load_teacher(config: TeacherConfig, initial_depth: int) -> Teacher:
-    """Load the teacher that the settings name, cut off above its deepest tap.
+class TeacherFacts(Protocol):
+    """What a student is built by; see `Teacher` for each."""
+
+    @property
+    def config(self) -> Any:  # noqa: ANN401, one of several families'
+        """The teacher's transformers configuration."""
+
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """Which of its hidden states are learnt."""
+
+    @property
+    def width(self) -> int:
+        """Channels of a hidden state."""
+
+    @property
+    def normalises_waveform(self) -> bool:
+        """Whether it hears waveforms of zero mean and unit variance."""
+
+    def front_end_state(self) -> dict[str, Tensor]:
+        """The convolutional front end's weights."""
+
+
+def taps_of(config: TeacherConfig, num_layers: int, initial_depth: int) -> tuple[int, ...]:
+    """Return the taps: those of the settings, or the default.
 
     Args:
         config: The settings. Without taps there is one for each layer of the first stage, or as
             many as the teacher has layers, spread evenly.
+        num_layers: The teacher's.
+        initial_depth: Encoder layers of the student's first stage.
+    """
+    if config.taps is not None:
+        return config.taps
+    return tuple(end + 1 for end in even_ends(num_layers, min(initial_depth, num_layers)))
+
+
+def load_teacher(config: TeacherConfig, initial_depth: int) -> Teacher:
+    """Load the teacher that the settings name, cut off above its deepest tap.
+
+    Args:
+        config: The settings; for the taps see `taps_of`.
         initial_depth: Encoder layers of the student's first stage.
 
     Raises:
@@ -23,24 +64,26 @@ def load_teacher(config: TeacherConfig, initial_depth: int) -> Teacher:
     taps = config.taps
     if taps is None:
         source = Source(config.source, config.revision, None, config.local_files_only)
-        layers: int = source.read_config().num_hidden_layers
-        taps = tuple(end + 1 for end in even_ends(layers, min(initial_depth, layers)))
-    return Teacher(
-        config.source,
-        taps,
-        revision=config.revision,
-        dtype=config.dtype,
-        local_files_only=config.local_files_only,
-    )
+        taps = taps_of(config, source.read_config().num_hidden_layers, initial_depth)
+    # transformers draws numbers for weights that it then reads; a student begins with the same ones
+    # whether its teacher is loaded or cached
+    with torch.random.fork_rng(devices=[]):
+        return Teacher(
+            config.source,
+            taps,
+            revision=config.revision,
+            dtype=config.dtype,
+            local_files_only=config.local_files_only,
+        )
 
 
-def build_student(config: StudentConfig, depth: int, teacher: Teacher) -> Student:
+def build_student(config: StudentConfig, depth: int, teacher: TeacherFacts) -> Student:
     """Make a fresh student for a teacher, with the front end that the settings ask for.
 
     Args:
         config: The student's settings.
         depth: Encoder layers of the first stage.
-        teacher: The teacher it will learn from.
+        teacher: The teacher it will learn from, or the cache of its targets.
 
     Raises:
         ConfigurationError: If settings, depth and teacher don't fit each other.
@@ -59,5 +102,5 @@ def build_student(config: StudentConfig, depth: int, teacher: Teacher) -> Studen
     )
     if not own:
         extractor = student.model.feature_extractor
-        extractor.load_state_dict(teacher.feature_extractor.state_dict())
+        extractor.load_state_dict(teacher.front_end_state())
     return student

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -126,6 +127,36 @@ class Source:
                 "type that its config.json names."
             )
         return Pretrained(model.eval(), not is_whisper and self._normalises_waveform(config))
+
+    def files_digest(self) -> str | None:
+        """SHA-256 of config, preprocessing and weights as they lie on the disk.
+
+        Nothing is loaded or fetched. None if the model is neither a local directory nor in the
+        hub's local cache.
+        """
+        directory = self.directory
+        if directory is None:
+            found = cached_file(
+                self.name,
+                "config.json",
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+                **(self._options | {"local_files_only": True}),
+            )
+            if found is None:
+                return None
+            directory = Path(found).parent
+        digest = hashlib.sha256()
+        kept = (
+            "config.json",
+            "preprocessor_config.json",
+            "model*.safetensors",
+            "pytorch_model*.bin",
+        )
+        for path in sorted(path for pattern in kept for path in directory.glob(pattern)):
+            with path.open("rb") as file:
+                digest.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
+        return digest.hexdigest()
 
     @property
     def _location(self) -> str:

@@ -134,6 +134,10 @@ class Teacher(nn.Module):
             )
         return self.body.feature_extractor
 
+    def front_end_state(self) -> dict[str, Tensor]:
+        """Return the convolutional front end's weights; raises as `feature_extractor`."""
+        return dict(self.feature_extractor.state_dict())
+
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002 - the signature is torch's
         """Stay in eval mode whatever is asked: dropout would blur the targets."""
         return super().train(False)
@@ -153,11 +157,13 @@ class Teacher(nn.Module):
             digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
-    @torch.no_grad()
     def forward(
         self, waveforms: Tensor, num_samples: Tensor, *, with_features: bool = False
     ) -> TeacherOutput:
         """Hidden states at the taps.
+
+        They are computed in inference mode, but come out as ordinary tensors, which a loss may
+        keep for its backward pass.
 
         Args:
             waveforms: (batch, max_num_samples) in [-1, 1] at 16 kHz, padded on the right.
@@ -168,16 +174,21 @@ class Teacher(nn.Module):
             TeacherError: an utterance is longer than `max_samples`.
             DataError: the whole batch is shorter than one frame.
         """
-        with torch.autocast(waveforms.device.type, enabled=False):
+        with torch.inference_mode(), torch.autocast(waveforms.device.type, enabled=False):
             waveforms = waveforms.float()
             if self.normalises_waveform:
                 waveforms = normalise_waveform(waveforms, num_samples)
             features, hidden_states, frames = self.body(waveforms, num_samples)
         return TeacherOutput(
-            features.float() if with_features and features is not None else None,
-            tuple(hidden_states[tap].float() for tap in self.taps),
-            frames,
+            _handed_out(features) if with_features and features is not None else None,
+            tuple(_handed_out(hidden_states[tap]) for tap in self.taps),
+            frames.clone(),
         )
+
+
+def _handed_out(inferred: Tensor) -> Tensor:
+    """Copy a tensor out of inference mode: autograd refuses to save those that come from there."""
+    return inferred.to(torch.float32, copy=True)
 
 
 class _WaveformBody(nn.Module):

@@ -1,0 +1,61 @@
+"""How large a cache will be, and whether the disk can take it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import torch
+
+from interstack.errors import ConfigurationError
+from interstack.models.front_end import num_frames
+from interstack.models.whisper import HOP
+from interstack.target_cache.record import CacheRecord
+from interstack.target_cache.values import TORCH_DTYPES
+
+_HEADER_BYTES: Final = 300
+"""About what an utterance takes in a shard's header and in the index."""
+_SPARE: Final = 1.02
+
+
+def cache_bytes(record: CacheRecord, lengths: Iterable[int]) -> int:
+    """Return the bytes that utterances of these lengths take.
+
+    Args:
+        record: The cache's facts.
+        lengths: Samples of every utterance after cropping, at 16 kHz.
+    """
+    num_samples = torch.tensor(list(lengths), dtype=torch.int64)
+    if record.takes_waveform:
+        frames = int(num_frames(record.teacher_config, num_samples).sum())
+    else:
+        frames = int(((num_samples // HOP + 1) // 2).sum())
+    values = frames * record.num_channels * TORCH_DTYPES[record.dtype].itemsize
+    levels = 8 * record.num_channels if record.dtype == "int8" else 0
+    return values + len(num_samples) * (levels + _HEADER_BYTES)
+
+
+def check_disk(directory: Path, needed: int) -> None:
+    """Refuse a disk that is too small.
+
+    Args:
+        directory: The cache's; it exists.
+        needed: Bytes still to write.
+
+    Raises:
+        ConfigurationError: With what is needed and what is free.
+    """
+    free = shutil.disk_usage(directory).free
+    if needed * _SPARE > free:
+        raise ConfigurationError(
+            f"the targets still to be written to {directory} take {gigabytes(needed)}, but its "
+            f"disk has {gigabytes(free)} free: give another --output, a smaller --dtype (float16, "
+            "int8) or fewer model.teacher.taps"
+        )
+
+
+def gigabytes(num_bytes: float) -> str:
+    """Write a size with a unit that suits it."""
+    return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"

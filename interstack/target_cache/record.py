@@ -1,0 +1,224 @@
+"""What a cache is made of: the facts of teacher and format that a run has to agree with."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+from transformers import AutoConfig
+
+from interstack.checkpointing.atomic import write_whole
+from interstack.errors import ConfigurationError
+from interstack.models.config import TeacherConfig
+from interstack.models.pretrained import Source
+from interstack.models.teacher import Teacher
+from interstack.target_cache.values import CacheDtype
+
+RECORD_FILE: Final = "cache.json"
+_VERSION: Final = 1
+
+
+@dataclass(frozen=True)
+class CacheRecord:
+    """The facts of a cache, as they lie in its ``cache.json``.
+
+    Attributes:
+        dtype: Number format of what is stored.
+        source: Where the teacher was found.
+        revision: Its revision on the hub.
+        files: Digest of its files, which `fit` compares without loading the model.
+        weights: `Teacher.fingerprint`: architecture, kept weights and their precision.
+        teacher_dtype: Precision that it computed in.
+        taps: Which of its hidden states are stored.
+        width: Channels of a hidden state.
+        num_features: Channels of the front end's features, which come before the hidden states; 0
+            if they are not stored.
+        num_layers: Layers of the whole teacher.
+        config: Its transformers configuration.
+        normalises_waveform: See `Teacher`, as for the following.
+        takes_waveform: As there.
+        max_samples: As there.
+        first_frame_centre: As there.
+        frame_hop: As there.
+        version: Of this file's form.
+    """
+
+    dtype: CacheDtype
+    source: str
+    revision: str | None
+    files: str | None
+    weights: str
+    teacher_dtype: str
+    taps: tuple[int, ...]
+    width: int
+    num_features: int
+    num_layers: int
+    config: dict[str, Any]
+    normalises_waveform: bool
+    takes_waveform: bool
+    max_samples: int | None
+    first_frame_centre: float
+    frame_hop: int
+    version: int = _VERSION
+
+    @classmethod
+    def of(
+        cls, config: TeacherConfig, teacher: Teacher, dtype: CacheDtype, *, with_features: bool
+    ) -> Self:
+        """Describe a cache that is to be made.
+
+        Args:
+            config: The teacher's settings.
+            teacher: The teacher.
+            dtype: Number format to store in.
+            with_features: Store the front end's features too, for a student that shares it.
+        """
+        fields = json.loads(teacher.config.to_json_string(use_diff=False))
+        fields.pop("_name_or_path", None)  # may be a path of this machine
+        return cls(
+            dtype=dtype,
+            source=config.source,
+            revision=config.revision,
+            files=source_of(config).files_digest(),
+            weights=teacher.fingerprint(),
+            teacher_dtype=config.dtype,
+            taps=teacher.taps,
+            width=teacher.width,
+            num_features=int(teacher.config.conv_dim[-1]) if with_features else 0,
+            num_layers=teacher.num_layers,
+            config=fields,
+            normalises_waveform=teacher.normalises_waveform,
+            takes_waveform=teacher.takes_waveform,
+            max_samples=teacher.max_samples,
+            first_frame_centre=teacher.first_frame_centre,
+            frame_hop=teacher.frame_hop,
+        )
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Read a cache's facts.
+
+        Raises:
+            ConfigurationError: If there are none, or they can't be understood.
+        """
+        path = directory / RECORD_FILE
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            fields["taps"] = tuple(fields["taps"])
+            record = cls(**fields)
+        except FileNotFoundError as error:
+            raise ConfigurationError(
+                f"there is no cache of targets in {directory} (no {RECORD_FILE}): make one with "
+                "python -m interstack.cli cache, or leave data.target_cache away"
+            ) from error
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigurationError(
+                f"{path} can't be read as the facts of a cache ({error}): make the cache anew in "
+                "another directory"
+            ) from error
+        if record.version != _VERSION:
+            raise ConfigurationError(
+                f"the cache in {directory} is of form {record.version}, this version of interstack "
+                f"reads form {_VERSION}: make it anew in another directory"
+            )
+        return record
+
+    def write(self, directory: Path) -> None:
+        """Write the facts into a cache's directory.
+
+        Raises:
+            OSError: If that can't be done.
+        """
+        write_whole(directory / RECORD_FILE, json.dumps(asdict(self), indent=1).encode())
+
+    @property
+    def teacher_config(self) -> Any:  # noqa: ANN401, one of several families'
+        """The teacher's transformers configuration, as transformers has it."""
+        return AutoConfig.for_model(**self.config)
+
+    @property
+    def num_channels(self) -> int:
+        """Channels stored a frame: features, then one hidden state a tap."""
+        return self.num_features + len(self.taps) * self.width
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides what is stored, wherever the teacher was found."""
+        fields = asdict(self)
+        for place in ("source", "revision", "files"):
+            fields.pop(place)
+        return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+    def check_same(self, wanted: CacheRecord, directory: Path) -> None:
+        """Refuse to fill a cache up with other targets than it holds.
+
+        Args:
+            wanted: The facts of what would be added.
+            directory: The cache's, for the message.
+
+        Raises:
+            ConfigurationError: With what differs.
+        """
+        if self.fingerprint == wanted.fingerprint:
+            return
+        mine, other = asdict(self), asdict(wanted)
+        differing = [
+            name
+            for name in mine
+            if mine[name] != other[name] and name not in ("source", "revision", "files")
+        ]
+        raise ConfigurationError(
+            f"{directory} holds other targets: {_differences(differing, mine, other)}: give "
+            "another --output"
+        )
+
+    def check_teacher(self, config: TeacherConfig, taps: tuple[int, ...]) -> None:
+        """Refuse a run whose teacher is not the cache's, without loading it.
+
+        Where the teacher's files are at hand, they have to be the cache's; where they are not, as
+        on a cluster that only has the cache, its name has to be.
+
+        Args:
+            config: The run's teacher.
+            taps: Its taps.
+
+        Raises:
+            ConfigurationError: With what differs.
+        """
+        files = source_of(config).files_digest()
+        known = files is not None and self.files is not None
+        run = {
+            "taps": list(taps),
+            "dtype": config.dtype,
+            "source": config.source if not known else files,
+            "revision": config.revision if not known else None,
+        }
+        cache = {
+            "taps": list(self.taps),
+            "dtype": self.teacher_dtype,
+            "source": self.source if not known else self.files,
+            "revision": self.revision if not known else None,
+        }
+        differing = [name for name in run if run[name] != cache[name]]
+        if known and "source" in differing:
+            raise ConfigurationError(
+                f"the cache of targets was made from other files than {config.source} now has "
+                f"(it knew them as {self.source}): give that teacher, or make a new cache"
+            )
+        if differing:
+            raise ConfigurationError(
+                "the cache of targets was made with another model.teacher: "
+                f"{_differences(differing, cache, run)}: give the same, or make a new cache"
+            )
+
+
+def source_of(config: TeacherConfig) -> Source:
+    """Return where a teacher's files are looked for."""
+    return Source(config.source, config.revision, None, config.local_files_only)
+
+
+def _differences(names: list[str], cache: dict[str, Any], run: dict[str, Any]) -> str:
+    return "; ".join(f"{name} was {cache[name]!r} and is {run[name]!r}" for name in names)
