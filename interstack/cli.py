@@ -17,6 +17,18 @@ def _lightning(arguments: Arguments) -> None:
     run_lightning(arguments)
 
 
+def _cache(arguments: Arguments) -> None:
+    from interstack.commands.cache import run_cache
+
+    run_cache(arguments)
+
+
+def _plan(arguments: Arguments) -> None:
+    from interstack.commands.plan import run_plan
+
+    run_plan(arguments)
+
+
 def _pack(arguments: Arguments) -> None:
     from interstack.commands.pack import run_pack
 
@@ -34,6 +46,8 @@ COMMANDS: dict[str, tuple[Callable[[Arguments], None], str]] = {
     "validate": (_lightning, "the validation loss of a checkpoint"),
     "test": (_lightning, "the test loss of a checkpoint"),
     "predict": (_lightning, "write a checkpoint's hidden states of the test split"),
+    "plan": (_plan, "what a run will cost, before it is begun: stages, step split, wall-clock"),
+    "cache": (_cache, "compute the teacher's targets of a corpus once, for runs without a teacher"),
     "pack": (_pack, "pack a folder of speech into tar shards that can be streamed"),
     "probe": (_probe, "what a model knows of phones: a linear probe on forced alignments"),
 }

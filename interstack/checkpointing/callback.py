@@ -23,6 +23,7 @@ from interstack.checkpointing.position import (
 )
 from interstack.checkpointing.random_state import random_state, restore_random_state
 from interstack.checkpointing.signals import StopRequest
+from interstack.checkpointing.stop_broadcast import spare_stop_broadcast
 from interstack.checkpointing.writer import LAST, CheckpointWriter
 from interstack.errors import ConfigurationError, DataError, InterstackError, RunInterrupted
 from interstack.growth.callback import growable
@@ -126,6 +127,7 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore the random states, now that nothing before the first batch draws from them."""
         self._stop.listen()
+        spare_stop_broadcast(trainer)
         self._training = True
         self._between_steps = False
         self._saved_step = trainer.global_step

@@ -17,7 +17,9 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def run_lock(directory: Path) -> Iterator[None]:
+def run_lock(
+    directory: Path, mend: str = "give this one another trainer.default_root_dir"
+) -> Iterator[None]:
     """Keep other processes from running in a directory.
 
     A POSIX record lock: the kernel lets go of it when the process dies, however it dies, and forked
@@ -26,6 +28,7 @@ def run_lock(directory: Path) -> Iterator[None]:
 
     Args:
         directory: The run's directory; it need not exist.
+        mend: What the second one may do but wait, for the message.
 
     Raises:
         ConfigurationError: If a run is going on there.
@@ -39,8 +42,7 @@ def run_lock(directory: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "a process that doesn't say its name"
             raise ConfigurationError(
-                f"another run is going on in {directory} ({holder}): stop it, or give this one "
-                "another trainer.default_root_dir"
+                f"another run is going on in {directory} ({holder}): stop it, or {mend}"
             ) from error
         except OSError as error:  # a file system without locks
             log.warning("%s can't be guarded against a second run (%s)", directory, error.strerror)

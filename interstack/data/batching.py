@@ -11,17 +11,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from interstack.errors import DataError
 
-_BATCHES_A_BUCKET = 4
+_BATCHES_A_BUCKET: Final = 4
 """Fewer would hardly mix the utterances of a small corpus; more only pads."""
 
-_WIDEST_BUCKET = 1.25
-"""Longest over shortest of a bucket: batches are sized for the longest, and so filled to 4/5."""
+_WIDEST_BUCKET: Final = 1.25
+"""Longest over shortest of a bucket."""
+
+_WIDEST_BATCH: Final = 1.1
+"""Longest over shortest of a batch as planned. A large corpus has enough utterances alike to fill
+every batch; a small one gets more batches, less than full, instead of more padding."""
+
+_MOST_PADDING: Final = 0.047
+"""Share of padding that mixing may cost."""
+
+_SPREADS: Final = (0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.04, 0.03)
+"""By how much lengths are blurred, the most mixing first."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +40,24 @@ class BatchPlan:
     """The fixed part of a corpus' batches: order by length, buckets and batch sizes.
 
     Utterances stand in order of length. Buckets are runs of that order with about equal durations,
-    batches are runs too, and each epoch permutes the utterances within every bucket. Batches are
-    sized as if each utterance were as long as the longest of its bucket, so whatever the
-    permutation, the budget holds and the number of batches stays.
+    batches are runs too. Each epoch lengthens every utterance on paper by a random share of at most
+    `spread` and sorts anew within every bucket, so an utterance meets others whose lengths are
+    alike, by chance. Batches are sized for the longest that can get there, so whatever the order,
+    the budget holds and the number of batches stays.
 
     Attributes:
         order: indices of the utterances, shortest first.
+        lengths: length of each, in that order.
         bucket_starts: position in `order` where each bucket starts.
         batch_starts: position in `order` where each batch starts.
+        spread: the share by which lengths are blurred.
     """
 
     order: NDArray[np.int64]
+    lengths: NDArray[np.int64]
     bucket_starts: NDArray[np.int64]
     batch_starts: NDArray[np.int64]
+    spread: float = 0.0
 
     def __len__(self) -> int:
         return len(self.batch_starts)
@@ -56,15 +72,26 @@ class BatchPlan:
         The ranks' batches of one step are neighbours in length, so no rank waits long for another.
         """
         random = np.random.default_rng(key)
-        order = self.order.copy()
-        for bucket in np.split(order, self.bucket_starts[1:]):
-            random.shuffle(bucket)  # a view: shuffles `order` itself
-        batches = np.split(order, self.batch_starts[1:])
+        batches = np.split(self.order[self._shuffle(random)], self.batch_starts[1:])
         shares: list[list[NDArray[np.int64]]] = [[] for _ in range(world_size)]
         for step in random.permutation(len(batches) // world_size):
             for rank, place in enumerate(random.permutation(world_size)):
                 shares[rank].append(batches[step * world_size + place])
         return shares
+
+    def padding(self, key: Sequence[int]) -> float:
+        """Returns the share of padding in the shuffled batches, before they are dealt to ranks."""
+        lengths = self.lengths[self._shuffle(np.random.default_rng(key))]
+        sizes = np.diff([*self.batch_starts, len(lengths)])
+        padded = np.maximum.reduceat(lengths, self.batch_starts) * sizes
+        return 1 - float(lengths.sum() / padded.sum())
+
+    def _shuffle(self, random: np.random.Generator) -> NDArray[np.int64]:
+        """Returns which position of `order` each place of the new order takes."""
+        blurred = self.lengths * (1 + self.spread * random.random(len(self.lengths)))
+        buckets = np.zeros(len(self.lengths), dtype=np.int64)
+        buckets[self.bucket_starts[1:]] = 1
+        return np.lexsort((blurred, buckets.cumsum()))
 
 
 def plan_batches(
@@ -81,7 +108,7 @@ def plan_batches(
         num_samples: length of every utterance, after cropping.
         budget: samples of one rank's batch, padding included; at least the longest utterance.
         num_buckets: buckets of equal duration, fewer for a small corpus; those that span more
-            than a quarter in length are divided further. None: no buckets, nothing to permute.
+            than a quarter in length are divided further. None: no buckets, nothing to shuffle.
         world_size: the number of batches is made a multiple of it by halving the batches with
             the most utterances.
         keep_order: leave the utterances as they stand; only without buckets.
@@ -93,13 +120,17 @@ def plan_batches(
     order = np.arange(len(lengths)) if keep_order else np.argsort(lengths, kind="stable")
     lengths = lengths[order]
     if num_buckets is None:
-        bucket_starts, bounds = np.arange(len(lengths)), lengths
-    else:
-        bucket_starts = _bucket_starts(lengths, budget, num_buckets)
-        bucket_ends = np.append(bucket_starts[1:], len(lengths))
-        bounds = np.repeat(lengths[bucket_ends - 1], bucket_ends - bucket_starts)
-    batch_starts = _halve_largest(_fill(bounds.tolist(), budget), len(lengths), world_size)
-    return BatchPlan(order, bucket_starts, np.asarray(batch_starts, dtype=np.int64))
+        starts = _halve_largest(_fill(lengths.tolist(), budget), len(lengths), world_size)
+        return BatchPlan(order, lengths, np.arange(len(lengths)), np.asarray(starts))
+    bucket_starts = _bucket_starts(lengths, budget, num_buckets)
+    for spread in _SPREADS:
+        longest = _longest(lengths, bucket_starts, spread)
+        filled = _fill(longest.tolist(), budget, lengths.tolist())
+        starts = _halve_largest(filled, len(lengths), world_size)
+        plan = BatchPlan(order, lengths, bucket_starts, np.asarray(starts), spread)
+        if plan.padding((0,)) + plan.padding((1,)) <= 2 * _MOST_PADDING:
+            break
+    return plan
 
 
 def _bucket_starts(lengths: NDArray[np.int64], budget: int, num_buckets: int) -> NDArray[np.int64]:
@@ -116,14 +147,34 @@ def _bucket_starts(lengths: NDArray[np.int64], budget: int, num_buckets: int) ->
     return np.unique(starts)
 
 
-def _fill(lengths: list[int], budget: int) -> list[int]:
-    """Returns where each batch starts if every one takes what fits, in the order given."""
-    starts, longest = [0], 0
-    for position, length in enumerate(lengths):
-        longest = max(longest, length)
-        if (position - starts[-1] + 1) * longest > budget:
+def _longest(
+    lengths: NDArray[np.int64], bucket_starts: NDArray[np.int64], spread: float
+) -> NDArray[np.int64]:
+    """Returns the longest that each position can hold after a shuffle.
+
+    The first n utterances count as at most their longest times 1 + `spread`, hence so do the first
+    n after the shuffle, and none of them is longer than it counts.
+    """
+    reach = np.searchsorted(lengths, lengths * (1 + spread), side="right") - 1
+    bucket_ends = np.append(bucket_starts[1:], len(lengths))
+    return lengths[np.minimum(reach, np.repeat(bucket_ends - 1, bucket_ends - bucket_starts))]
+
+
+def _fill(longest: list[int], budget: int, lengths: list[int] | None = None) -> list[int]:
+    """Returns where each batch starts if every one takes what fits, in the order given.
+
+    Args:
+        longest: the longest that each position can hold.
+        budget: a batch's.
+        lengths: those as planned, ascending; given, a batch spans at most `_WIDEST_BATCH`.
+    """
+    starts, most = [0], 0
+    for position, length in enumerate(longest):
+        most = max(most, length)
+        full = (position - starts[-1] + 1) * most > budget
+        if full or (lengths and lengths[position] > lengths[starts[-1]] * _WIDEST_BATCH):
             starts.append(position)
-            longest = length
+            most = length
     return starts
 
 

@@ -62,10 +62,11 @@ class OptimizerConfig:
 def make_optimizer(
     named_parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig
 ) -> torch.optim.AdamW:
-    """Make an AdamW over the parameters that are trained, with their names in its state.
+    """Make a fused AdamW over the parameters that are trained, with their names in its state.
 
     State that is loaded into it is matched by these names: ``load_state_dict`` raises a
-    ConfigurationError if they are not those of the parameters that are trained.
+    ConfigurationError if they are not those of the parameters that are trained. Where its
+    ``found_inf`` is a tensor that holds 1, a step leaves weights, moments and step counts alone.
     """
     trained = [(name, parameter) for name, parameter in named_parameters if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -74,7 +75,11 @@ def make_optimizer(
         betas=config.betas,
         eps=config.eps,
         weight_decay=config.weight_decay,
+        fused=True,  # one kernel for all parameters, on a GPU and on a CPU
     )
+    # Lightning would refuse to clip gradients in mixed precision, also in bf16: torch says that a
+    # fused optimizer unscales them by itself. It need not: the scaler does where this is False.
+    optimizer._step_supports_amp_scaling = False
     optimizer.register_load_state_dict_pre_hook(_match_by_name)
     return optimizer
 
@@ -94,6 +99,7 @@ def _match_by_name(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any])
             "the version of interstack that the run began with"
         )
     matched = saved | {"params": [places[name] for name in names], "param_names": list(names)}
+    matched["fused"] = group["fused"]  # how a step is computed is no affair of the checkpoint's
     return state_dict | {"param_groups": [matched]}
 
 

@@ -1,17 +1,22 @@
-"""How large a cache will be, and whether the disk can take it."""
+"""How large a cache will be, whether the disk can take it, and how long it takes."""
 
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
 import torch
 
+from interstack.data.assembling import BatchAssembler
 from interstack.errors import ConfigurationError
 from interstack.models.front_end import num_frames
+from interstack.models.teacher import Teacher
 from interstack.models.whisper import HOP
+from interstack.target_cache.asking import ask_teacher
+from interstack.target_cache.filling import SplitFiller
 from interstack.target_cache.record import CacheRecord
 from interstack.target_cache.values import TORCH_DTYPES
 
@@ -59,3 +64,24 @@ def check_disk(directory: Path, needed: int) -> None:
 def gigabytes(num_bytes: float) -> str:
     """Write a size with a unit that suits it."""
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def measure_speed(filler: SplitFiller, teacher: Teacher, device: torch.device) -> float:
+    """Measure the teacher on one batch of what is missing, of middling length.
+
+    Returns:
+        Seconds of audio a second; 0 where nothing is known to be missing.
+    """
+    missing = sorted(filler.known_missing() or (), key=lambda utterance: filler.crop(utterance)[1])
+    chosen = [
+        utterance
+        for number, utterance in enumerate(missing[len(missing) // 2 :], start=1)
+        if number * filler.crop(utterance)[1] <= filler.settings.batch_samples
+    ]
+    batch = BatchAssembler(filler.settings, filler.epoch)(chosen) if chosen else None
+    if batch is None:
+        return 0.0
+    ask_teacher(teacher, batch, filler.record, device)  # the first time is slower
+    begin = time.perf_counter()
+    ask_teacher(teacher, batch, filler.record, device)
+    return float(batch.seconds) / (time.perf_counter() - begin)

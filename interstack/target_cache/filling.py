@@ -22,11 +22,12 @@ from interstack.data.loader import SpeechLoader
 from interstack.data.utterance import Utterance
 from interstack.errors import ConfigurationError, InterstackError, RunInterrupted
 from interstack.models.teacher import Teacher
-from interstack.target_cache.cache import INDEX_FILE, SplitIndex
+from interstack.target_cache.asking import ask_teacher
+from interstack.target_cache.cache import SplitIndex
 from interstack.target_cache.record import CacheRecord
 from interstack.target_cache.shards import SUFFIX, Entry, read_entries, shards_of, write_shard
 from interstack.target_cache.share import Share
-from interstack.target_cache.values import StoredValues, store
+from interstack.target_cache.values import StoredValues
 
 _WINDOW_UTTERANCES: Final = 1_000_000
 _WINDOW_BYTES: Final = 512 * 2**20
@@ -89,17 +90,6 @@ class SplitFiller:
         self._expected: set[str] = set()
         self._left_out: list[str] = []
 
-    @property
-    def remaining_lengths(self) -> list[int] | None:
-        """Samples of what this process still has to compute; None for a stream, which can't tell.
-
-        Raises:
-            ConfigurationError: As the class does.
-        """
-        if not isinstance(self.utterances, Sequence):
-            return None
-        return [self.crop(utterance)[1] for utterance in self.missing()]
-
     # What there is to do ------------------------------------------------------------------------
 
     def crop(self, utterance: Utterance) -> tuple[int, int]:
@@ -140,6 +130,10 @@ class SplitFiller:
                 "another --output"
             )
 
+    def known_missing(self) -> list[Utterance] | None:
+        """Return the same for a corpus that is known beforehand; None for a stream."""
+        return list(self.missing()) if isinstance(self.utterances, Sequence) else None
+
     # Doing it -----------------------------------------------------------------------------------
 
     def fill(
@@ -166,7 +160,7 @@ class SplitFiller:
             cleanup.callback(stop.leave)
             cleanup.callback(lambda: self._write(pending))
             for utterances, batch in self._batches(workers):
-                told = self._ask(teacher, batch, device)
+                told = ask_teacher(teacher, batch, self.record, device)
                 for row, (id_, stored) in enumerate(zip(batch.ids, told, strict=True)):
                     entry = self._entry(utterances[id_], batch.waveforms[row])
                     self.done[id_] = entry
@@ -196,19 +190,6 @@ class SplitFiller:
                     yield by_id, batch
                 seen.update(batch.ids)
             self._left_out += sorted(by_id.keys() - seen)
-
-    def _ask(self, teacher: Teacher, batch: Batch, device: torch.device) -> list[StoredValues]:
-        features = self.record.num_features > 0
-        waveforms, num_samples = batch.waveforms.to(device), batch.num_samples.to(device)
-        output = teacher(waveforms, num_samples, with_features=features)
-        parts: list[Tensor] = [*output.hidden_states]
-        if features:
-            parts.insert(0, output.features.transpose(1, 2))
-        exact = torch.cat(parts, dim=-1)
-        return [
-            store(exact[row, :frames], self.record.dtype, batch.ids[row]).cpu()
-            for row, frames in enumerate(output.num_frames.tolist())
-        ]
 
     def _entry(self, utterance: Utterance, waveform: Tensor) -> Entry:
         start, length = self.crop(utterance)
@@ -265,11 +246,6 @@ class SplitFiller:
         if not remaining:
             SplitIndex(places, sorted(left_out - present)).write(self.directory)
         return remaining
-
-
-def is_finished(directory: Path) -> bool:
-    """Tell whether a split is whole."""
-    return (directory / INDEX_FILE).exists()
 
 
 def _windows(utterances: Iterable[Utterance]) -> Iterator[list[Utterance]]:

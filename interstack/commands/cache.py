@@ -1,0 +1,108 @@
+"""cache: what the teacher says of a corpus, computed once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+from interstack.commands.described_run import describe_run
+from interstack.data.source import Split
+from interstack.errors import ConfigurationError
+from interstack.models.build import load_teacher
+from interstack.target_cache.session import CacheOptions, make_cache
+from interstack.target_cache.share import Share
+from interstack.target_cache.values import CacheDtype
+
+
+def run_cache(arguments: Sequence[str]) -> None:
+    """Parse the command's options and compute what is missing.
+
+    Args:
+        arguments: The words after ``cache``.
+
+    Raises:
+        InterstackError: As `make_cache` does.
+    """
+    run = describe_run("cache", arguments, _add_options)
+    datamodule, module = run.datamodule, run.module
+    options = _options(run.config, datamodule.target_cache, module.student_config.front_end)
+    datamodule.target_cache = None  # what is being made can't be used yet
+    if options.share.index == 0:
+        datamodule.prepare_data()
+    for stage in ("fit", "test") if "test" in options.splits else ("fit",):
+        datamodule.setup(stage)
+    teacher = load_teacher(module.teacher_config, module.initial_depth)
+    remaining = make_cache(datamodule, module.teacher_config, teacher, options)
+    if remaining:
+        print(
+            f"share {options.share.index} of {options.share.total} is done; {remaining} utterances "
+            "are still to come from the others"
+        )
+    else:
+        print(
+            f"the cache is in {options.output}: train with\n"
+            f"  python -m interstack.cli fit --config … --data.target_cache {options.output}"
+        )
+
+
+def _add_options(parser: LightningArgumentParser) -> None:
+    parser.add_argument(
+        "--output", type=str | None, default=None, help="directory; default: data.target_cache"
+    )
+    parser.add_argument(
+        "--dtype",
+        type=CacheDtype,
+        default="float16",
+        help="number format: float32 is exact, int8 the smallest",
+    )
+    parser.add_argument(
+        "--splits", type=list[Split], default=["train", "validation"], help="what is computed"
+    )
+    parser.add_argument(
+        "--share",
+        type=str | None,
+        default=None,
+        help="this process' part, as 3/8 (from 0/8 to 7/8); default: torchrun's rank, or all",
+    )
+    parser.add_argument(
+        "--device",
+        type=Literal["auto", "cpu", "cuda"],
+        default="auto",
+        help="where the teacher computes",
+    )
+    parser.add_argument(
+        "--shard_megabytes", type=float, default=256, help="size from which on a shard is written"
+    )
+
+
+def _options(config: Namespace, target_cache: str | None, front_end: str) -> CacheOptions:
+    output = config.output or target_cache
+    if output is None:
+        raise ConfigurationError("the cache needs a place: give --output a directory")
+    if config.shard_megabytes <= 0:
+        raise ConfigurationError(f"--shard_megabytes {config.shard_megabytes} must be above 0")
+    return CacheOptions(
+        output=Path(output),
+        dtype=config.dtype,
+        with_features=front_end == "shared",
+        splits=tuple(dict.fromkeys(config.splits)),
+        share=Share.parse(config.share),
+        device=_device(config.device),
+        shard_bytes=int(config.shard_megabytes * 1e6),
+    )
+
+
+def _device(name: str) -> torch.device:
+    """Return the device; of several GPUs each of torchrun's ranks takes its own."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ConfigurationError("--device cuda is asked for, but no GPU is available: give cpu")
+    if name == "cpu" or not available:
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -1,0 +1,181 @@
+"""Making a cache from beginning to end: facts, estimate, one pass a split, the seal."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from interstack.checkpointing.run_lock import run_lock
+from interstack.constants import SAMPLE_RATE
+from interstack.data.datamodule import SpeechDataModule
+from interstack.data.source import Split
+from interstack.errors import ConfigurationError
+from interstack.models.config import TeacherConfig
+from interstack.models.teacher import Teacher
+from interstack.target_cache.estimate import (
+    cache_bytes,
+    check_disk,
+    gigabytes,
+    measure_speed,
+)
+from interstack.target_cache.filling import SplitFiller
+from interstack.target_cache.progress import CacheProgress
+from interstack.target_cache.record import RECORD_FILE, CacheRecord
+from interstack.target_cache.share import Share
+from interstack.target_cache.teacher import write_front_end
+from interstack.target_cache.values import CacheDtype
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """How a cache is made.
+
+    Attributes:
+        output: Its directory.
+        dtype: Number format.
+        with_features: Store the front end's features, for a student that shares it.
+        splits: What it is made of.
+        share: This process' part of every split.
+        device: Where the teacher computes.
+        shard_bytes: Size from which on a shard is written.
+    """
+
+    output: Path
+    dtype: CacheDtype = "float16"
+    with_features: bool = False
+    splits: tuple[Split, ...] = ("train", "validation")
+    share: Share = field(default_factory=Share)
+    device: torch.device = field(default_factory=partial(torch.device, "cpu"))
+    shard_bytes: int = 256 * 10**6
+
+
+def make_cache(
+    datamodule: SpeechDataModule, config: TeacherConfig, teacher: Teacher, options: CacheOptions
+) -> int:
+    """Compute what is still missing of a cache; it may stop anywhere and be called again.
+
+    Args:
+        datamodule: With its splits set up, and no cache of its own.
+        config: The teacher's settings.
+        teacher: The teacher.
+        options: The rest.
+
+    Returns:
+        The number of utterances that other shares still have to compute; 0: the cache is finished.
+
+    Raises:
+        ConfigurationError: If the directory holds something else, another process has the same
+            share, or the disk is too small.
+        DataError: If audio can't be read, or a target can't be stored.
+        InterstackError: If the disk is full.
+        RunInterrupted: After a signal, with what is done kept.
+    """
+    output, share = options.output, options.share
+    check_directory(output)
+    teacher.to(options.device)
+    with run_lock(output / f"share-{share}", "give another --share"):
+        _agree(
+            CacheRecord.of(config, teacher, options.dtype, with_features=options.with_features),
+            teacher,
+            output,
+        )
+        record = CacheRecord.read(output)
+        fillers = []
+        for split in options.splits:
+            utterances, settings = datamodule.utterances_once(split)
+            fillers.append(SplitFiller(output / split, split, record, utterances, settings, share))
+        seconds = _announce(fillers, record, teacher, options)
+        remaining = 0
+        with CacheProgress(seconds, shown=share.index == 0) as progress:
+            for filler in fillers:
+                filler.fill(
+                    teacher,
+                    options.device,
+                    options.shard_bytes,
+                    datamodule.num_workers,
+                    progress.advance,
+                )
+                remaining += filler.seal()
+    return remaining
+
+
+def check_directory(output: Path) -> None:
+    """Refuse a directory that can't be made, or that holds something else than a cache.
+
+    Raises:
+        ConfigurationError: In these cases.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        strangers = [
+            path.name
+            for path in output.iterdir()
+            if not path.name.startswith((".", RECORD_FILE, "front_end"))
+        ]
+    except OSError as error:
+        raise ConfigurationError(
+            f"the cache's directory {output} can't be made ({error.strerror}): give another "
+            "--output"
+        ) from error
+    if strangers and not (output / RECORD_FILE).exists():
+        raise ConfigurationError(
+            f"{output} holds {strangers[0]} and no cache: give --output an empty directory, or a "
+            "new one"
+        )
+
+
+def _agree(wanted: CacheRecord, teacher: Teacher, output: Path) -> None:
+    """Begin a cache, or see that the one that has been begun is the one that is wanted."""
+    if (output / RECORD_FILE).exists():
+        CacheRecord.read(output).check_same(wanted, output)
+        return
+    write_front_end(teacher, output)
+    wanted.write(output)  # last: what it describes is there
+
+
+def _announce(
+    fillers: Sequence[SplitFiller], record: CacheRecord, teacher: Teacher, options: CacheOptions
+) -> float | None:
+    """Say how large the work is, and refuse a disk that can't take it; None: nobody knows.
+
+    Returns:
+        The seconds of audio that are to be computed.
+    """
+    missing = [(filler, filler.known_missing()) for filler in fillers]
+    if any(utterances is None for _, utterances in missing):
+        log.info("targets of a stream, whose length shows at its end, go to %s", options.output)
+        return None
+    lengths = [filler.crop(utterance)[1] for filler, found in missing for utterance in found or ()]
+    size, seconds = cache_bytes(record, lengths), sum(lengths) / SAMPLE_RATE
+    check_disk(options.output, size)
+    if not lengths:
+        log.info("all targets of this share are in %s", options.output)
+        return 0.0
+    speed = max(measure_speed(filler, teacher, options.device) for filler in fillers)
+    log.info(
+        "%d utterances, %.2f hours of audio: %s as %s in %s, about %s",
+        len(lengths),
+        seconds / 3600,
+        gigabytes(size),
+        record.dtype,
+        options.output,
+        _duration(seconds / speed) if speed else "an unknown time",
+    )
+    return seconds
+
+
+def _duration(seconds: float) -> str:
+    """Write a time as hours, minutes and seconds."""
+    return (
+        time.strftime("%H:%M:%S", time.gmtime(seconds))
+        if seconds < 86_400
+        else (f"{seconds / 86_400:.1f} days")
+    )
