@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import lightning as L
+from typing import Any
 
-_ASKS = "_broadcast_sigterm_tensor"
+import lightning as L
 
 
 def spare_stop_broadcast(trainer: L.Trainer) -> None:
@@ -17,7 +17,8 @@ def spare_stop_broadcast(trainer: L.Trainer) -> None:
     Args:
         trainer: One whose ranks agree by `Agreement` at every step.
     """
-    vars(trainer.fit_loop.epoch_loop)[_ASKS] = _nothing
+    loop: Any = trainer.fit_loop.epoch_loop
+    loop._broadcast_sigterm_tensor = _nothing
 
 
 def _nothing() -> None:

@@ -27,7 +27,7 @@ class DescribedRun:
     """What `fit` would work with.
 
     Attributes:
-        trainer: Without logger, progress bar or anything else that writes.
+        trainer: On one device, without logger, progress bar or anything else that writes.
         module: Not set up.
         datamodule: Not set up.
         growth: The callback that would grow the student.
@@ -66,8 +66,10 @@ def describe_run(command: str, words: Sequence[str], add_options: OwnOptions) ->
             self.config.trainer.enable_progress_bar = False
 
         def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401, Lightning's
-            # the growth callback is asked, not called; the others would write
-            return L.Trainer(**(self.config_init.trainer.as_dict() | {"callbacks": None} | kwargs))
+            # The growth callback is asked, not called; the others would write. And one device of
+            # this machine stands for all that the run may have elsewhere.
+            alone = {"callbacks": None, "devices": 1, "num_nodes": 1, "strategy": "auto"}
+            return L.Trainer(**(self.config_init.trainer.as_dict() | alone | kwargs))
 
     hush_lightning()
     with warnings.catch_warnings(), ExitStack() as resources:
@@ -83,4 +85,6 @@ def describe_run(command: str, words: Sequence[str], add_options: OwnOptions) ->
             args=list(words),
             run=False,
         )
+    cli.trainer._data_connector.attach_datamodule(cli.datamodule)
+    cli.model.trainer = cli.trainer
     return DescribedRun(cli.trainer, cli.model, cli.datamodule, cli.config_init.growth, cli.config)

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 _MAY_MOVE = ("teacher.source", "teacher.revision", "teacher.cache_dir", "teacher.local_files_only")
 """Where the same teacher is found; that it is the same one is the user's to know."""
-_MAY_CHANGE = (*_MAY_MOVE, "non_finite")
+_MAY_CHANGE = (*_MAY_MOVE, "non_finite", "compile_layers")
 _JUDGES = ("student.", "teacher.taps", "initial_depth")
 """What a student is, whatever it is judged by."""
 

@@ -24,15 +24,20 @@ _BATCHES_A_BUCKET: Final = 4
 _WIDEST_BUCKET: Final = 1.25
 """Longest over shortest of a bucket."""
 
-_WIDEST_BATCH: Final = 1.1
-"""Longest over shortest of a batch as planned. A large corpus has enough utterances alike to fill
-every batch; a small one gets more batches, less than full, instead of more padding."""
+_LEAST_FULL: Final = 0.4
+"""Share of the budget that a batch takes before it may end early, to be spared padding."""
 
 _MOST_PADDING: Final = 0.047
-"""Share of padding that mixing may cost."""
+"""Share of padding that is put up with."""
 
-_SPREADS: Final = (0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.04, 0.03)
-"""By how much lengths are blurred, the most mixing first."""
+_TRADES: Final = ((0.3, 1.1), (0.2, 1.1), (0.15, 1.1), (0.1, 1.1), (0.1, 1.06), (0.1, 1.03))
+"""What is tried to keep to that, in this order: by how much lengths are blurred for mixing, and
+longest over shortest of a batch as planned, where it ends early. A large corpus has enough
+utterances alike for full batches that are well mixed; a small one mixes less, and then has more
+batches that are less full, but it always mixes some."""
+
+_FOR_LACK_OF_A_BETTER: Final = (0.1, 1.1)
+"""For a corpus so small that none of them is enough."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +128,10 @@ def plan_batches(
         starts = _halve_largest(_fill(lengths.tolist(), budget), len(lengths), world_size)
         return BatchPlan(order, lengths, np.arange(len(lengths)), np.asarray(starts))
     bucket_starts = _bucket_starts(lengths, budget, num_buckets)
-    for spread in _SPREADS:
+    for spread, width in (*_TRADES, _FOR_LACK_OF_A_BETTER):
         longest = _longest(lengths, bucket_starts, spread)
-        filled = _fill(longest.tolist(), budget, lengths.tolist())
+        reached = np.searchsorted(lengths, lengths * width, side="right")
+        filled = _fill(longest.tolist(), budget, reached.tolist())
         starts = _halve_largest(filled, len(lengths), world_size)
         plan = BatchPlan(order, lengths, bucket_starts, np.asarray(starts), spread)
         if plan.padding((0,)) + plan.padding((1,)) <= 2 * _MOST_PADDING:
@@ -157,22 +163,26 @@ def _longest(
     """
     reach = np.searchsorted(lengths, lengths * (1 + spread), side="right") - 1
     bucket_ends = np.append(bucket_starts[1:], len(lengths))
-    return lengths[np.minimum(reach, np.repeat(bucket_ends - 1, bucket_ends - bucket_starts))]
+    last = np.repeat(bucket_ends - 1, bucket_ends - bucket_starts)
+    longest: NDArray[np.int64] = lengths[np.minimum(reach, last)]
+    return longest
 
 
-def _fill(longest: list[int], budget: int, lengths: list[int] | None = None) -> list[int]:
+def _fill(longest: list[int], budget: int, ends: list[int] | None = None) -> list[int]:
     """Returns where each batch starts if every one takes what fits, in the order given.
 
     Args:
         longest: the longest that each position can hold.
         budget: a batch's.
-        lengths: those as planned, ascending; given, a batch spans at most `_WIDEST_BATCH`.
+        ends: where a batch that begins at a position ends if it is full enough by then.
     """
     starts, most = [0], 0
     for position, length in enumerate(longest):
+        size = (position - starts[-1]) * most
         most = max(most, length)
         full = (position - starts[-1] + 1) * most > budget
-        if full or (lengths and lengths[position] > lengths[starts[-1]] * _WIDEST_BATCH):
+        wide = ends is not None and position >= ends[starts[-1]] and size > _LEAST_FULL * budget
+        if full or wide:
             starts.append(position)
             most = length
     return starts

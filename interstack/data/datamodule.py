@@ -223,6 +223,14 @@ class SpeechDataModule(L.LightningDataModule):
         """
         return self._feed("train").num_training_batches(world_size)
 
+    def mean_batch_seconds(self, world_size: int) -> float | None:
+        """Returns the mean size of a training batch in seconds, padding included.
+
+        None for a stream, whose batches nobody knows beforehand; raises as `num_training_batches`.
+        """
+        samples = self._feed("train").mean_batch_samples(world_size)
+        return None if samples is None else samples / SAMPLE_RATE
+
     def val_dataloader(self) -> SpeechLoader:
         """Returns this rank's batches of the validation split, the longest utterances first."""
         return self._evaluation_loader("validation")

@@ -139,6 +139,15 @@ class Feed(ABC):
             DataError: the utterances are too few for the ranks.
         """
 
+    def mean_batch_samples(self, world_size: int) -> float | None:
+        """Returns the mean padded size of an epoch's batches; None if nobody knows beforehand.
+
+        Raises:
+            DataError: the utterances are too few for the ranks.
+        """
+        del world_size
+        return None
+
     @abstractmethod
     def training(
         self, epoch: int, rank: int, world_size: int, first_batch: int = 0

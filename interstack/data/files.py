@@ -121,6 +121,13 @@ class FileFeed(Feed):
         """Returns the batches that each of so many ranks gets, the same in every epoch."""
         return len(self._training_plan(world_size)) // world_size
 
+    def mean_batch_samples(self, world_size: int) -> float:
+        """Returns the mean padded size of an epoch's batches."""
+        lengths = np.asarray(self._lengths)
+        shares = self._training_plan(world_size).shuffled((self.settings.seed, 0), world_size)
+        sizes = [len(batch) * lengths[batch].max() for share in shares for batch in share]
+        return float(np.mean(sizes))
+
     def training(
         self, epoch: int, rank: int, world_size: int, first_batch: int = 0
     ) -> BatchDataset:

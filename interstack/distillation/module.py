@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
 from typing import Any, TypeVar
 
-import lightning as L
 import torch
 from torch import Tensor
 
@@ -18,14 +15,14 @@ from interstack.distillation.finite import BatchLoss
 from interstack.distillation.metrics import DistillationLoss
 from interstack.distillation.non_finite import NonFiniteBatches, NonFinitePolicy
 from interstack.distillation.objective import ObjectiveConfig, tap_sums
-from interstack.distillation.optimizer import OptimizerConfig, make_optimizer
+from interstack.distillation.optimizer import OptimizerConfig
 from interstack.distillation.precision import check_precision
-from interstack.distillation.reduction import rank_loss
+from interstack.distillation.steps import DistillationSteps
 from interstack.distillation.structure import CHECKPOINT_KEY, rebuild_student, student_structure
 from interstack.distillation.targets import FrameGrid, TargetNorm, align_frames
 from interstack.growth.plan import GrowthPlan
-from interstack.growth.progress import run_progress
 from interstack.models.build import build_student, load_teacher, taps_of
+from interstack.models.compiling import check_can_compile
 from interstack.models.config import StudentConfig, TeacherConfig
 from interstack.models.front_end import frame_hop, receptive_field
 from interstack.models.student import Student, StudentOutput
@@ -36,7 +33,7 @@ from interstack.target_cache.teacher import CachedTeacher
 ConfigT = TypeVar("ConfigT")
 
 
-class Distillation(L.LightningModule):
+class Distillation(DistillationSteps):
     """Distils a teacher into a student whose depth ``InterleavedStacking`` lets grow.
 
     The module owns the student's depth: it goes into every checkpoint under a key of its own and is
@@ -52,10 +49,12 @@ class Distillation(L.LightningModule):
             ``growth.depths``.
         non_finite: What a training batch whose loss is not finite does: ``stop`` the run and name
             the utterances, or ``skip``: it is left out, named in the log and counted in
-            ``train/skipped_batches``. Validation and test always stop.
+            ``train/skipped_batches``. Validation and test always stop. A GPU is kept waiting by
+            ``skip`` at each batch, by ``stop`` now and then.
+        compile_layers: Compile the layers of student and teacher when a fit begins. What is trained
+            is the same, so a resumed run may change it.
     """
 
-    student: Student
     target_norm: TargetNorm
 
     def __init__(
@@ -66,6 +65,7 @@ class Distillation(L.LightningModule):
         optimizer: OptimizerConfig = OptimizerConfig(),  # noqa: B008, frozen
         initial_depth: int = 3,
         non_finite: NonFinitePolicy = "stop",
+        compile_layers: bool = False,
     ) -> None:
         super().__init__()
         # Checkpoints hold the settings as plain dictionaries, and come back as such.
@@ -83,10 +83,11 @@ class Distillation(L.LightningModule):
                 "initial_depth": initial_depth,
             }
         )
-        self.learning_rate_scale: float = 1.0  # growth lowers it while it re-warms
+        self.learning_rate_scale = 1.0
         # No hyper-parameter: those of a checkpoint overrule the command line, and a run that has
         # stopped at a batch has to go on without it.
         self.non_finite = NonFiniteBatches(non_finite)
+        self.compile_layers = compile_layers
         # in a list, so that torch does not register it
         self._teacher: list[Teacher | CachedTeacher] = []
 
@@ -170,8 +171,13 @@ class Distillation(L.LightningModule):
         self.non_finite.load(checkpoint)
 
     def on_fit_start(self) -> None:
-        """Move the teacher, and measure the targets' channels where the objective wants it."""
+        """Move the teacher, compile the layers, measure the targets' channels: as is asked for."""
         self.non_finite.forget()
+        if self.compile_layers:
+            check_can_compile(self.device.type)
+            self.student.compile_layers()
+            if isinstance(self.teacher, Teacher):
+                self.teacher.compile_layers()
         self._move_teacher()
         if self.target_norm.wants_statistics:
             seconds, policy = self.objective.target_norm_seconds, self.non_finite.policy
@@ -197,7 +203,10 @@ class Distillation(L.LightningModule):
 
     def forward(self, batch: Batch) -> tuple[StudentOutput, tuple[Tensor, ...]]:
         """Return the student's output and the targets before their normalisation, one a tap."""
-        told = self.tell(batch)
+        return self.study(batch, self.tell(batch))
+
+    def study(self, batch: Batch, told: TeacherOutput) -> tuple[StudentOutput, tuple[Tensor, ...]]:
+        """Return the same for what the teacher has said."""
         output = self.student(batch.waveforms, batch.num_samples, told.features)
         targets = align_frames(
             told.hidden_states,
@@ -220,119 +229,18 @@ class Distillation(L.LightningModule):
         told: TeacherOutput = teacher(batch.waveforms, batch.num_samples, with_features=shared)
         return told
 
-    def batch_loss(self, batch: Batch) -> BatchLoss:
-        """Return what the loss of a batch is made of, in fp32 whatever the models compute in."""
-        output, told = self(batch)
+    def batch_loss(self, batch: Batch, told: TeacherOutput | None = None) -> BatchLoss:
+        """Return what the loss of a batch is made of, in fp32 whatever the models compute in.
+
+        Args:
+            batch: The batch.
+            told: What the teacher says of it; asked if None.
+        """
+        output, targets = self(batch) if told is None else self.study(batch, told)
         with torch.autocast(self.device.type, enabled=False):
-            targets = self.target_norm(told)
-            sums = tap_sums(output.predictions, targets, output.mask, self.objective)
-        return BatchLoss(sums, told, output, batch)
-
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch, averaged over the valid frames of all ranks.
-
-        With ``trainer.accumulate_grad_batches`` each batch of a window counts alike, by its own
-        mean, however many frames it has; what is skipped counts as nothing, and the rest as usual.
-
-        Raises:
-            DataError: On all ranks, if the loss of any is not finite and is not to be skipped.
-        """
-        del batch_idx
-        mine = self.batch_loss(batch)
-        loss = rank_loss(mine.sums, self.objective, self.trainer.world_size)
-        if self.non_finite.defers(self.trainer):
-            if self.non_finite.defer(mine, loss.loss, self.trainer):
-                self.look_at_losses()
-        elif not bool(torch.isfinite(loss.loss)):
-            step = self.trainer.global_step
-            return self.non_finite.refuse(mine, step, self.student.parameters())
-        self.non_finite.count()
-        self._log_losses("train", loss.loss, loss.by_tap, on_step=True)
-        return loss.to_minimise
-
-    def look_at_losses(self) -> None:
-        """Wait for the device if losses of training batches are still to be looked at.
-
-        Raises:
-            DataError: On all ranks, if one of them is not finite.
-        """
-        self.non_finite.look(self._batch_loss_again)
-
-    @torch.no_grad()
-    def _batch_loss_again(self, batch: Batch) -> BatchLoss:
-        """Return what the loss of a training batch is made of, between two steps."""
-        with self.trainer.precision_plugin.train_step_context():
-            return self.batch_loss(batch)
-
-    def on_train_end(self) -> None:
-        """Look at the last losses."""
-        self.look_at_losses()
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let a step without a batch that counts change nothing, and log no loss."""
-        self.non_finite.close_window(self.trainer, optimizer)
-        if self.non_finite.policy == "skip":
-            self._log_numbers({"train/skipped_batches": self.non_finite.skipped})
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Set the learning rate that is due; growth, a callback, has come before."""
-        del batch, batch_idx
-        due = self.optimizer_config.learning_rate_at(run_progress(self.trainer))
-        rate = due * self.learning_rate_scale
-        for optimizer in self.trainer.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-        self._log_numbers({"train/learning_rate": rate, "train/depth": self.depth})
-
-    def _log_numbers(self, numbers: Mapping[str, float]) -> None:
-        """Log what the processor knows; filled in on the device, which a copy would wait for."""
-        self.log_dict(
-            {
-                name: torch.full((), float(number), device=self.device)
-                for name, number in numbers.items()
-            }
-        )
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Gather the validation loss."""
-        loss = self.batch_loss(batch)
-        self.validation_loss.update(loss.sums, partial(loss.fault, f"validation batch {batch_idx}"))
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the validation loss over all ranks; all stop if it is not finite on any."""
-        self._log_metric("val", self.validation_loss)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Gather the test loss."""
-        loss = self.batch_loss(batch)
-        self.test_loss.update(loss.sums, partial(loss.fault, f"test batch {batch_idx}"))
-
-    def on_test_epoch_end(self) -> None:
-        """Log the test loss over all ranks."""
-        self._log_metric("test", self.test_loss)
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> StudentOutput:
-        """Return the student's hidden states of a batch."""
-        del batch_idx
-        output: StudentOutput = self.student(batch.waveforms, batch.num_samples)
-        return output
-
-    def _log_metric(self, prefix: str, metric: DistillationLoss) -> None:
-        loss, by_tap = metric.compute()
-        # torchmetrics drops the dimension of a single tap
-        self._log_losses(prefix, loss, by_tap.reshape(-1), on_step=False)
-
-    def _log_losses(self, prefix: str, loss: Tensor, by_tap: Tensor, *, on_step: bool) -> None:
-        """Log the loss, and each tap's distance under the teacher layer's index."""
-        names = (f"{prefix}/loss_tap_{tap}" for tap in self.student.teacher_taps)
-        values = dict(zip(names, by_tap.unbind(), strict=True)) | {f"{prefix}/loss": loss}
-        self.log_dict(values, on_step=on_step, on_epoch=not on_step, batch_size=1)
-
-    # Optimisation -------------------------------------------------------------------------------
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Make a fresh AdamW over what is trained; called at the start and after each growth."""
-        return make_optimizer(self.named_parameters(), self.optimizer_config)
+            normalised = self.target_norm(targets)
+            sums = tap_sums(output.predictions, normalised, output.mask, self.objective)
+        return BatchLoss(sums, targets, output, batch)
 
 
 def _config(kind: type[ConfigT], value: ConfigT | dict[str, Any]) -> ConfigT:

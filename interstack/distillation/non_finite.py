@@ -27,8 +27,8 @@ _log = logging.getLogger(__name__)
 class NonFiniteBatches:
     """Stops a run at a batch whose loss is not finite, or skips and counts such batches.
 
-    Whether it is, a CPU says at once. A GPU would be kept waiting by the question, so there ``stop``
-    asks now and then, for all batches since the last time, and what a bad batch would have done to
+    Whether it is, a CPU says at once. A GPU would be kept waiting by the question, so ``stop`` asks
+    it now and then, for all batches since the last time, and what a bad batch would have done to
     the weights is held back until then. ``skip`` makes a GPU wait at each batch: what is logged,
     counted and averaged in the meantime depends on the answer.
 

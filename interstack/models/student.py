@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
 from interstack.growth.plan import GrowthPlan, TapPlacement, descend, even_ends
+from interstack.models.compiling import compile_layers
 from interstack.models.encoder import encode, project
 from interstack.models.front_end import (
     extract_features,
@@ -75,6 +76,7 @@ class Student(nn.Module):
         self.heads = nn.ModuleList(
             nn.Linear(config.hidden_size, teacher_width) for _ in self.teacher_taps
         )
+        self._compiles = False
         self.lineage: tuple[int, ...] = tuple(range(self.depth))
         layer_taps = sum(tap > 0 for tap in self.teacher_taps)
         self.tap_layers = even_ends(self.depth, layer_taps) if layer_taps else ()
@@ -159,11 +161,18 @@ class Student(nn.Module):
                 grown.append(self._fresh_layer(present[parent]))
             else:
                 grown.append(copy.deepcopy(present[parent]))
+        if self._compiles:
+            compile_layers(grown)  # clones are not: a copy of a compiled layer is a plain one
         self.model.encoder.layers = nn.ModuleList(grown)
         self.model.config.num_hidden_layers = plan.depth
         self.lineage = descend(self.lineage, plan)
         if self.tap_layers:
             self.tap_layers = plan.move_taps(self.tap_layers, self.tap_placement)
+
+    def compile_layers(self) -> None:
+        """Compile each layer, and those that will grow; names and results stay the same."""
+        self._compiles = True
+        compile_layers(self.layers)
 
     def _fresh_layer(self, like: nn.Module) -> nn.Module:
         """Initialise a layer as transformers does, with the place and mode of another one."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from interstack.errors import TeacherError
+from interstack.models.compiling import compile_layers
 from interstack.models.encoder import encode, project
 from interstack.models.front_end import (
     extract_features,
@@ -137,6 +138,12 @@ class Teacher(nn.Module):
     def front_end_state(self) -> dict[str, Tensor]:
         """Return the convolutional front end's weights; raises as `feature_extractor`."""
         return dict(self.feature_extractor.state_dict())
+
+    def compile_layers(self) -> None:
+        """Compile each encoder layer; results stay the same."""
+        layers = self.body.encoder.layers
+        assert isinstance(layers, nn.ModuleList)
+        compile_layers(layers)
 
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002 - the signature is torch's
         """Stay in eval mode whatever is asked: dropout would blur the targets."""

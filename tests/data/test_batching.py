@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from pathlib import Path
+
 import numpy as np
 import pytest
+import soundfile
+from corpora import SPEECH, files_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from interstack.constants import SAMPLE_RATE
 from interstack.data.batching import plan_batches
 from interstack.errors import DataError
 
@@ -57,7 +63,49 @@ def test_an_epoch_is_a_function_of_its_key() -> None:
     assert epoch(7, 0) != epoch(8, 0)
     assert len(epoch(7, 0)) == len(epoch(7, 1))
     memberships = [{frozenset(batch) for batch in epoch(7, number)} for number in (0, 1)]
-    assert not memberships[0] & memberships[1]  # not the same batches in another order
+    common = memberships[0] & memberships[1]
+    assert len(common) < len(plan) / 10  # not the same batches in another order
+
+
+@pytest.mark.parametrize("seconds", [32, 60])
+def test_no_shuffle_of_real_speech_exceeds_the_budget(seconds: int) -> None:
+    """Batches are sized for the longest that may come into them."""
+    lengths = np.asarray([_length(path) for path in files_of(SPEECH)])
+    budget = seconds * SAMPLE_RATE
+    for num_buckets in (1, 30):
+        plan = plan_batches(lengths.tolist(), budget, num_buckets)
+        for number in range(50):
+            sizes = [len(batch) * lengths[batch].max() for batch in plan.shuffled((0, number))[0]]
+            assert max(sizes) <= budget
+
+
+@pytest.mark.parametrize("seconds", [32, 60])
+def test_little_of_a_small_corpus_is_padding_and_its_batches_change(seconds: int) -> None:
+    """Under 5 % of the embedded speech, with its own budget and with the default one."""
+    lengths = np.asarray([_length(path) for path in files_of(SPEECH)])
+    plan = plan_batches(lengths.tolist(), seconds * SAMPLE_RATE, 30)
+    epochs = [plan.shuffled((0, number))[0] for number in range(8)]
+    padded = sum(len(batch) * int(lengths[batch].max()) for epoch in epochs for batch in epoch)
+    assert 1 - len(epochs) * int(lengths.sum()) / padded < 0.05
+    sets = [{frozenset(batch.tolist()) for batch in epoch} for epoch in epochs]
+    common = [len(one & other) for one, other in pairwise(sets)]
+    assert sum(common) / len(common) < 0.2 * len(plan)
+
+
+def test_a_large_corpus_fills_its_batches_and_mixes_them() -> None:
+    """There, little padding costs neither smaller batches nor much chance."""
+    lengths = np.random.default_rng(0).integers(100, 400, size=5000)
+    plan = plan_batches(lengths.tolist(), 4 * _BUDGET, 30)
+    assert lengths.sum() / (4 * _BUDGET * len(plan)) > 0.9
+    first, second = (plan.shuffled((0, number))[0] for number in (0, 1))
+    companions = {index: set(batch.tolist()) for batch in first for index in batch}
+    kept = [len(companions[index] & set(batch.tolist())) - 1 for batch in second for index in batch]
+    others = [len(batch) - 1 for batch in second for _ in batch]
+    assert sum(kept) / sum(others) < 0.1  # of those in one's batch, met again an epoch later
+
+
+def _length(path: Path) -> int:
+    return int(soundfile.info(path).frames)
 
 
 def test_ranks_have_batches_alike_in_length_at_every_step() -> None:

@@ -249,7 +249,7 @@ def test_counts_of_a_folder_survive(corpus: Path, num_workers: int) -> None:
     for file in broken:
         file.write_bytes(file.read_bytes()[:-2000])
     uninterrupted = modules.pop()
-    assert len(list(uninterrupted.train_dataloader())) == 5
+    assert len(list(uninterrupted.train_dataloader())) == uninterrupted.num_training_batches(1) > 5
     assert _left_out(uninterrupted)[0] >= len(broken)
     for first in (0, 1, 2, 4):
         counts, place = _cut(modules.pop(), first)

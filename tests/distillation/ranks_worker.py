@@ -42,6 +42,7 @@ RUNS: Final[dict[str, dict[str, Any]]] = {
     "random": {"steps": 4, "operator": "random", "seed_by_rank": True},
     "skip": {"bad": BAD, "non_finite": "skip"},
     "bad validation": {"steps": 3, "bad_validation": 1},
+    "stop later": {"bad": BAD, "patience": 3},
     "stop": {"bad": BAD},
 }
 """The runs of a launch, by name."""
@@ -148,6 +149,7 @@ def run(
     non_finite: Any = "stop",  # noqa: ANN401, a Literal
     objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008, frozen
     accumulate: int = 1,
+    patience: int | None = None,
 ) -> dict[str, Any]:
     """Train through all depths as a rank of two, or as a single process with both ranks' data."""
     torch.manual_seed(rank if seed_by_rank and rank is not None else 5)
@@ -159,6 +161,7 @@ def run(
         DEPTHS[0],
         non_finite,
     )
+    module.non_finite.patience = patience
     diary = Diary()
     ranks: dict[str, Any] = {"devices": 1}
     if rank is not None:

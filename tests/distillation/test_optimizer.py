@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -83,9 +84,6 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
         OptimizerConfig(**settings)
 
 
-# State that is loaded ---------------------------------------------------------------------------
-
-
 def layers(*names: str) -> dict[str, nn.Parameter]:
     """Parameters of one shape, so that only their names tell them apart."""
     return {name: nn.Parameter(torch.ones(2)) for name in names}
@@ -105,6 +103,49 @@ def moments(
 ) -> dict[str, Any]:
     """Every parameter's first moment, which is its last gradient."""
     return {name: optimizer.state[each]["exp_avg"].tolist() for name, each in parameters.items()}
+
+
+# Fused ------------------------------------------------------------------------------------------
+
+
+def test_it_is_fused_and_leaves_unscaling_to_the_scaler() -> None:
+    """Lightning asks this attribute, and would refuse to clip gradients in mixed precision."""
+    optimizer = make_optimizer(layers("1").items(), OptimizerConfig())
+    assert optimizer.param_groups[0]["fused"] is True
+    assert optimizer._step_supports_amp_scaling is False
+
+
+def test_a_step_can_be_held_back_on_the_device() -> None:
+    """Neither weights nor moments nor step counts change, whatever the gradient is."""
+    parameters = layers("1", "2")
+    optimizer: Any = stepped(parameters)
+    before = copy.deepcopy((parameters, optimizer.state_dict()["state"]))
+    for parameter in parameters.values():
+        parameter.grad = torch.full_like(parameter, float("nan"))
+    optimizer.found_inf = torch.tensor(1.0)
+    optimizer.step()
+    after = parameters, optimizer.state_dict()["state"]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    optimizer.found_inf = torch.tensor(0.0)
+    parameters["1"].grad = parameters["2"].grad = torch.ones(2)
+    optimizer.step()
+    assert optimizer.state[parameters["1"]]["step"] == 2
+    assert not torch.equal(parameters["1"], before[0]["1"])
+
+
+def test_state_of_before_it_was_fused_goes_on_fused() -> None:
+    """The checkpoint's group says how its steps were computed, which is none of its business."""
+    saved = stepped(layers("1", "2")).state_dict()
+    saved["param_groups"][0]["fused"] = None
+    present = layers("1", "2")
+    optimizer = make_optimizer(present.items(), OptimizerConfig())
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["fused"] is True
+    assert moments(optimizer, present) == {"1": [1.0, 1.0], "2": [2.0, 2.0]}
+    assert {float(state["step"]) for state in optimizer.state.values()} == {1.0}
+
+
+# State that is loaded ---------------------------------------------------------------------------
 
 
 def test_saved_state_is_matched_by_name_in_any_order() -> None:

@@ -119,6 +119,18 @@ def test_a_batch_that_is_not_finite_on_one_rank_stops_both(launch: Launch) -> No
     assert "the audio of rank1-0 is not finite" in launch.said
 
 
+def test_ranks_that_look_later_stop_together_as_they_were(launch: Launch) -> None:
+    """After so many batches; till then neither has changed its weights, and both say the same."""
+    healthy, ill = launch.of("stop later")
+    step = f"step {ranks_worker.BAD}"
+    assert ill["message"].startswith(f"{step}: the audio of rank1-0 is not finite")
+    assert healthy["message"].startswith(f"{step}: the loss of another rank is not finite")
+    for rank in (healthy, ill):
+        assert rank["steps"] == ranks_worker.BAD + 1
+        assert rank["weights"][-1] == rank["weights"][ranks_worker.BAD - 1] == ill["weights"][-1]
+        assert rank["moments"][-1] == rank["moments"][ranks_worker.BAD - 1]
+
+
 def test_validation_on_ranks_stops_on_both_where_they_meet(launch: Launch) -> None:
     """One rank that left at its bad batch would keep the other waiting."""
     healthy, ill = launch.of("bad validation")

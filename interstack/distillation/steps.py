@@ -1,0 +1,146 @@
+"""What a distillation does at each step of training, validation, test and prediction."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from functools import partial
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from interstack.data.batch import Batch
+from interstack.distillation.finite import BatchLoss
+from interstack.distillation.metrics import DistillationLoss
+from interstack.distillation.non_finite import NonFiniteBatches
+from interstack.distillation.objective import ObjectiveConfig
+from interstack.distillation.optimizer import OptimizerConfig, make_optimizer
+from interstack.distillation.reduction import rank_loss
+from interstack.growth.progress import run_progress
+from interstack.models.student import Student, StudentOutput
+
+
+class DistillationSteps(L.LightningModule):
+    """The steps of ``Distillation``, which has what they are made of.
+
+    With ``non_finite: stop`` no training step reads anything from a GPU, which would have to wait
+    for the processor then: losses stay there until the loggers' next interval.
+    """
+
+    student: Student
+    objective: ObjectiveConfig
+    optimizer_config: OptimizerConfig
+    non_finite: NonFiniteBatches
+    validation_loss: DistillationLoss
+    test_loss: DistillationLoss
+    learning_rate_scale: float
+    """Factor of the learning rate that is due; growth lowers it while it re-warms."""
+
+    @abstractmethod
+    def batch_loss(self, batch: Batch) -> BatchLoss:
+        """Return what the loss of a batch is made of."""
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a batch, averaged over the valid frames of all ranks.
+
+        With ``trainer.accumulate_grad_batches`` each batch of a window counts alike, by its own
+        mean, however many frames it has; what is skipped counts as nothing, and the rest as usual.
+
+        Raises:
+            DataError: On all ranks, if the loss of any is not finite and is not to be skipped.
+        """
+        del batch_idx
+        mine = self.batch_loss(batch)
+        loss = rank_loss(mine.sums, self.objective, self.trainer.world_size)
+        if self.non_finite.defers(self.trainer):
+            if self.non_finite.defer(mine, loss.loss, self.trainer):
+                self.look_at_losses()
+        elif not bool(torch.isfinite(loss.loss)):
+            step = self.trainer.global_step
+            return self.non_finite.refuse(mine, step, self.student.parameters())
+        self.non_finite.count()
+        self._log_losses("train", loss.loss, loss.by_tap, on_step=True)
+        return loss.to_minimise
+
+    def look_at_losses(self) -> None:
+        """Wait for the device if losses of training batches are still to be looked at.
+
+        Raises:
+            DataError: On all ranks, if one of them is not finite.
+        """
+        self.non_finite.look(self._batch_loss_again)
+
+    @torch.no_grad()
+    def _batch_loss_again(self, batch: Batch) -> BatchLoss:
+        """Return what the loss of a training batch is made of, between two steps."""
+        with self.trainer.precision_plugin.train_step_context():
+            return self.batch_loss(batch)
+
+    def on_train_end(self) -> None:
+        """Look at the last losses."""
+        self.look_at_losses()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let a step without a batch that counts change nothing, and log no loss."""
+        self.non_finite.close_window(self.trainer, optimizer)
+        if self.non_finite.policy == "skip":
+            self._log_numbers({"train/skipped_batches": self.non_finite.skipped})
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Set the learning rate that is due; growth, a callback, has come before."""
+        del batch, batch_idx
+        due = self.optimizer_config.learning_rate_at(run_progress(self.trainer))
+        rate = due * self.learning_rate_scale
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        self._log_numbers({"train/learning_rate": rate, "train/depth": self.student.depth})
+
+    def _log_numbers(self, numbers: Mapping[str, float]) -> None:
+        """Log what the processor knows; filled in on the device, which a copy would wait for."""
+        self.log_dict(
+            {
+                name: torch.full((), float(number), device=self.device)
+                for name, number in numbers.items()
+            }
+        )
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Gather the validation loss."""
+        loss = self.batch_loss(batch)
+        self.validation_loss.update(loss.sums, partial(loss.fault, f"validation batch {batch_idx}"))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation loss over all ranks; all stop if it is not finite on any."""
+        self._log_metric("val", self.validation_loss)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Gather the test loss."""
+        loss = self.batch_loss(batch)
+        self.test_loss.update(loss.sums, partial(loss.fault, f"test batch {batch_idx}"))
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test loss over all ranks."""
+        self._log_metric("test", self.test_loss)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> StudentOutput:
+        """Return the student's hidden states of a batch."""
+        del batch_idx
+        output: StudentOutput = self.student(batch.waveforms, batch.num_samples)
+        return output
+
+    def _log_metric(self, prefix: str, metric: DistillationLoss) -> None:
+        loss, by_tap = metric.compute()
+        # torchmetrics drops the dimension of a single tap
+        self._log_losses(prefix, loss, by_tap.reshape(-1), on_step=False)
+
+    def _log_losses(self, prefix: str, loss: Tensor, by_tap: Tensor, *, on_step: bool) -> None:
+        """Log the loss, and each tap's distance under the teacher layer's index."""
+        names = (f"{prefix}/loss_tap_{tap}" for tap in self.student.teacher_taps)
+        values = dict(zip(names, by_tap.unbind(), strict=True)) | {f"{prefix}/loss": loss}
+        self.log_dict(values, on_step=on_step, on_epoch=not on_step, batch_size=1)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Make a fresh AdamW over what is trained; called at the start and after each growth."""
+        return make_optimizer(self.named_parameters(), self.optimizer_config)

@@ -1,0 +1,42 @@
+"""Lightning's question about SIGTERM, which would make every rank wait at every step."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+
+sys.path.append(str(Path(__file__).parents[1] / "distillation"))  # for `small_runs`
+
+from small_runs import fit, make_module, make_trainer, training_batches
+
+from interstack.checkpointing.callback import Checkpoints
+
+
+@pytest.mark.parametrize(("ours", "asks"), [(True, 0), (False, 2)])
+def test_it_is_asked_only_where_the_ranks_do_not_agree_otherwise(
+    ours: bool,
+    asks: int,
+    teacher_directory: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """That is where there are no ``Checkpoints``."""
+    asked: list[int] = []
+    monkeypatch.setattr(_TrainingEpochLoop, "_broadcast_sigterm_tensor", lambda _: asked.append(1))
+
+    class AsManyRanksDo(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+            loop: Any = trainer.fit_loop.epoch_loop
+            loop._broadcast_sigterm_tensor()
+
+    callbacks: list[L.Callback] = [AsManyRanksDo()]
+    if ours:
+        callbacks.append(Checkpoints(dirpath=str(tmp_path)))
+    trainer = make_trainer(*callbacks, depths=(2,), max_steps=2, enable_checkpointing=ours)
+    fit(trainer, make_module(teacher_directory), training_batches(2))
+    assert len(asked) == asks
