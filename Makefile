@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types train train-ddp clean
+.PHONY: help setup demo test lint format types bench train train-ddp clean
 
 help: ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ format: setup ## Bring the code into form
 
 types: setup ## Static types, strict
 	$(BIN)/mypy
+
+bench: setup ## Time every lever on this machine; ARGS go to the command line
+	$(BIN)/python -m benchmarks $(ARGS)
 
 train: setup ## Train CONFIG on this machine; ARGS go to the command line
 	$(BIN)/python -m interstack.cli fit --config $(CONFIG) $(ARGS)

@@ -1,13 +1,13 @@
 """What speed costs in quality: front end own, copied or shared, targets live or cached.
 
-    python -m benchmarks.quality --corpus DIR --caches DIR --output FILE
+    python -m benchmarks.quality --corpus DIR --caches DIR --output RECORD
 
 Every arm distils the embedded teacher by `configs/interleaved.yaml` on a whole corpus, several
 seeds each: first all arms for the same number of optimizer steps, then all for as much wall-clock
 as the arm `shared` took (medians of the first runs' own training time). Judged are the validation
 loss against the live teacher, over the whole validation split, and the linear phone probe.
 
-DIR of `--caches` holds the directories `float16` and `int8`, made by
+RECORD is to be a new `benchmarks/records/quality-NAME.json`. DIR of `--caches` holds the directories `float16` and `int8`, made by
 
     python -m interstack.cli cache --config configs/interleaved.yaml --data.source.root CORPUS \
         --data.crop fixed --dtype float16 --output CACHES/float16
@@ -26,7 +26,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import torch
+
 from benchmarks.quality.worker import RunPlan, RunResult
+from interstack.checkpointing.atomic import write_whole
+from interstack.planning.surroundings import surroundings
 
 ARMS = {
     "own": ("own", None),
@@ -80,9 +84,20 @@ def _run_all(plans: list[RunPlan], options: argparse.Namespace, results: list[Ru
         for result in pool.map(lambda plan: _run(plan, options), plans):
             results.append(result)
             print(result, flush=True)
-            options.output.write_text(
-                json.dumps([each.to_primitives() for each in results], indent=1)
-            )
+            record = {
+                "command": _command(options),
+                "surroundings": surroundings(torch.device("cpu"), "32-true") | {"threads": "1"},
+                "results": [each.to_primitives() for each in results],
+            }
+            write_whole(options.output, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _command(options: argparse.Namespace) -> str:
+    """Return the command line without the places on this machine."""
+    return (
+        f"python -m benchmarks.quality --steps {options.steps} --seeds {options.seeds} "
+        f"--processes {options.processes} --corpus … --caches … --output …"
+    )
 
 
 def _run(plan: RunPlan, options: argparse.Namespace) -> RunResult:

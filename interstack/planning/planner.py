@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import platform
-from importlib.metadata import version
 from typing import Any
 
 import lightning as L
-import torch
 
 from interstack.data.datamodule import SpeechDataModule
 from interstack.distillation.module import Distillation
@@ -20,6 +16,7 @@ from interstack.planning.costs import student_costs, teacher_gigamacs
 from interstack.planning.measuring import Measurement, StepMeter
 from interstack.planning.prediction import predict, share_steps
 from interstack.planning.report import Plan
+from interstack.planning.surroundings import surroundings
 
 
 def make_plan(
@@ -82,7 +79,7 @@ def make_plan(
         prediction,
         world_size,
         _remarks(measurement, clip, world_size),
-        surroundings(trainer),
+        surroundings(trainer.strategy.root_device, str(trainer.precision)),
     )
 
 
@@ -167,27 +164,3 @@ def _remarks(measurement: Measurement, clip: float, world_size: int) -> tuple[st
             "comes on top"
         )
     return tuple(remarks)
-
-
-def surroundings(trainer: L.Trainer) -> dict[str, str]:
-    """Return machine, number format and versions."""
-    device = trainer.strategy.root_device
-    cuda = device.type == "cuda"
-    names = {name: version(name) for name in ("torch", "lightning", "transformers", "interstack")}
-    return {
-        "device": torch.cuda.get_device_name(device) if cuda else _processor(),
-        "cores": str(os.cpu_count()),
-        "threads": str(torch.get_num_threads()),
-        "precision": str(trainer.precision),
-        "python": platform.python_version(),
-        **names,
-    }
-
-
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123, no ordinary file
-            lines = [line for line in file if line.startswith("model name")]
-        return lines[0].partition(":")[2].strip()
-    except (OSError, IndexError):
-        return platform.processor() or platform.machine()

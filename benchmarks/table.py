@@ -1,0 +1,166 @@
+"""Tables in the README, made from the records.
+
+    python -m benchmarks.table
+
+Writes them between the README's two comments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, median
+from typing import Any, Final
+
+from benchmarks.growth_event import cost_in_steps
+from benchmarks.options import RECORDS
+from benchmarks.records import BenchRecord, Spread, read_records
+from benchmarks.variants import (
+    REFERENCE,
+    SHARED_CACHE_FULL,
+    SHARED_CACHE_GROWTH,
+    SHARED_LIVE_GROWTH,
+)
+from interstack.checkpointing.atomic import write_whole
+
+README: Final = Path(__file__).parents[1] / "README.md"
+BEGIN: Final = "<!-- benchmarks: made by `python -m benchmarks.table` -->"
+END: Final = "<!-- end of benchmarks -->"
+_MEBIBYTE: Final = 2**20
+_FRAMES_A_SECOND: Final = 50
+
+
+def main() -> None:
+    """Bring the README up to date with the records."""
+    text = README.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    write_whole(README, f"{before}{tables(RECORDS)}{after}".encode())
+
+
+def tables(directory: Path) -> str:
+    """Return the README's part, comments included.
+
+    Args:
+        directory: Of the records; the newest of every device and number format is shown.
+    """
+    newest: dict[tuple[str, str], BenchRecord] = {}
+    for values in read_records(directory, "bench"):
+        record = BenchRecord.from_primitives(values)
+        newest[record.surroundings["device"], record.surroundings["precision"]] = record
+    lines = [BEGIN, ""]
+    for record in newest.values():
+        lines += bench_tables(record)
+    for values in read_records(directory, "quality")[-1:]:
+        lines += quality_table(values)
+    return "\n".join([*lines, END])
+
+
+def bench_tables(record: BenchRecord) -> list[str]:
+    """Return a run's figures as lines of Markdown."""
+    on_gpu = record.peak_tflops is not None
+    unit = "audio-hours/s" if on_gpu else "audio, s/s"
+    lines = [
+        f"`{record.command}`, {_where(record.surroundings)}; {record.audio_seconds:g} s of audio "
+        "a step; medians (lowest–highest):",
+        "",
+        f"| variant | s/step | {unit} | frames/s | TFLOP/s | against the reference |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for name in record.variants:
+        seconds = median(record.seconds(name))
+        speed = record.audio_seconds / seconds
+        ratio = _spread(record.ratio(REFERENCE, name))
+        lines.append(
+            f"| {name} | {seconds:.3g} | {speed / (3600 if on_gpu else 1):.3g} | "
+            f"{_FRAMES_A_SECOND * speed:.0f} | {_operations(record, name, seconds)} | {ratio} |"
+        )
+    return [*lines, "", *_goals(record), ""]
+
+
+def _operations(record: BenchRecord, name: str, seconds: float) -> str:
+    flops = record.flops(name) / 1e12 / seconds
+    if not flops:
+        return "–"
+    share = f" ({flops / record.peak_tflops:.0%} of peak)" if record.peak_tflops else ""
+    return f"{flops:.3g}{share}"
+
+
+def _goals(record: BenchRecord) -> Iterator[str]:
+    """Yield what the project wants to reach, and whether it does."""
+    least = [
+        (SHARED_LIVE_GROWTH, REFERENCE, 1.9, "shared front end and growth, live teacher"),
+        (SHARED_CACHE_GROWTH, REFERENCE, 5.5, "shared front end, cache and growth"),
+        (SHARED_CACHE_GROWTH, SHARED_CACHE_FULL, 1.5, "growth alone, cache on (1.60 possible)"),
+    ]
+    yield "| wanted | goal | measured | |"
+    yield "|---|--:|--:|---|"
+    for fast, slow, goal, words in least:
+        ratio = record.ratio(slow, fast)
+        yield f"| {words} | ≥ {goal:g}× | {_spread(ratio)} | {_verdict(ratio.median >= goal)} |"
+    for event in record.growth:
+        cost = cost_in_steps(event)
+        yield (
+            f"| growing from {event.before} to {event.after} layers, in steps | < 2 | {cost:.2f} | "
+            f"{_verdict(cost < 2)} |"
+        )
+    shallow, deep = record.memory
+    depths = f"{shallow.depth} against {deep.depth} layers"
+    share = shallow.training / deep.training
+    yield (
+        f"| peak memory of training, {depths} | ≤ 60 % | {_sizes(shallow.training, deep.training)} "
+        f"| {_verdict(share <= 0.6)} |"
+    )
+    yield f"| of the whole process, {depths} | | {_sizes(shallow.total, deep.total)} | |"
+
+
+def _sizes(shallow: int, deep: int) -> str:
+    return f"{shallow / deep:.0%} ({shallow / _MEBIBYTE:.0f} and {deep / _MEBIBYTE:.0f} MiB)"
+
+
+def quality_table(values: Mapping[str, Any]) -> list[str]:
+    """Return the quality study's figures as lines of Markdown."""
+    results = values["results"]
+    lines = [
+        f"`{values['command']}`, {_where(values['surroundings'])}; means over seeds "
+        "(lowest–highest):",
+        "",
+        "| compared at | front end and targets | steps | validation loss | phone accuracy |",
+        "|---|---|--:|--:|--:|",
+    ]
+    groups: dict[tuple[str, str, int], list[Mapping[str, Any]]] = {}
+    for each in results:
+        plan = each["plan"]
+        groups.setdefault((plan["equal"], plan["arm"], plan["steps"]), []).append(each)
+    for (equal, arm, steps), members in groups.items():
+        loss = _mean([each["validation_loss"] for each in members])
+        phones = _mean([each["phone_accuracy"] for each in members])
+        lines.append(f"| equal {equal} | {arm} | {steps} | {loss} | {phones} |")
+    return [*lines, ""]
+
+
+def _where(surroundings: Mapping[str, str]) -> str:
+    """Return machine, versions and commit in words."""
+    names = ("torch", "lightning", "transformers")
+    versions = ", ".join(f"{name} {surroundings[name]}" for name in names)
+    commit = surroundings.get("commit", "unknown")
+    return (
+        f"{surroundings['device']}, {surroundings['threads']} of {surroundings['cores']} cores, "
+        f"precision {surroundings['precision']}, {versions}, commit {commit}"
+    )
+
+
+def _spread(spread: Spread) -> str:
+    return f"{spread.median:.2f}× ({spread.lowest:.2f}–{spread.highest:.2f})"
+
+
+def _mean(values: Sequence[float]) -> str:
+    return f"{mean(values):.3f} ({min(values):.3f}–{max(values):.3f})"
+
+
+def _verdict(reached: bool) -> str:
+    return "reached" if reached else "**missed**"
+
+
+if __name__ == "__main__":
+    main()
