@@ -7,7 +7,8 @@ seeds each: first all arms for the same number of optimizer steps, then all for 
 as the arm `shared` took (medians of the first runs' own training time). Judged are the validation
 loss against the live teacher, over the whole validation split, and the linear phone probe.
 
-RECORD is to be a new `benchmarks/records/quality-NAME.json`. DIR of `--caches` holds the directories `float16` and `int8`, made by
+RECORD is to be a new `benchmarks/records/quality-NAME.json`. DIR of `--caches` holds the
+directories `float16` and `int8`, made by
 
     python -m interstack.cli cache --config configs/interleaved.yaml --data.source.root CORPUS \
         --data.crop fixed --dtype float16 --output CACHES/float16

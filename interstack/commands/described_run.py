@@ -85,6 +85,6 @@ def describe_run(command: str, words: Sequence[str], add_options: OwnOptions) ->
             args=list(words),
             run=False,
         )
-    cli.trainer._data_connector.attach_datamodule(cli.datamodule)
+    cli.trainer._data_connector.attach_datamodule(cli.model, cli.datamodule)
     cli.model.trainer = cli.trainer
     return DescribedRun(cli.trainer, cli.model, cli.datamodule, cli.config_init.growth, cli.config)

@@ -136,13 +136,16 @@ class Source:
         """
         directory = self.directory
         if directory is None:
-            found = cached_file(
-                self.name,
-                "config.json",
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-                **(self._options | {"local_files_only": True}),
-            )
+            try:
+                found = cached_file(
+                    self.name,
+                    "config.json",
+                    _raise_exceptions_for_missing_entries=False,
+                    _raise_exceptions_for_connection_errors=False,
+                    **(self._options | {"local_files_only": True}),
+                )
+            except OSError:  # a path that does not exist, which can't be a name on the hub
+                return None
             if found is None:
                 return None
             directory = Path(found).parent

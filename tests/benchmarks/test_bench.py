@@ -1,0 +1,107 @@
+"""The bench: that it measures what it says, not how fast anything is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.growth_event import GrowthEvent
+from benchmarks.memory import Memory
+from benchmarks.records import BenchRecord, StepTimes
+from benchmarks.steps import time_in_turns
+from benchmarks.table import README, RECORDS, bench_tables, tables
+from benchmarks.variants import (
+    REFERENCE,
+    SHARED_CACHE_FULL,
+    SHARED_CACHE_GROWTH,
+    SHARED_LIVE_GROWTH,
+    variants,
+)
+
+
+def record() -> BenchRecord:
+    """Figures that can be checked by hand: reference 6 s and 9 s, growth 3 s, cached 1 s."""
+    steps = [StepTimes({}, 12, [6.0, 9.0], 0), StepTimes({}, 12, [3.0, 3.0], 10**12)]
+    steps += [StepTimes({}, 3, [1.0, 1.0], 10**12)]
+    places = {
+        REFERENCE: [0],
+        SHARED_LIVE_GROWTH: [1],
+        SHARED_CACHE_FULL: [1],
+        SHARED_CACHE_GROWTH: [1, 2],
+    }
+    growth = [GrowthEvent(3, 6, [1.0], [3.0], [1.0])]
+    memory = [Memory(3, 2**20, 2**22), Memory(12, 2**21, 2**22)]
+    return BenchRecord(
+        "python -m benchmarks", SURROUNDINGS, 12.0, None, steps, places, growth, memory
+    )
+
+
+SURROUNDINGS = dict.fromkeys(
+    ("device", "cores", "threads", "precision", "torch", "lightning", "transformers"), "?"
+)
+
+
+def test_the_table_is_what_the_figures_say() -> None:
+    """Ratios are taken repetition by repetition, a growing run's step is its stages' mean."""
+    lines = "\n".join(bench_tables(record()))
+    assert f"| {REFERENCE} | 7.5 | 1.6 | 80 | – | 1.00× (1.00–1.00) |" in lines
+    assert f"| {SHARED_CACHE_GROWTH} | 2 | 6 | 300 | 0.5 | 3.75× (3.00–4.50) |" in lines
+    assert "| ≥ 1.9× | 2.50× (2.00–3.00) | reached |" in lines
+    assert "| ≥ 5.5× | 3.75× (3.00–4.50) | **missed** |" in lines
+    assert "| growing from 3 to 6 layers, in steps | < 2 | 3.00 | **missed** |" in lines
+    assert "| ≤ 60 % | 50% (1 and 2 MiB) | reached |" in lines
+
+
+def test_records_survive_their_file() -> None:
+    """What is read is what was written."""
+    written = json.loads(json.dumps(record().to_primitives()))
+    assert BenchRecord.from_primitives(written) == record()
+
+
+def test_the_readmes_tables_are_made_from_the_records() -> None:
+    """Nobody edits them by hand: `python -m benchmarks.table` writes them."""
+    assert tables(RECORDS) in README.read_text(encoding="utf-8")
+
+
+def test_steps_are_timed_in_turns_back_and_forth() -> None:
+    """A machine that slows down evenly favours neither the first nor the last."""
+    clock = iter(range(100))
+    steps = [lambda: float(next(clock)) for _ in range(3)]
+    assert time_in_turns(steps, 2, lambda _: None) == [[0.0, 5.0], [1.0, 4.0], [2.0, 3.0]]
+
+
+def test_the_whole_bench_on_tiny_models(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every variant is there, and sharing and caching leave out what they say."""
+    words = ["--quick", "--repetitions=1", "--seconds=0.5", f"--output={tmp_path}"]
+    assert main(words) == 0
+    (path,) = tmp_path.glob("bench-*.json")
+    measured = BenchRecord.from_primitives(json.loads(path.read_text()))
+    assert list(measured.variants) == [each.name for each in variants(bf16=False, compiled=False)]
+    assert all(second > 0 for step in measured.steps for second in step.seconds)
+    flops = {name: measured.flops(name) for name in measured.variants}
+    assert flops[SHARED_CACHE_GROWTH] < flops[SHARED_CACHE_FULL] < flops["shared front end"]
+    assert flops["shared front end"] < flops[REFERENCE]
+    assert [(event.before, event.after) for event in measured.growth] == [(3, 6), (6, 9), (9, 12)]
+    assert [each.depth for each in measured.memory] == [3, 12]
+    assert all(each.total > 0 for each in measured.memory)
+    assert "against the reference" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--quick"], "--quick says nothing about speed"),
+        (["--repetitions=0"], "--repetitions 0"),
+        (["--seconds=0"], "--seconds 0"),
+        (["--peak-tflops=-1"], "--peak-tflops -1"),
+    ],
+)
+def test_what_cant_be_measured_is_refused(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With one line and status 2."""
+    assert main(words) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,89 @@
+"""Formulas for what models cost, against the paper and against counted operations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from families import DATA2VEC, LARGE, TRANSFORMER, WIDTH
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    Data2VecAudioConfig,
+    Data2VecAudioModel,
+    HubertConfig,
+    HubertModel,
+    Wav2Vec2Config,
+    Wav2Vec2Model,
+    WhisperConfig,
+    WhisperModel,
+)
+
+from interstack.models.config import StudentConfig
+from interstack.planning.costs import student_costs, teacher_gigamacs
+
+SECONDS = 8
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(3, 10.90), (6, 16.23), (9, 21.55), (12, 26.87)])
+def test_the_papers_student_has_the_papers_parameters(depth: int, millions: float) -> None:
+    """Of the model that is exported; the heads count only among what is trained."""
+    costs = student_costs(StudentConfig(), depth, HubertConfig(), 3, 768, 10.0)
+    assert round(costs.num_parameters / 1e6, 2) == millions
+    assert costs.num_trained > costs.num_parameters
+    assert costs.optimizer_mebibytes == pytest.approx(8 * costs.num_trained / 2**20)
+
+
+def test_a_shared_front_end_costs_the_student_nothing() -> None:
+    """Neither operations nor moments: it is the teacher's, and frozen."""
+    own, shared = (
+        student_costs(StudentConfig(front_end=front_end), 3, HubertConfig(), 3, 768, 10.0)
+        for front_end in ("own", "shared")
+    )
+    assert shared.gigamacs_per_second < 0.5 * own.gigamacs_per_second
+    assert shared.num_trained < own.num_trained
+
+
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [
+        (HubertConfig(**TRANSFORMER), HubertModel),
+        (Wav2Vec2Config(**LARGE), Wav2Vec2Model),
+        (Data2VecAudioConfig(**DATA2VEC), Data2VecAudioModel),
+    ],
+)
+def test_the_formula_agrees_with_counted_operations(config: Any, model: Any) -> None:  # noqa: ANN401
+    """Two floating-point operations are one multiply-accumulate."""
+    config._attn_implementation = "eager"  # whose products the counter sees
+    network = model(config).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(torch.randn(1, SECONDS * 16_000))
+    counted = counter.get_total_flops() / 2 / SECONDS / 1e9
+    assert sum(teacher_gigamacs(config, config.num_hidden_layers, SECONDS)) == pytest.approx(
+        counted, rel=0.02
+    )
+
+
+def test_the_formula_agrees_for_whispers_encoder() -> None:
+    """At the one length that Whisper has."""
+    config = WhisperConfig(
+        d_model=WIDTH,
+        encoder_layers=3,
+        encoder_attention_heads=4,
+        encoder_ffn_dim=64,
+        decoder_layers=1,
+        decoder_attention_heads=4,
+        decoder_ffn_dim=64,
+        vocab_size=8,
+        max_source_positions=50 * SECONDS,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        attn_implementation="eager",
+    )
+    encoder = WhisperModel(config).encoder.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        encoder(torch.randn(1, config.num_mel_bins, 100 * SECONDS))
+    counted = counter.get_total_flops() / 2 / SECONDS / 1e9
+    assert sum(teacher_gigamacs(config, 3, SECONDS)) == pytest.approx(counted, rel=0.02)

@@ -1,0 +1,114 @@
+"""The plan of a small run on the embedded speech, by the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from interstack.cli import main
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def words(teacher: Path, *more: str) -> list[str]:
+    """Options of a run of eight steps in two stages that costs next to nothing."""
+    return [
+        f"--config={REPOSITORY / 'configs' / 'interleaved.yaml'}",
+        f"--model.teacher.source={teacher}",
+        "--model.teacher.taps=[2,4]",
+        "--model.student.hidden_size=16",
+        "--model.student.intermediate_size=32",
+        "--model.student.num_attention_heads=2",
+        "--growth.depths=[2,4]",
+        f"--data.source.init_args.root={REPOSITORY / 'assets' / 'speech'}",
+        "--data.batch_seconds=8",
+        "--data.max_seconds=1",
+        "--data.crop=fixed",
+        "--data.num_workers=0",
+        "--trainer.max_steps=8",
+        *more,
+    ]
+
+
+@pytest.mark.parametrize("front_end", ["shared", "own"])
+def test_a_plan_says_what_the_run_will_cost(
+    front_end: str, teacher_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Tables for people, JSON for programs, and nothing else is written."""
+    options = [
+        f"--trainer.default_root_dir={tmp_path / 'run'}",
+        f"--model.student.front_end={front_end}",
+        "--seconds=0.5",
+        f"--json={tmp_path / 'plan.json'}",
+    ]
+    if front_end == "own":
+        options.append("--model.student.conv_dim=[8,8,8,8,8,8,8]")
+    assert main(["plan", *words(teacher_directory, *options)]) == 0
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("stages", "GMACs/s", "growth is worth", "predicted"))
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    stages = plan["predicted"]["stages"]
+    assert [(stage["depth"], stage["steps"]) for stage in stages] == [(2, 4), (4, 4)]
+    assert all(stage["seconds"] > 0 for stage in stages)
+    assert (
+        plan["predicted"]["wall_clock_seconds"] > sum(stage["seconds"] for stage in stages) * 0.99
+    )
+    for split in plan["measured"]["splits"].values():
+        assert split["teacher"] > 0
+        assert split["step"] == pytest.approx(sum(split.values()) - split["step"])
+    levers = set(plan["predicted"]["worth"]) - {"as configured"}
+    sharing = {"front end shared", "both"} if front_end == "own" else set()
+    assert levers == {"targets cached"} | sharing
+    assert plan["surroundings"]["torch"]
+
+
+def test_with_a_cache_the_teacher_costs_nothing_any_more(
+    teacher_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither in the table of stages nor as something that could still be saved."""
+    settings = words(teacher_directory)
+    assert main(["cache", *settings, f"--output={tmp_path / 'cache'}"]) == 0
+    capsys.readouterr()
+    options = [f"--data.target_cache={tmp_path / 'cache'}", "--seconds=0.5"]
+    assert main(["plan", *settings, *options, f"--json={tmp_path / 'plan.json'}"]) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["teacher_gigamacs_per_second"] is None
+    assert list(plan["predicted"]["worth"]) == ["as configured"]
+
+
+def test_a_plan_is_compared_with_a_run(
+    teacher_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Stage by stage; a run of other stages is refused."""
+    stages = [
+        {"depth": depth, "steps": 4, "training_seconds": seconds}
+        for depth, seconds in ((2, 1.0), (4, 2.0))
+    ]
+    record = tmp_path / "stages.json"
+    record.write_text(json.dumps({"stages": stages}))
+    plan = ["plan", *words(teacher_directory, "--seconds=0.1", f"--against={tmp_path}")]
+    assert main(plan) == 0
+    assert "real" in capsys.readouterr().out
+    record.write_text(json.dumps({"stages": stages[:1]}))
+    assert main(plan) == 2
+    assert "--against names a run of stages" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--seconds=0", "--seconds 0"),
+        ("--json=nowhere/plan.json", "--json nowhere/plan.json"),
+        ("--against=nowhere", "--against nowhere"),
+        ("--trainer.limit_train_batches=0.0001", "limit_train_batches"),
+    ],
+)
+def test_what_cant_be_planned_is_refused(
+    option: str, message: str, teacher_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One error that names the option."""
+    assert main(["plan", *words(teacher_directory, option)]) == 2
+    assert message in capsys.readouterr().err
