@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from statistics import median
-from typing import Final
+from statistics import fmean
+from typing import Final, NamedTuple
 
 import lightning as L
 
@@ -20,8 +20,27 @@ from interstack.growth.operators import plan_growth
 from interstack.planning.prediction import StepSplit
 from interstack.planning.timed_step import TimedStep
 
-_WAITS: Final = 6
-"""Batches that are asked for in a row to see whether the model waits for them."""
+_PACE_SHARE: Final = 0.6
+"""Share of the time that goes to steps as the run takes them; the rest takes steps apart."""
+
+_PREFETCHED: Final = 2
+"""Batches that torch's DataLoader keeps ready for each worker."""
+
+
+class _Pace(NamedTuple):
+    """A step as the run takes it, while the workers decode.
+
+    Attributes:
+        place: Of its depth.
+        padded: Seconds of padded audio.
+        wait: Seconds until the batch was there.
+        seconds: Of the whole step, the wait included.
+    """
+
+    place: int
+    padded: float
+    wait: float
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -30,15 +49,17 @@ class Measurement:
 
     Attributes:
         splits: For each depth, an epoch's mean step.
+        wait: Seconds that a step waits for its batch, on average.
         epoch_wait: Seconds until an epoch's first batch is there.
         front_end_training: Seconds of a step that sharing the front end would save.
         teacher_front_end: Seconds of a step in the teacher's front end.
         validation_rates: For each depth, seconds that validating a second of audio takes.
-        num_batches: Batches that all depths were measured on.
+        num_batches: Batches on which all depths were taken apart.
         padding: Share of padding in them.
     """
 
     splits: dict[int, StepSplit]
+    wait: float
     epoch_wait: float
     front_end_training: float
     teacher_front_end: float
@@ -50,8 +71,10 @@ class Measurement:
 class StepMeter:
     """Measures the steps of a run at all of its depths.
 
-    Every batch goes through every depth before the next one comes, so that neither the batches nor
-    the drift of a busy machine favours one of them.
+    First depths take turns on fresh batches, as fast as the loader gives them: that is the run's
+    pace, with workers that decode beside the step and take processor time from it. Then the loader
+    rests and batches go through every depth, taken apart; neither the batches nor the drift of a
+    busy machine favours a depth. What the pace is slower by is what data costs.
 
     Args:
         trainer: Says number format and device, and how gradients are clipped.
@@ -83,32 +106,40 @@ class StepMeter:
         epoch_wait = time.perf_counter() - begin
         for step in self._steps:
             step.run(first)  # the first time is slower
-        wait = self._wait(batches)
         rates = self._validation_rates()
+        paces, kept = self._pace(batches, begin + _PACE_SHARE * seconds)
+        batches.close()  # the workers end, and leave the processor to the steps
         measured: list[tuple[Batch, list[StepSplit], tuple[float, float]]] = []
-        while len(measured) < 2 or time.perf_counter() - begin < seconds:
-            batch = next(batches)
+        for batch in kept:
+            if len(measured) >= 2 and time.perf_counter() - begin >= seconds:
+                break
             front_ends = self._steps[0].front_ends(batch)
             splits = [step.run(batch, front_ends) for step in self._steps]
             training = self._steps[0].front_end_training(batch)
             measured.append((batch, splits, (training, front_ends[0])))
-        del batches
-        return self._summarise(measured, wait, epoch_wait, rates)
+        return self._summarise(measured, paces, epoch_wait, rates)
 
-    def _batches(self) -> Iterator[Batch]:
+    def _batches(self) -> Generator[Batch]:
         """Yield training batches without end."""
         while True:
             yield from self.datamodule.train_dataloader()
 
-    def _wait(self, batches: Iterator[Batch]) -> float:
-        """Return what the shallowest student, the fastest, waits for a batch."""
-        waits = []
-        for _ in range(_WAITS):
+    def _pace(self, batches: Generator[Batch], until: float) -> tuple[list[_Pace], list[Batch]]:
+        """Take steps as the run does, two at every depth at least; return them and some batches."""
+        for _ in range(_PREFETCHED * self.datamodule.num_workers):
+            self._steps[0].run(next(batches))  # decoded ahead: they cost less than those to come
+        paces: list[_Pace] = []
+        kept: list[Batch] = []
+        while len(paces) < 2 * len(self._steps) or time.perf_counter() < until:
+            place = len(paces) % len(self._steps)
             begin = time.perf_counter()
             batch = next(batches)
-            waits.append(time.perf_counter() - begin)
-            self._steps[0].run(batch)
-        return median(waits)
+            wait = time.perf_counter() - begin
+            self._steps[place].run(batch)
+            seconds = time.perf_counter() - begin
+            paces.append(_Pace(place, _padded_seconds(batch), wait, seconds))
+            kept.append(batch)
+        return paces, kept
 
     def _validation_rates(self) -> dict[int, float]:
         """Measure a validation batch at every depth."""
@@ -122,7 +153,7 @@ class StepMeter:
     def _summarise(
         self,
         measured: Sequence[tuple[Batch, list[StepSplit], tuple[float, float]]],
-        wait: float,
+        paces: Sequence[_Pace],
         epoch_wait: float,
         rates: dict[int, float],
     ) -> Measurement:
@@ -130,8 +161,9 @@ class StepMeter:
         valid = sum(float(batch.seconds) for batch, _, _ in measured)
         # A step's time goes with its padded audio; the sample's batches need not be the epoch's.
         mean = self.datamodule.mean_batch_seconds(self.world_size)
-        scale = (mean * len(padded) if mean is not None else sum(padded)) / sum(padded)
-        scale /= len(padded)
+        batch_seconds = mean if mean is not None else fmean(padded)
+        scale = batch_seconds / sum(padded)
+        wait = batch_seconds * sum(each.wait for each in paces) / sum(each.padded for each in paces)
         parts = StepSplit._fields
         splits = {}
         for place, step in enumerate(self._steps):
@@ -140,12 +172,18 @@ class StepMeter:
                 for part in parts
             }
             split = StepSplit(**sums)
-            splits[step.depth] = split._replace(data=split.data + wait)
+            own = [each for each in paces if each.place == place]
+            pace = batch_seconds * sum(each.seconds for each in own)
+            pace /= sum(each.padded for each in own)
+            data = split.data + max(wait, pace - split.step)
+            splits[step.depth] = split._replace(data=data)
         training, of_teacher = (
             scale * sum(times[place] for _, _, times in measured) for place in range(2)
         )
         padding = 1 - valid / sum(padded)
-        return Measurement(splits, epoch_wait, training, of_teacher, rates, len(measured), padding)
+        return Measurement(
+            splits, wait, epoch_wait, training, of_teacher, rates, len(measured), padding
+        )
 
 
 def grown(module: Distillation, growth: InterleavedStacking) -> Iterator[Distillation]:

@@ -156,7 +156,9 @@ def _steps_between_validations(trainer: L.Trainer, steps_an_epoch: int) -> int:
 def _remarks(measurement: Measurement, clip: float, world_size: int) -> tuple[str, ...]:
     remarks = [
         f"measured on {measurement.num_batches} batches with {measurement.padding:.1%} padding; "
-        f"GMACs are of a forward pass on utterances of {clip:.1f} s"
+        f"GMACs are of a forward pass on utterances of {clip:.1f} s",
+        f"a step waits {1e3 * measurement.wait:.1f} ms for its batch; the rest of data is what "
+        "decoding beside it takes from the processor",
     ]
     if world_size > 1:
         remarks.append(

@@ -13,7 +13,8 @@ class StepSplit(NamedTuple):
     """Where the time of an optimizer step goes at some depth, in seconds.
 
     Attributes:
-        data: Waiting for the batch.
+        data: Waiting for the batch, moving it to the device, and what the workers that decode the
+            next ones take from the processor.
         front_end: Forward passes of all front ends: the teacher's, and the student's own if it has
             one.
         teacher: The teacher above its front end; with cached targets unpacking them.
