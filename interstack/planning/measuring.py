@@ -102,7 +102,7 @@ class StepMeter:
         """Measure for about so many seconds, and on two batches at least."""
         begin = time.perf_counter()
         batches = self._batches()
-        first = next(batches)
+        first, _ = next(batches)
         epoch_wait = time.perf_counter() - begin
         for step in self._steps:
             step.run(first)  # the first time is slower
@@ -119,24 +119,29 @@ class StepMeter:
             measured.append((batch, splits, (training, front_ends[0])))
         return self._summarise(measured, paces, epoch_wait, rates)
 
-    def _batches(self) -> Generator[Batch]:
-        """Yield training batches without end."""
+    def _batches(self) -> Generator[tuple[Batch, bool]]:
+        """Yield training batches without end, and whether each begins an epoch."""
         while True:
-            yield from self.datamodule.train_dataloader()
+            for number, batch in enumerate(self.datamodule.train_dataloader()):
+                yield batch, number == 0
 
-    def _pace(self, batches: Generator[Batch], until: float) -> tuple[list[_Pace], list[Batch]]:
+    def _pace(
+        self, batches: Generator[tuple[Batch, bool]], until: float
+    ) -> tuple[list[_Pace], list[Batch]]:
         """Take steps as the run does, two at every depth at least; return them and some batches."""
         for _ in range(_PREFETCHED * self.datamodule.num_workers):
-            self._steps[0].run(next(batches))  # decoded ahead: they cost less than those to come
+            self._steps[0].run(next(batches)[0])  # decoded ahead: they cost less than those to come
         paces: list[_Pace] = []
         kept: list[Batch] = []
         while len(paces) < 2 * len(self._steps) or time.perf_counter() < until:
             place = len(paces) % len(self._steps)
             begin = time.perf_counter()
-            batch = next(batches)
+            batch, begins_epoch = next(batches)
             wait = time.perf_counter() - begin
             self._steps[place].run(batch)
             seconds = time.perf_counter() - begin
+            if begins_epoch:  # its wait is the epoch's, and was measured
+                continue
             paces.append(_Pace(place, _padded_seconds(batch), wait, seconds))
             kept.append(batch)
         return paces, kept
