@@ -173,15 +173,23 @@ class Distillation(DistillationSteps):
     def on_fit_start(self) -> None:
         """Move the teacher, compile the layers, measure the targets' channels: as is asked for."""
         self.non_finite.forget()
+        self.compile_as_asked()
+        self._move_teacher()
+        if self.target_norm.wants_statistics:
+            seconds, policy = self.objective.target_norm_seconds, self.non_finite.policy
+            self.target_norm.measure(measure_channels(self.trainer, self, seconds, policy))
+
+    def compile_as_asked(self) -> None:
+        """Compile the layers of student and teacher, on the device that they are used on.
+
+        Raises:
+            ConfigurationError: If it is asked for and can't be done here.
+        """
         if self.compile_layers:
             check_can_compile(self.device.type)
             self.student.compile_layers()
             if isinstance(self.teacher, Teacher):
                 self.teacher.compile_layers()
-        self._move_teacher()
-        if self.target_norm.wants_statistics:
-            seconds, policy = self.objective.target_norm_seconds, self.non_finite.policy
-            self.target_norm.measure(measure_channels(self.trainer, self, seconds, policy))
 
     def on_validation_start(self) -> None:
         """Move the teacher; forget what a validation that broke off has left."""

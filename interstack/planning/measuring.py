@@ -96,16 +96,23 @@ class StepMeter:
         self.world_size = world_size
         device = trainer.strategy.root_device
         module.teacher.to(device)
-        self._steps = [TimedStep(trainer, each.to(device)) for each in grown(module, growth)]
+        self._steps = []
+        for each in grown(module, growth):
+            each.to(device).compile_as_asked()
+            self._steps.append(TimedStep(trainer, each))
 
     def measure(self, seconds: float) -> Measurement:
-        """Measure for about so many seconds, and on two batches at least."""
+        """Measure for about so many seconds, and on two batches at least.
+
+        What layers take to be compiled comes before.
+        """
         begin = time.perf_counter()
         batches = self._batches()
         first, _ = next(batches)
         epoch_wait = time.perf_counter() - begin
         for step in self._steps:
             step.run(first)  # the first time is slower
+        begin = time.perf_counter()
         rates = self._validation_rates()
         paces, kept = self._pace(batches, begin + _PACE_SHARE * seconds)
         batches.close()  # the workers end, and leave the processor to the steps

@@ -46,7 +46,8 @@ class SplitIndex:
         except FileNotFoundError as error:
             raise ConfigurationError(
                 f"the cache of targets has no finished split {directory.name} ({path} is missing): "
-                "run the cache command, which goes on where it stopped"
+                f"run the cache command with {directory.name} among its --splits; it goes on where "
+                "it stopped"
             ) from error
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from interstack.cli import main
 
@@ -112,3 +113,21 @@ def test_what_cant_be_planned_is_refused(
     """One error that names the option."""
     assert main(["plan", *words(teacher_directory, option)]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_plan_of_compiled_layers_measures_them_compiled(
+    teacher_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the student at both depths, and the teacher's once."""
+    compiled = []
+
+    def compile_(self: nn.Module, *, dynamic: bool) -> None:
+        assert dynamic
+        self._compiled_call_impl = self._call_impl
+        compiled.append(self)
+
+    monkeypatch.setattr(nn.Module, "compile", compile_)
+    options = ("--model.compile_layers=true", "--seconds=0.5")
+    assert main(["plan", *words(teacher_directory, *options)]) == 0
+    assert len(compiled) == 2 + 4 + 4
+    assert "predicted" in capsys.readouterr().out
