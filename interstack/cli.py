@@ -29,6 +29,18 @@ def _plan(arguments: Arguments) -> None:
     run_plan(arguments)
 
 
+def _export(arguments: Arguments) -> None:
+    from interstack.commands.export import run_export
+
+    run_export(arguments)
+
+
+def _inspect(arguments: Arguments) -> None:
+    from interstack.commands.inspect import run_inspect
+
+    run_inspect(arguments)
+
+
 def _pack(arguments: Arguments) -> None:
     from interstack.commands.pack import run_pack
 
@@ -48,6 +60,8 @@ COMMANDS: dict[str, tuple[Callable[[Arguments], None], str]] = {
     "predict": (_lightning, "write a checkpoint's hidden states of the test split"),
     "plan": (_plan, "what a run will cost, before it is begun: stages, step split, wall-clock"),
     "cache": (_cache, "compute the teacher's targets of a corpus once, for runs without a teacher"),
+    "export": (_export, "a checkpoint's student as a Hugging Face directory, and as ONNX"),
+    "inspect": (_inspect, "what models cost: parameters, GMACs, real-time factor on this machine"),
     "pack": (_pack, "pack a folder of speech into tar shards that can be streamed"),
     "probe": (_probe, "what a model knows of phones: a linear probe on forced alignments"),
 }

@@ -31,7 +31,7 @@ import torch
 
 from benchmarks.quality.worker import RunPlan, RunResult
 from interstack.checkpointing.atomic import write_whole
-from interstack.planning.surroundings import surroundings
+from interstack.surroundings import surroundings
 
 ARMS = {
     "own": ("own", None),

@@ -34,6 +34,8 @@ class SavedRun(NamedTuple):
 
 CONFIG_KEY = "interstack_config"
 """Of a checkpoint: the configuration, as YAML."""
+ORIGIN_KEY = "interstack_origin"
+"""Of a checkpoint: the command and the versions that it was written by."""
 
 
 def read_checkpoint(path: Path) -> SavedRun:

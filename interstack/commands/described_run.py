@@ -41,7 +41,9 @@ class DescribedRun:
     config: Namespace
 
 
-def describe_run(command: str, words: Sequence[str], add_options: OwnOptions) -> DescribedRun:
+def describe_run(
+    command: str, words: Sequence[str], add_options: OwnOptions = lambda _: None
+) -> DescribedRun:
     """Parse a command line as `fit` does, and instantiate what it describes.
 
     Nothing is written: no run directory, no log, no lock.

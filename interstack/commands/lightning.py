@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -23,8 +24,8 @@ from interstack.commands.run_directory import (
 )
 from interstack.data.datamodule import SpeechDataModule
 from interstack.distillation.module import Distillation
-from interstack.evaluation.export import SaveStudent
 from interstack.evaluation.predictions import SaveHiddenStates
+from interstack.export.callback import SaveStudent
 from interstack.growth.callback import InterleavedStacking
 from interstack.tracking.progress_bar import StageProgressBar
 from interstack.tracking.stages import StageRecorder
@@ -97,6 +98,7 @@ def run_lightning(arguments: Sequence[str], *, run: bool = True) -> InterstackCL
         The command line with its trainer, model and data module.
     """
     hush_lightning()
+    command = shlex.join(["python", "-m", "interstack.cli", *arguments])
     own_callbacks = [StageProgressBar(), StageRecorder(), SaveStudent(), SaveHiddenStates()]
     with warnings.catch_warnings(), ExitStack() as resources:
         # Lightning 2.6 against torch 2.14: nothing that a user could mend
@@ -111,7 +113,7 @@ def run_lightning(arguments: Sequence[str], *, run: bool = True) -> InterstackCL
             model_class=Distillation,
             datamodule_class=SpeechDataModule,
             save_config_callback=SaveConfig,
-            save_config_kwargs={"save_to_log_dir": False},
+            save_config_kwargs={"save_to_log_dir": False, "command": command},
             trainer_defaults={**TRAINER_DEFAULTS, "callbacks": own_callbacks},
             auto_configure_optimizers=False,
             args=with_saved_config(arguments, scratch) if run else list(arguments),

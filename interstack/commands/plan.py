@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from rich.console import Console
 
 from interstack.checkpointing.atomic import write_whole
 from interstack.commands.described_run import describe_run
+from interstack.commands.terminal import table_console
 from interstack.errors import ConfigurationError
 from interstack.planning.planner import make_plan
 from interstack.planning.report import Plan, print_comparison, print_plan
@@ -47,8 +47,7 @@ def run_plan(arguments: Sequence[str]) -> None:
         world_size=_world_size(config),
         seconds=config.seconds,
     )
-    # tables are cut to a narrow terminal, but a file has no width
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = table_console()
     print_plan(plan, console)
     if stages is not None:
         _compare(plan, stages, console)

@@ -14,8 +14,9 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
-from interstack.checkpointing.reading import CONFIG_KEY, SavedRun, saved_runs
+from interstack.checkpointing.reading import CONFIG_KEY, ORIGIN_KEY, SavedRun, saved_runs
 from interstack.errors import ConfigurationError
+from interstack.surroundings import versions
 from interstack.tracking.metrics_file import METRICS_FILE, trim_rows
 
 CONFIG_FILE = "config.yaml"
@@ -138,7 +139,17 @@ def _wandb_id(directory: Path) -> str | None:
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the resolved configuration into the run's directory and into every checkpoint."""
+    """Writes the resolved configuration into the run's directory and into every checkpoint.
+
+    Args:
+        *positional: SaveConfigCallback's.
+        command: The command line as it was given.
+        **named: SaveConfigCallback's.
+    """
+
+    def __init__(self, *positional: Any, command: str, **named: Any) -> None:  # noqa: ANN401
+        super().__init__(*positional, **named)
+        self.command = command
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write ``config.yaml``; called on rank zero alone."""
@@ -153,9 +164,13 @@ class SaveConfig(SaveConfigCallback):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Add the configuration, so that a checkpoint's path is all that a command needs."""
+        """Add the configuration, so that a checkpoint's path is all that a command needs.
+
+        And what has written it, for the card of an export.
+        """
         del trainer, pl_module
         checkpoint[CONFIG_KEY] = self._text()
+        checkpoint[ORIGIN_KEY] = {"command": self.command, "versions": dict(versions())}
 
     def _text(self) -> str:
         settings = yaml.safe_load(self.parser.dump(self.config, skip_none=False))

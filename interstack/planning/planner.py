@@ -16,7 +16,7 @@ from interstack.planning.costs import student_costs, teacher_gigamacs
 from interstack.planning.measuring import Measurement, StepMeter
 from interstack.planning.prediction import predict, share_steps
 from interstack.planning.report import Plan
-from interstack.planning.surroundings import surroundings
+from interstack.surroundings import surroundings
 
 
 def make_plan(

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import lightning as L
 from transformers import Wav2Vec2FeatureExtractor
 from transformers.utils import logging as transformers_logging
 
 from interstack.constants import SAMPLE_RATE
+from interstack.errors import ConfigurationError
 from interstack.models.student import Student
-
-log = logging.getLogger(__name__)
 
 
 def export_student(student: Student, directory: Path) -> None:
@@ -40,6 +38,36 @@ def export_student(student: Student, directory: Path) -> None:
 
 
 @contextmanager
+def written_whole(directory: Path) -> Iterator[Path]:
+    """Give a directory to write into, and move it to its place when everything is in it.
+
+    Args:
+        directory: Its place: not there yet, or empty.
+
+    Raises:
+        ConfigurationError: If there is something in its place, or it can't be made or written.
+    """
+    unfinished = directory.with_name(f".{directory.name}.part")
+    try:
+        if directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()
+        if directory.exists() or directory.is_symlink():
+            raise ConfigurationError(
+                f"{directory} is already there: give --output another directory, or remove it"
+            )
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        unfinished.rename(directory)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{directory} can't be written ({error.strerror or error}): give --output another place"
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
 def _without_progress_bar() -> Iterator[None]:
     """Save quietly: a bar for one file of a small model is noise."""
     shown = transformers_logging.is_progress_bar_enabled()
@@ -49,16 +77,3 @@ def _without_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-
-
-class SaveStudent(L.Callback):
-    """Writes the final student to ``<run>/student`` when a fit has come to its end."""
-
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Export on rank zero; a run that broke off never comes here, its checkpoint has all."""
-        if trainer.is_global_zero:
-            student = pl_module.student
-            assert isinstance(student, Student)
-            directory = Path(trainer.default_root_dir) / "student"
-            export_student(student, directory)
-            log.info("the student is in %s", directory)

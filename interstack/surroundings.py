@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 _PACKAGES = ("torch", "lightning", "transformers", "interstack")
-_ROOT = Path(__file__).parents[2]
+_ROOT = Path(__file__).parents[1]
 
 
 def surroundings(device: torch.device, precision: str) -> dict[str, str]:
@@ -21,14 +22,19 @@ def surroundings(device: torch.device, precision: str) -> dict[str, str]:
         device: What computes.
         precision: Number format, as the Trainer names it.
     """
-    found = {
+    return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "precision": precision,
-        "python": platform.python_version(),
-        **{name: version(name) for name in _PACKAGES},
+        **versions(),
     }
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Return the versions of Python and the packages that matter; the commit if there is one."""
+    found = {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
     commit = _commit()
     return found | ({"commit": commit} if commit else {})
 

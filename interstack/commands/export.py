@@ -1,0 +1,68 @@
+"""export: a checkpoint's student as a Hugging Face directory, and as ONNX."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from interstack.checkpointing.reading import CONFIG_KEY
+from interstack.commands.described_run import describe_run
+from interstack.errors import InterstackError
+from interstack.export.checkpoint import load_student
+from interstack.export.directory import written_whole
+from interstack.export.student_export import validation_clips, write_export
+
+log = logging.getLogger(__name__)
+
+
+def run_export(arguments: Sequence[str]) -> None:
+    """Parse the command's options and write the directory, whole or not at all.
+
+    Args:
+        arguments: The words after ``export``.
+
+    Raises:
+        InterstackError: If the checkpoint can't be used, or the directory can't be written.
+    """
+    parser = argparse.ArgumentParser(
+        prog="interstack export",
+        description="Write a checkpoint's student as an ordinary Hugging Face HubertModel.",
+    )
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="a .ckpt file, or a run's directory"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="directory that is made")
+    parser.add_argument("--onnx", action="store_true", help="also write model.onnx")
+    options = parser.parse_args(arguments)
+    student, content = load_student(options.checkpoint)
+    with written_whole(options.output) as directory:
+        clips = _clips(content)
+        write_export(student, content, directory, clips=clips, with_onnx=options.onnx)
+    print(
+        f"the student of {student.depth} layers is in {options.output}: "
+        f'AutoModel.from_pretrained("{options.output}")'
+    )
+
+
+def _clips(content: Mapping[str, Any]) -> list[Tensor]:
+    """Return speech of the run that a checkpoint is of, if it is at hand."""
+    text = content.get(CONFIG_KEY)
+    if text is None:
+        return []
+    with tempfile.TemporaryDirectory() as directory:
+        config = Path(directory) / "config.yaml"
+        config.write_text(text, encoding="utf-8")
+        try:
+            datamodule = describe_run("export", [f"--config={config}"]).datamodule
+            datamodule.target_cache = None
+            datamodule.setup("validate")
+        except InterstackError as error:
+            log.warning("padding is not measured for the export's card: %s", error)
+            return []
+    return validation_clips(datamodule)

@@ -1,0 +1,151 @@
+"""The card of an export: what a stranger has to know before using it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import yaml
+from transformers import HubertConfig
+
+from interstack.export.provenance import Provenance
+from interstack.tracking.record import StageRecord
+
+CARD_FILE: Final = "README.md"
+_METHOD: Final = "[interleaved stacking](https://arxiv.org/abs/2606.11766)"
+
+
+def write_card(
+    directory: Path,
+    provenance: Provenance,
+    config: HubertConfig,
+    num_parameters: int,
+    padding_gap: float | None = None,
+) -> None:
+    """Write the card into an export's directory.
+
+    Args:
+        directory: The export.
+        provenance: Where the student comes from.
+        config: Of the exported model.
+        num_parameters: The same.
+        padding_gap: What `padding.padding_gap` has measured; None: it was not.
+    """
+    lines = [*_front_matter(provenance), *_heading(provenance, config, num_parameters)]
+    lines += [*_use(config), *_padding(config, padding_gap)]
+    lines += [*_lineage(provenance), *_training(provenance)]
+    (directory / CARD_FILE).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _front_matter(provenance: Provenance) -> Iterator[str]:
+    fields: dict[str, object] = {
+        "library_name": "transformers",
+        "pipeline_tag": "feature-extraction",
+        "tags": ["hubert", "speech", "distillation", "interstack"],
+    }
+    if not Path(provenance.teacher).exists():
+        fields["base_model"] = provenance.teacher
+    yield from ("---", yaml.safe_dump(fields, sort_keys=False).strip(), "---", "")
+
+
+def _heading(provenance: Provenance, config: HubertConfig, num_parameters: int) -> Iterator[str]:
+    yield f"# HuBERT of {config.num_hidden_layers} × {config.hidden_size}, distilled"
+    yield ""
+    grown = len({layer.block for layer in provenance.layers}) < len(provenance.layers)
+    how = f"by {_METHOD}" if provenance.operator == "interleave" else "with interstack"
+    yield (
+        f"A student of {num_parameters / 1e6:.2f} M parameters, distilled from "
+        f"`{provenance.teacher}` {how}{'' if grown else ' (not grown yet)'}; its teacher's and "
+        "its corpus' terms of use are its own as well."
+    )
+    yield ""
+
+
+def _use(config: HubertConfig) -> Iterator[str]:
+    yield from (
+        "## Use",
+        "",
+        "```python",
+        "from transformers import AutoFeatureExtractor, AutoModel",
+        "",
+        "model = AutoModel.from_pretrained(DIRECTORY).eval()",
+        "prepare = AutoFeatureExtractor.from_pretrained(DIRECTORY)",
+        'inputs = prepare(waveform, sampling_rate=16_000, return_tensors="pt")',
+        "hidden_states = model(**inputs, output_hidden_states=True).hidden_states",
+        "```",
+        "",
+        f"Waveforms at 16 kHz in [-1, 1]; a frame each 20 ms; {config.num_hidden_layers + 1} "
+        "hidden states, of which 0 is the encoder's input. s3prl takes the directory as the "
+        "checkpoint of `hf_hubert_custom`. For an utterance alone the hidden states are those of "
+        "the student in training, up to rounding.",
+        "",
+    )
+
+
+def _padding(config: HubertConfig, gap: float | None) -> Iterator[str]:
+    yield from ("## Padding", "")
+    if config.feat_extract_norm == "layer":
+        text = (
+            "The front end has layer norms: in a batch padded with an attention mask an "
+            "utterance's hidden states are those that it has alone"
+        )
+    else:
+        text = (
+            "The front end has a group norm over time, into which transformers lets padding: in a "
+            "batch, even with an attention mask, an utterance's hidden states are not quite those "
+            "that it has alone. Feed utterances one at a time, or of like lengths; a student with "
+            "`model.student.feat_extract_norm: layer` has no such gap"
+        )
+    measured = f"; measured on clips of its corpus: {gap:.2g} of their norm" if gap else ""
+    yield from (f"{text}{measured}.", "")
+
+
+def _lineage(provenance: Provenance) -> Iterator[str]:
+    yield from (
+        "## Layers",
+        "",
+        "A block is what a layer of the first stage has become; its first layer is that layer.",
+        "",
+        "| layer | block | place in it | | tied to the teacher's |",
+        "| --: | --: | --: | --- | --: |",
+    )
+    for number, layer in enumerate(provenance.layers, start=1):
+        tied = "" if layer.teacher_layer is None else f"hidden state {layer.teacher_layer}"
+        yield f"| {number} | {layer.block} | {layer.place} | {layer.kind} | {tied} |"
+    yield ""
+
+
+def _training(provenance: Provenance) -> Iterator[str]:
+    yield from ("## Training", "")
+    taps = ", ".join(str(tap) for tap in provenance.teacher_taps)
+    yield (
+        f"- Teacher: `{provenance.teacher}`, hidden states {taps}; front end: "
+        f"`{provenance.front_end}`."
+    )
+    if provenance.data is not None:
+        source = str(provenance.data.get("class_path", "")).rpartition(".")[2]
+        settings = json.dumps(provenance.data.get("init_args", {}), ensure_ascii=False)
+        yield f"- Corpus: `{source}` with `{settings}`."
+    if provenance.operator is not None:
+        yield f"- Growth operator: `{provenance.operator}`; {provenance.step:,} optimizer steps."
+    if provenance.command is not None:
+        yield f"- Command: `{provenance.command}`"
+    if provenance.versions:
+        found = ", ".join(f"{name} {number}" for name, number in provenance.versions.items())
+        yield f"- Versions: {found}."
+    yield ""
+    if provenance.stages:
+        yield "| stage | depth | parameters | steps | hours | validation loss | at its end |"
+        yield "| --: | --: | --: | --: | --: | --: | --: |"
+        yield from (_stage(stage) for stage in provenance.stages)
+
+
+def _stage(stage: StageRecord) -> str:
+    losses = (stage.validation_loss_before, stage.validation_loss_after)
+    before, after = ("–" if loss is None else f"{loss:.4f}" for loss in losses)
+    return (
+        f"| {stage.stage} | {stage.depth} | {stage.num_parameters / 1e6:.2f} M | {stage.steps:,} "
+        f"| {stage.audio_seconds / 3600:.2f} | {before} | {after} |"
+    )

@@ -1,0 +1,99 @@
+"""The student as an ONNX graph of any length, for devices that have no PyTorch."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+from transformers import HubertModel
+
+from interstack.constants import SAMPLE_RATE
+from interstack.errors import ConfigurationError
+from interstack.models.pretrained import bake_weight_norm
+from interstack.models.student import Student
+
+ONNX_FILE: Final = "model.onnx"
+OPSET: Final = 18
+_EXAMPLE_SECONDS: Final = 1.0
+
+
+class _Listener(nn.Module):
+    """From waveforms of one length to all hidden states, normalisation included."""
+
+    def __init__(self, student: Student) -> None:
+        super().__init__()
+        # No deep copy: it would share the class whose weight norm is folded here.
+        with torch.random.fork_rng(devices=[]):
+            self.model = HubertModel(copy.deepcopy(student.config))
+        self.model.load_state_dict(student.model.state_dict())
+        self.normalises_waveform = student.normalises_waveform
+        bake_weight_norm(self.model)
+        self.eval()
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        if self.normalises_waveform:
+            variance, mean = torch.var_mean(waveforms, dim=1, correction=0, keepdim=True)
+            waveforms = (waveforms - mean) / (variance + 1e-7).sqrt()
+        return torch.stack(self.model(waveforms, output_hidden_states=True).hidden_states)
+
+
+def export_onnx(student: Student, directory: Path) -> Path:
+    """Write ``model.onnx``.
+
+    Its input is ``waveforms``, (batch, num_samples) float32 at 16 kHz in [-1, 1], all of one
+    length; its output ``hidden_states``, (depth + 1, batch, frames, width). Batch and length are
+    free. Where the student wants normalised waveforms the graph normalises them.
+
+    Args:
+        student: The student, at any depth.
+        directory: Where the file goes.
+
+    Raises:
+        ConfigurationError: If the packages for it are not installed.
+    """
+    try:
+        import onnxscript  # noqa: F401, torch's exporter asks for it late and less plainly
+    except ImportError as error:
+        raise ConfigurationError(
+            "an export to ONNX needs the packages onnx and onnxscript: install interstack[onnx]"
+        ) from error
+    path = directory / ONNX_FILE
+    example = torch.zeros(2, round(_EXAMPLE_SECONDS * SAMPLE_RATE))
+    batch, samples = torch.export.Dim("batch"), torch.export.Dim("num_samples", min=400)
+    with _quiet():
+        torch.onnx.export(
+            _Listener(student).cpu(),
+            (example,),
+            path,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["waveforms"],
+            output_names=["hidden_states"],
+            dynamic_shapes={"waveforms": {0: batch, 1: samples}},
+            external_data=False,
+            verbose=False,
+        )
+    return path
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Leave out what torch's exporter says of packages and steps that are none of the user's."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

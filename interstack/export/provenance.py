@@ -1,0 +1,120 @@
+"""Where a student comes from: teacher, corpus, growth, losses, command; read off its checkpoint."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Self
+
+import yaml
+
+from interstack.checkpointing.reading import CONFIG_KEY, ORIGIN_KEY
+from interstack.distillation.structure import CHECKPOINT_KEY
+from interstack.tracking.record import StageRecord
+from interstack.tracking.stages import StageRecorder
+
+PROVENANCE_FILE: Final = "interstack.json"
+"""Of an export: where it comes from, for programs; transformers does not read it."""
+
+LayerKind = Literal["original", "clone"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Where one layer of the student comes from.
+
+    Attributes:
+        block: The layer of the first stage that it descends from, counted from 1.
+        place: Its place in the block, counted from 1.
+        kind: ``original``: it is that layer, trained from the first step on. ``clone``: growth put
+            it there (with the operator ``random``, as a fresh layer).
+        teacher_layer: The teacher's hidden state that it is tied to; None for most.
+    """
+
+    block: int
+    place: int
+    kind: LayerKind
+    teacher_layer: int | None
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a student comes from.
+
+    Attributes:
+        teacher: Hub id or directory of the teacher, as the run was told.
+        teacher_taps: The teacher's hidden states that the student learnt.
+        front_end: ``own``, ``copy`` or ``shared``; see `StudentConfig`.
+        data: The source of the speech and its settings; None if the run was not begun by the
+            command line.
+        operator: How it grew; None as before.
+        step: Optimizer steps that it was trained for.
+        layers: One entry a layer, bottom first.
+        stages: What each stage took and brought.
+        command: The command line of the run; None as before.
+        versions: Of interstack (with its commit, where there is one) and what it stands on.
+    """
+
+    teacher: str
+    teacher_taps: tuple[int, ...]
+    front_end: str
+    data: Mapping[str, Any] | None
+    operator: str | None
+    step: int
+    layers: tuple[Layer, ...]
+    stages: tuple[StageRecord, ...]
+    command: str | None
+    versions: Mapping[str, str]
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: Mapping[str, Any]) -> Self:
+        """Read it off a checkpoint's content."""
+        structure = checkpoint[CHECKPOINT_KEY]
+        settings = checkpoint["hyper_parameters"]
+        config = yaml.safe_load(checkpoint.get(CONFIG_KEY) or "{}")
+        origin = checkpoint.get(ORIGIN_KEY, {})
+        recorder = checkpoint.get("callbacks", {}).get(StageRecorder.__qualname__, {})
+        return cls(
+            teacher=settings["teacher"]["source"],
+            teacher_taps=tuple(structure["teacher_taps"]),
+            front_end=settings["student"]["front_end"],
+            data=config.get("data", {}).get("source"),
+            operator=config.get("growth", {}).get("operator"),
+            step=checkpoint["global_step"],
+            layers=_layers(
+                structure["lineage"], structure["tap_layers"], structure["teacher_taps"]
+            ),
+            stages=tuple(StageRecord(**stage) for stage in recorder.get("stages", ())),
+            command=origin.get("command"),
+            versions=origin.get("versions", {}),
+        )
+
+    def write(self, directory: Path) -> None:
+        """Write it into an export's directory."""
+        text = json.dumps(asdict(self), indent=2)
+        (directory / PROVENANCE_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def teacher_of(directory: Path) -> str | None:
+    """Return the teacher that an export says it comes from; None for any other directory."""
+    try:
+        fields = json.loads((directory / PROVENANCE_FILE).read_text(encoding="utf-8"))
+        return str(fields["teacher"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _layers(
+    lineage: Sequence[int], tap_layers: Sequence[int], teacher_taps: Sequence[int]
+) -> tuple[Layer, ...]:
+    """Say of every layer what it descends from; the first one of a block is the original."""
+    tied = dict(zip(tap_layers, [tap for tap in teacher_taps if tap > 0], strict=True))
+    seen: dict[int, int] = {}
+    layers = []
+    for layer, ancestor in enumerate(lineage):
+        seen[ancestor] = seen.get(ancestor, 0) + 1
+        kind: LayerKind = "original" if seen[ancestor] == 1 else "clone"
+        layers.append(Layer(ancestor + 1, seen[ancestor], kind, tied.get(layer)))
+    return tuple(layers)

@@ -1,0 +1,163 @@
+"""A checkpoint's student as a Hugging Face directory: exact, whole, and with its history."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoFeatureExtractor, AutoModel
+
+from interstack.cli import main
+from interstack.constants import SAMPLE_RATE
+from interstack.export.checkpoint import load_student
+from interstack.export.directory import written_whole
+from interstack.export.padding import padding_gap
+
+
+def export(checkpoint: Path, output: Path, *more: str) -> int:
+    """Run the command and return its exit status."""
+    return main(["export", f"--checkpoint={checkpoint}", f"--output={output}", *more])
+
+
+@pytest.mark.parametrize("run", ["grown_run", "layer_norm_run"])
+@pytest.mark.parametrize(("checkpoint", "depth"), [("stage-1.ckpt", 2), ("last.ckpt", 4)])
+def test_transformers_gives_the_students_own_hidden_states(
+    run: str,
+    checkpoint: str,
+    depth: int,
+    tmp_path: Path,
+    clips: list[Tensor],
+    request: pytest.FixtureRequest,
+) -> None:
+    """At every stage's depth, for either norm, up to 1e-5 of their size, clip by clip."""
+    path = request.getfixturevalue(run) / "checkpoints" / checkpoint
+    assert export(path, tmp_path / "student") == 0
+    model = AutoModel.from_pretrained(tmp_path / "student").eval()
+    prepare = AutoFeatureExtractor.from_pretrained(tmp_path / "student")
+    student, _ = load_student(path)
+    assert student.depth == model.config.num_hidden_layers == depth
+    for clip in clips:
+        inputs = prepare(clip.numpy(), sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        with torch.inference_mode():
+            theirs = model(**inputs, output_hidden_states=True)
+            ours = student(clip[None], torch.tensor([len(clip)]))
+        assert len(theirs.hidden_states) == depth + 1
+        for exported, trained in zip(theirs.hidden_states, ours.hidden_states, strict=True):
+            scale = float(trained.abs().max())
+            torch.testing.assert_close(exported, trained, rtol=0, atol=1e-5 * scale)
+
+
+def test_padding_disturbs_a_group_norm_and_not_a_layer_norm(
+    grown_run: Path, layer_norm_run: Path, tmp_path: Path, clips: list[Tensor]
+) -> None:
+    """It is measured for the card, and the other front end is the way out."""
+    gaps = []
+    for run in (grown_run, layer_norm_run):
+        assert export(run, tmp_path / run.name) == 0
+        gaps.append(padding_gap(tmp_path / run.name, clips))
+        card = (tmp_path / run.name / "README.md").read_text()
+        assert "measured on clips of its corpus" in card
+    assert gaps[0] > 1e-2
+    assert gaps[1] < 1e-5
+
+
+def test_the_card_tells_where_the_student_comes_from(
+    grown_run: Path, teacher_directory: Path, tmp_path: Path
+) -> None:
+    """Teacher, corpus, every layer's descent, stages with losses, command and versions."""
+    assert export(grown_run / "checkpoints" / "last.ckpt", tmp_path / "student") == 0
+    card = (tmp_path / "student" / "README.md").read_text()
+    stages = json.loads((grown_run / "stages.json").read_text())["stages"]
+    expected = [
+        str(teacher_directory),
+        "LibriSpeechFolder",
+        "| 1 | 1 | 1 | original |  |",
+        "| 2 | 1 | 2 | clone | hidden state 2 |",
+        "| 4 | 2 | 2 | clone | hidden state 4 |",
+        "python -m interstack.cli fit",
+        "torch 2.",
+        *(f"{stage['validation_loss_before']:.4f}" for stage in stages),
+    ]
+    for text in expected:
+        assert text in card
+    facts = json.loads((tmp_path / "student" / "interstack.json").read_text())
+    assert facts["teacher"] == str(teacher_directory)
+    assert [layer["block"] for layer in facts["layers"]] == [1, 1, 2, 2]
+    assert facts["operator"] == "interleave"
+    assert facts["step"] == 4
+
+
+def test_a_finished_run_leaves_the_same_export(grown_run: Path, tmp_path: Path) -> None:
+    """What the run wrote at its end is what the command writes of its last checkpoint."""
+    assert export(grown_run, tmp_path / "student") == 0
+    for name in ("config.json", "model.safetensors", "preprocessor_config.json"):
+        written = (grown_run / "student" / name).read_bytes()
+        assert written == (tmp_path / "student" / name).read_bytes(), name
+    card = (grown_run / "student" / "README.md").read_text()
+    assert "python -m interstack.cli fit" in card
+    stages = json.loads((grown_run / "stages.json").read_text())["stages"]
+    assert f"{stages[-1]['validation_loss_after']:.4f}" in card
+
+
+def test_without_its_speech_a_checkpoint_is_exported_all_the_same(
+    grown_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only what padding does is not measured then, and that is said."""
+    content = torch.load(grown_run / "checkpoints" / "last.ckpt", weights_only=True)
+    config = content["interstack_config"]
+    content["interstack_config"] = config.replace("assets/speech", "assets/nowhere")
+    assert content["interstack_config"] != config
+    torch.save(content, tmp_path / "moved.ckpt")
+    assert export(tmp_path / "moved.ckpt", tmp_path / "student") == 0
+    assert "padding is not measured" in caplog.text
+    assert "measured on clips" not in (tmp_path / "student" / "README.md").read_text()
+
+
+def test_what_can_not_be_exported_is_named(
+    grown_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No checkpoint, a stranger's, a directory without any; and nothing is written."""
+    stranger = tmp_path / "stranger.ckpt"
+    torch.save({"state_dict": {}}, stranger)
+    damaged = tmp_path / "damaged.ckpt"
+    whole = (grown_run / "checkpoints" / "last.ckpt").read_bytes()
+    damaged.write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty").mkdir()
+    for name, message in (
+        ("nothing.ckpt", "there is no checkpoint"),
+        ("stranger.ckpt", "no checkpoint of an interstack run"),
+        ("damaged.ckpt", "can't be read as a checkpoint"),
+        ("empty", "has no checkpoint"),
+    ):
+        assert export(tmp_path / name, tmp_path / "student") == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert name in error
+    assert not (tmp_path / "student").exists()
+
+
+def test_an_export_never_takes_the_place_of_anything(
+    grown_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An empty directory is as good as none."""
+    (tmp_path / "thesis.tex").write_text("years of work")
+    assert export(grown_run, tmp_path) == 2
+    assert "already there" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    (tmp_path / "empty").mkdir()
+    assert export(grown_run, tmp_path / "empty") == 0
+    assert (tmp_path / "empty" / "config.json").exists()
+
+
+def test_an_export_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+    """Neither half a directory nor its scratch."""
+    with (
+        pytest.raises(RuntimeError, match="power cut"),
+        written_whole(tmp_path / "student") as part,
+    ):
+        (part / "config.json").touch()
+        raise RuntimeError("power cut")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,45 @@
+"""The ONNX graph says what torch says, at any length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModel
+
+from interstack.cli import main
+from interstack.export.checkpoint import load_student
+
+
+@pytest.mark.parametrize("run", ["grown_run", "layer_norm_run"])
+def test_onnxruntime_gives_the_hidden_states_of_any_length(
+    run: str, tmp_path: Path, clips: list[Tensor], request: pytest.FixtureRequest
+) -> None:
+    """Alone and in batches, from the shortest audio on, normalised where the student wants it."""
+    directory = request.getfixturevalue(run)
+    student, _ = load_student(directory)
+    words = ["export", f"--checkpoint={directory}", f"--output={tmp_path / 'student'}", "--onnx"]
+    assert main(words) == 0
+    session = onnxruntime.InferenceSession(tmp_path / "student" / "model.onnx")
+    two = torch.stack([clips[0][:9000], clips[1][:9000]])
+    for waveforms in (*(clip[None] for clip in clips), clips[0][None, :400], two):
+        lengths = torch.full((len(waveforms),), waveforms.shape[1])
+        with torch.inference_mode():
+            expected = torch.stack(student(waveforms, lengths).hidden_states)
+        (found,) = session.run(None, {"waveforms": waveforms.numpy()})
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=0, atol=1e-5 * scale)
+
+
+def test_an_onnx_export_leaves_the_student_as_it_is(grown_run: Path, tmp_path: Path) -> None:
+    """Folding the weight norm for the graph must not reach the model that it is made from."""
+    for name, options in (("plain", []), ("both", ["--onnx"])):
+        words = ["export", f"--checkpoint={grown_run}", f"--output={tmp_path / name}", *options]
+        assert main(words) == 0
+    plain, both = (
+        AutoModel.from_pretrained(tmp_path / name).state_dict() for name in ("plain", "both")
+    )
+    torch.testing.assert_close(plain, both, rtol=0, atol=0)
