@@ -154,10 +154,12 @@ def test_an_export_never_takes_the_place_of_anything(
 
 def test_an_export_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
     """Neither half a directory nor its scratch."""
-    with (
-        pytest.raises(RuntimeError, match="power cut"),
-        written_whole(tmp_path / "student") as part,
-    ):
-        (part / "config.json").touch()
-        raise RuntimeError("power cut")
+
+    def break_off() -> None:
+        with written_whole(tmp_path / "student") as part:
+            (part / "config.json").touch()
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        break_off()
     assert not list(tmp_path.iterdir())

@@ -1,0 +1,1 @@
+"""SUPERB through s3prl: its downstream experts, trained and judged here."""
