@@ -53,6 +53,12 @@ def _probe(arguments: Arguments) -> None:
     run_probe(arguments)
 
 
+def _superb(arguments: Arguments) -> None:
+    from interstack.commands.superb import run_superb
+
+    run_superb(arguments)
+
+
 COMMANDS: dict[str, tuple[Callable[[Arguments], None], str]] = {
     "fit": (_lightning, "distil a teacher into a growing student"),
     "validate": (_lightning, "the validation loss of a checkpoint"),
@@ -64,6 +70,7 @@ COMMANDS: dict[str, tuple[Callable[[Arguments], None], str]] = {
     "inspect": (_inspect, "what models cost: parameters, GMACs, real-time factor on this machine"),
     "pack": (_pack, "pack a folder of speech into tar shards that can be streamed"),
     "probe": (_probe, "what a model knows of phones: a linear probe on forced alignments"),
+    "superb": (_superb, "SUPERB's tasks by s3prl's own recipes, beside the published rows"),
 }
 
 

@@ -73,5 +73,5 @@ def test_what_is_not_served_is_named(tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match=effect[0]):
             apply_effects_file(clip, [effect])
     (tmp_path / "broken.wav").write_bytes(b"RIFF")
-    with pytest.raises(DataError, match="broken.wav"):
+    with pytest.raises(DataError, match=r"broken\.wav"):
         load(tmp_path / "broken.wav")

@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 import soundfile
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from interstack.errors import ConfigurationError, DataError
@@ -92,7 +93,7 @@ def _rate(waveform: Tensor, rate: int, arguments: Sequence[str]) -> tuple[Tensor
         return waveform, rate
     from torchaudio.functional import resample
 
-    return resample(waveform, rate, wanted, **_KAISER_BEST), wanted  # type: ignore[arg-type]
+    return resample(waveform, rate, wanted, **_KAISER_BEST), wanted
 
 
 def _gain(waveform: Tensor, rate: int, arguments: Sequence[str]) -> tuple[Tensor, int]:
@@ -129,14 +130,15 @@ def _silence(waveform: Tensor, rate: int, arguments: Sequence[str]) -> tuple[Ten
     return torch.from_numpy(found).float()[None], rate
 
 
-def _running_level(samples: np.ndarray, window: int) -> np.ndarray:
+def _running_level(samples: NDArray[np.float64], window: int) -> NDArray[np.float64]:
     """Return the root mean square of the last samples at each one, with silence before them."""
     total = np.concatenate([[0.0], np.cumsum(samples**2)])
     begin = np.maximum(np.arange(1, len(samples) + 1) - window, 0)
-    return np.sqrt(np.maximum(total[1:] - total[begin], 0.0) / window)
+    level: NDArray[np.float64] = np.sqrt(np.maximum(total[1:] - total[begin], 0.0) / window)
+    return level
 
 
-def _first_run(holds: np.ndarray, length: int) -> int | None:
+def _first_run(holds: NDArray[np.bool_], length: int) -> int | None:
     """Return where something first begins to hold for so many samples in a row."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], holds.astype(np.int8), [0]])))
     begins, ends = edges[::2], edges[1::2]

@@ -1,0 +1,167 @@
+"""superb: an upstream on SUPERB's tasks, beside the published rows."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from interstack.commands.terminal import table_console
+from interstack.errors import ConfigurationError, DataError
+from interstack.evaluation.superb.job import Job, check_job, run_job
+from interstack.evaluation.superb.results import collect, results_table, write_results
+from interstack.evaluation.superb.tasks import (
+    TASKS,
+    limit_workers,
+    presets,
+    protocol,
+    tasks_named,
+)
+from interstack.evaluation.superb.upstream import Upstream
+from interstack.target_cache.share import Share
+
+log = logging.getLogger(__name__)
+
+
+def run_superb(arguments: Sequence[str]) -> None:
+    """Parse the command's options, train what is not trained yet, print the table.
+
+    Args:
+        arguments: The words after ``superb``.
+
+    Raises:
+        InterstackError: If data, an upstream or a setting can't be used.
+    """
+    options = _parser().parse_args(arguments)
+    tasks = tasks_named(options.tasks)
+    if options.seeds < 1 or options.num_workers < 0:
+        raise ConfigurationError("superb needs --seeds of 1 at least, and --num-workers of 0")
+    jobs = _jobs(options)
+    if not options.table:
+        _check(jobs)
+        share = _share(options.share)
+        device = _device(options.device)
+        for number, job in enumerate(jobs):
+            if number % share.total == share.index and job.result() is None:
+                run_job(job, device)
+                log.info("%s is done: %s", job.name, _found(job))
+    results = [result for job in jobs if (result := job.result()) is not None]
+    if results:
+        options.output.mkdir(parents=True, exist_ok=True)
+        write_results(options.output, results)
+    console = table_console()
+    console.print(results_table(collect(results), tasks))
+    missing = len(jobs) - len(results)
+    if missing:
+        console.print(f"{missing} of {len(jobs)} jobs are not done yet")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="interstack superb",
+        description="Judge frozen upstreams on SUPERB with s3prl's own downstream models.",
+    )
+    parser.add_argument(
+        "--upstream",
+        nargs="+",
+        required=True,
+        help="exports, directories or hub ids of other speech encoders, or fbank",
+    )
+    parser.add_argument(
+        "--tasks", nargs="+", required=True, metavar="TASK", help=f"of {' '.join(TASKS)}"
+    )
+    parser.add_argument(
+        "--data-root",
+        type=Path,
+        required=True,
+        help="folder of all corpora; what is missing is said",
+    )
+    parser.add_argument("--output", type=Path, default=Path("runs/superb"), help="for all jobs")
+    parser.add_argument("--seeds", type=int, default=1, help="jobs for each task (default 1)")
+    parser.add_argument(
+        "--preset", default="superb", help=f"whose settings: {', '.join(presets())}"
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="[TASK.]KEY=VALUE",
+        help="other settings, as sid.optimizer.lr=1e-3 or runner.total_steps=100",
+    )
+    parser.add_argument(
+        "--num-workers",
+        type=int,
+        default=max(1, (os.cpu_count() or 2) - 1),
+        help="decoding processes a job at most",
+    )
+    parser.add_argument(
+        "--share",
+        help="this process' jobs, as 3/8 (from 0/8 to 7/8); default: SLURM's array, or all",
+    )
+    parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument("--table", action="store_true", help="only print what is there")
+    return parser
+
+
+def _jobs(options: argparse.Namespace) -> list[Job]:
+    """Return all jobs, in the order in which they are shared out."""
+    changes = dict(_change(text) for text in options.set)
+    upstreams = [Upstream.find(name) for name in dict.fromkeys(options.upstream)]
+    jobs = []
+    for upstream in upstreams:
+        for task in tasks_named(options.tasks):
+            config = protocol(task, options.preset, changes)
+            limit_workers(config, options.num_workers)
+            jobs += [
+                Job(upstream, task, variant, seed, config, options.data_root, options.output)
+                for seed in range(options.seeds)
+                for variant in task.variants
+            ]
+    return jobs
+
+
+def _change(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigurationError(f"--set {text} has to be KEY=VALUE, as runner.total_steps=100")
+    return key, yaml.safe_load(value)
+
+
+def _check(jobs: Sequence[Job]) -> None:
+    """Find everything that would end a job early, before the first is begun."""
+    problems = []
+    for job in jobs:
+        try:
+            check_job(job)
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(dict.fromkeys(problems)))
+
+
+def _share(text: str | None) -> Share:
+    """Return this process' share of the jobs: as told, or its place in a SLURM array."""
+    count, index = os.environ.get("SLURM_ARRAY_TASK_COUNT"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    if text is None and count is not None and index is not None:
+        first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", 0))
+        return Share.parse(f"{int(index) - first}/{count}")
+    return Share.parse(text or "0/1")
+
+
+def _device(name: str) -> torch.device:
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ConfigurationError("--device cuda is asked for, but no GPU is available: give cpu")
+    return torch.device("cpu" if name == "cpu" or not available else "cuda")
+
+
+def _found(job: Job) -> str:
+    result = job.result() or {}
+    figures = [f"{key} {value:.2f}" for key, value in result.get("metrics", {}).items()]
+    return ", ".join(figures) or f"its files are in {job.directory}"

@@ -1,0 +1,137 @@
+"""What s3prl's downstream experts miss on today's packages, supplied while they run.
+
+Nothing of s3prl is changed on the disk. They import, or call, things that newer packages have
+dropped (``torchaudio.sox_effects``, ``torchaudio.load`` without torchcodec), that s3prl's wheel
+leaves out (the corpora of its ctc recipe), or that would bring much for little: one function of
+librosa, and names of catalyst and pysox that only other uses of the same modules reach. Two keep
+lists of files inside the installed package, where the next run with other data would find them,
+and one wants a dozen processes and a GPU.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+from unittest.mock import patch
+
+import torch
+from joblib import Parallel
+from torch import Tensor
+from torch.utils.data import DistributedSampler
+
+from interstack.errors import ConfigurationError
+from interstack.evaluation.superb.corpora import LibriPhoneDataset, SnipsDataset
+from interstack.evaluation.superb.sox_effects import apply_effects_file, load
+
+_AUDIO_SUFFIXES: Final = frozenset({".aac", ".au", ".flac", ".m4a", ".mp3", ".ogg", ".wav"})
+_KEEP_LISTS: Final = {
+    "s3prl.downstream.voxceleb1.dataset": ("CACHE_PATH", "{}/"),
+    "s3prl.downstream.sv_voxceleb1.dataset": ("__file__", "{}/dataset.py"),
+}
+"""Where experts keep lists of files: a module's variable, and what it is to be in a directory."""
+
+
+def find_files(directory: str | Path) -> list[str]:
+    """List audio files as ``librosa.util.find_files`` does: all below, absolute, in order."""
+    return sorted(
+        str(path.absolute())
+        for path in Path(directory).rglob("*")
+        if path.suffix.lower() in _AUDIO_SUFFIXES
+    )
+
+
+class NotDistributed(DistributedSampler[Any]):
+    """Stands for catalyst's sampler of distributed jobs: ours are spread as whole jobs."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        raise ConfigurationError(
+            "a SUPERB job runs in one process: spread several over processes with --share"
+        )
+
+
+class NoTransformer:
+    """Stands for pysox's class, which s3prl imports and never uses."""
+
+
+def threads(n_jobs: int) -> Parallel:
+    """Stand for joblib's ``Parallel``: threads, as many as there are processors.
+
+    The verification expert asks for twelve processes, of which each would import torch to read
+    audio, which needs no interpreter.
+    """
+    return Parallel(n_jobs=min(n_jobs, os.cpu_count() or 1), prefer="threads")
+
+
+@contextmanager
+def s3prl_supplied(scratch: Path) -> Iterator[None]:
+    """Let s3prl's downstream experts be imported and run.
+
+    Args:
+        scratch: A directory for the lists of files that some of them keep.
+
+    Raises:
+        ConfigurationError: If s3prl is not installed.
+    """
+    if importlib.util.find_spec("s3prl") is None:
+        raise ConfigurationError(
+            "SUPERB needs s3prl's maintained fork: install interstack[superb], or espnet-s3prl"
+        )
+    with ExitStack() as supplied:
+        supplied.enter_context(warnings.catch_warnings())
+        for kind in (DeprecationWarning, FutureWarning, ResourceWarning, UserWarning):
+            warnings.simplefilter("ignore", kind)  # they are s3prl's, and nobody here can mend them
+        for name, content in _SUPPLIED.items():
+            supplied.enter_context(_importable(name, content))
+        supplied.enter_context(patch("torchaudio.load", load))
+        if not torch.cuda.is_available():
+            # the speaker verification expert moves its mask there, whatever the job's device
+            supplied.enter_context(patch.object(Tensor, "cuda", lambda self, *_, **__: self))
+        verification = importlib.import_module("s3prl.downstream.sv_voxceleb1.dataset")
+        supplied.enter_context(patch.object(verification, "Parallel", threads))
+        for name, (variable, pattern) in _KEEP_LISTS.items():
+            module = importlib.import_module(name)
+            supplied.enter_context(patch.object(module, variable, pattern.format(scratch)))
+        yield
+
+
+@contextmanager
+def _importable(name: str, content: Mapping[str, object]) -> Iterator[None]:
+    """Make a module, and the packages above it, importable unless they are already."""
+    parts = name.split(".")
+    places = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    missing = [place for place in places if not _can_be_found(place)]
+    for place in missing:
+        sys.modules[place] = ModuleType(place)
+        sys.modules[place].__path__ = []
+    if missing:
+        vars(sys.modules[name]).update(content)
+    try:
+        yield
+    finally:
+        for place in missing:
+            del sys.modules[place]
+
+
+def _can_be_found(name: str) -> bool:
+    try:
+        return name in sys.modules or importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+_SUPPLIED: Final[Mapping[str, Mapping[str, object]]] = {
+    "torchaudio.sox_effects": {"apply_effects_file": apply_effects_file},
+    "librosa.util": {"find_files": find_files},
+    "catalyst.data.sampler": {"DistributedSamplerWrapper": NotDistributed},
+    "sox": {"Transformer": NoTransformer},
+    "s3prl.downstream.ctc.corpus.libriphone": {"LibriPhoneDataset": LibriPhoneDataset},
+    "s3prl.downstream.ctc.corpus.snips": {"SnipsDataset": SnipsDataset},
+}

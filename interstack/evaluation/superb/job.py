@@ -1,0 +1,231 @@
+"""One job: an upstream, a task, a variant and a seed; from its data to its figures."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import yaml
+
+from interstack.checkpointing.atomic import write_whole
+from interstack.checkpointing.run_lock import run_lock
+from interstack.checkpointing.signals import StopRequest
+from interstack.errors import ConfigurationError, RunInterrupted
+from interstack.evaluation.superb.compatibility import s3prl_supplied
+from interstack.evaluation.superb.layouts import check_layout
+from interstack.evaluation.superb.preparation import prepare
+from interstack.evaluation.superb.progress import JobProgress
+from interstack.evaluation.superb.tasks import Config, Task, placed
+from interstack.evaluation.superb.training import DownstreamTraining
+from interstack.evaluation.superb.upstream import Upstream
+from interstack.surroundings import surroundings
+
+RESULT_FILE: Final = "result.json"
+_CONFIG_FILE: Final = "config.yaml"
+_LOG_FILE: Final = "s3prl.log"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job, described.
+
+    Attributes:
+        upstream: What is judged.
+        task: On what.
+        variant: Of the task; empty where it has none.
+        seed: Of weights and data.
+        config: The task's settings, with ``{data}`` and ``{job}`` still in them.
+        data_root: What stands for ``{data}``.
+        output: Directory of all jobs.
+    """
+
+    upstream: Upstream
+    task: Task
+    variant: str
+    seed: int
+    config: Config
+    data_root: Path
+    output: Path
+
+    @property
+    def directory(self) -> Path:
+        """Where the job's files are, and what stands for ``{job}``."""
+        part = "-".join(each for each in (self.variant, f"seed{self.seed}") if each)
+        return self.output / self.upstream.folder / self.task.name / part
+
+    @property
+    def name(self) -> str:
+        """What it is called on the way."""
+        return " ".join(
+            each
+            for each in (self.upstream.name, self.task.name, self.variant, f"seed {self.seed}")
+            if each
+        )
+
+    @property
+    def test_split(self) -> str:
+        """What it is judged on at the end; QUESST's two sets of queries are jobs of their own."""
+        return self.variant if self.task.name == "qbe" else self.task.test
+
+    def settings(self) -> Config:
+        """Return the task's settings with this job's variant and directories."""
+        found = placed(self.config, data=str(self.data_root), job=str(self.directory))
+        if self.task.name == "er":
+            found["downstream_expert"]["datarc"]["test_fold"] = self.variant
+        return found
+
+    def result(self) -> dict[str, Any] | None:
+        """Return what a finished job has found; None before that.
+
+        Raises:
+            ConfigurationError: If the record is damaged.
+        """
+        path = self.directory / RESULT_FILE
+        if not path.exists():
+            return None
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            found["metrics"], found["step"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigurationError(
+                f"{path} is no record of a finished job ({type(error).__name__}): remove it, and "
+                "the job is judged again from its best step"
+            ) from error
+        return found
+
+
+def check_job(job: Job) -> None:
+    """See whether a job can be begun, or gone on with, before any of them is.
+
+    Raises:
+        DataError: If its data is not complete.
+        ConfigurationError: If it was begun with other settings.
+    """
+    job.result()
+    check_layout(job.task, job.settings())
+    path = job.directory / _CONFIG_FILE
+    if path.exists() and yaml.safe_load(path.read_text(encoding="utf-8")) != _record(job):
+        raise ConfigurationError(
+            f"{job.directory} was begun with other settings, which its {_CONFIG_FILE} has: give "
+            "those, or another --output"
+        )
+
+
+def run_job(job: Job, device: torch.device, show_progress: bool = True) -> Mapping[str, Any]:
+    """Train a job to its end, from wherever it is, and judge it on the test split.
+
+    Args:
+        job: The job.
+        device: What computes.
+        show_progress: Draw a bar where there is a terminal.
+
+    Returns:
+        What is in its ``result.json``.
+
+    Raises:
+        ConfigurationError: If it is going on elsewhere, or its directory can't be written.
+        DataError: If its data can't be used.
+        TeacherError: If the upstream can't be loaded.
+        RunInterrupted: After a signal; the same command goes on.
+    """
+    directory, config = job.directory, job.settings()
+    directory.mkdir(parents=True, exist_ok=True)
+    with run_lock(directory, "give this one another --output"):
+        finished = job.result()
+        if finished is not None:
+            return finished
+        write_whole(directory / _CONFIG_FILE, yaml.safe_dump(_record(job)).encode())
+        prepare(job.task, config, directory)
+        with JobProgress(job.name, shown=show_progress) as progress, _apart(directory):
+            upstream = job.upstream.load(device)
+            training = DownstreamTraining(job.task, config, upstream, directory, job.seed, device)
+            training.resume()
+            _train(training, progress, directory)
+            progress.say("judging")
+            step = training.load_best()
+            scalars = training.evaluate(job.test_split)
+        result = _result(job, step, scalars, device)
+        write_whole(directory / RESULT_FILE, json.dumps(result, indent=1).encode())
+    return result
+
+
+def _train(training: DownstreamTraining, progress: JobProgress, directory: Path) -> None:
+    """Train, and stop between two steps where a signal asks for it."""
+    request = StopRequest("stopping after this step; the same command goes on")
+    request.listen()
+
+    def after_step(loss: float) -> None:
+        progress.advance(training.step, training.total_steps, loss, training.best)
+        if request.received is not None and training.step < training.total_steps:
+            training.save()
+            raise RunInterrupted(
+                f"stopped after step {training.step}; the same command goes on from there "
+                f"({directory})",
+                request.received,
+            )
+
+    try:
+        training.train(after_step)
+    finally:
+        request.leave()
+
+
+def _result(
+    job: Job, step: int, scalars: Mapping[str, float], device: torch.device
+) -> dict[str, Any]:
+    metrics = {metric.key: metric.scale * scalars[metric.scalar] for metric in job.task.metrics}
+    return {
+        "upstream": job.upstream.name,
+        "digest": job.upstream.digest,
+        "task": job.task.name,
+        "variant": job.variant,
+        "seed": job.seed,
+        "metrics": metrics,
+        "step": step,
+        "steps": job.config["runner"]["total_steps"],
+        "scalars": dict(scalars),
+        "data_root": str(job.data_root),
+        "surroundings": surroundings(device, "32-true"),
+    }
+
+
+def _record(job: Job) -> dict[str, Any]:
+    """Return what has to stay the same for a job to go on."""
+    return {
+        "upstream": job.upstream.digest,
+        "task": job.task.name,
+        "variant": job.variant,
+        "seed": job.seed,
+        "config": job.config,
+    }
+
+
+@contextmanager
+def _apart(directory: Path) -> Iterator[None]:
+    """Supply s3prl, and let what it prints go to a file of the job."""
+    scratch = directory / "s3prl"
+    scratch.mkdir(exist_ok=True)
+    with (
+        (directory / _LOG_FILE).open("a", encoding="utf-8") as log,
+        contextlib.redirect_stdout(log),
+        contextlib.redirect_stderr(_Silent(log)),
+        s3prl_supplied(scratch),
+    ):
+        yield
+
+
+class _Silent(io.TextIOBase):
+    """Takes text for a file, and is no terminal, so that no bar is drawn into it."""
+
+    def __init__(self, file: io.TextIOBase | Any) -> None:  # noqa: ANN401, an open text file
+        self._file = file
+
+    def write(self, text: str) -> int:
+        return int(self._file.write(text))

@@ -1,0 +1,121 @@
+"""Files that s3prl's experts read and its wheel leaves out, made for a job."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import string
+from collections.abc import Callable, Mapping
+from itertools import product
+from pathlib import Path
+from typing import Any, Final
+
+import soundfile
+
+from interstack.evaluation.superb.tasks import Config, Task
+
+_VOWELS: Final = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW"
+_CONSONANTS: Final = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH"
+_NOISES: Final = ("SIL", "SPN")
+_EMOTIONS: Final = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}
+_MERGED: Final = {"exc": "hap"}
+"""Excitement counts as happiness, as in SUPERB."""
+
+
+def phone_inventory() -> list[str]:
+    """Return ARPAbet as LibriSpeech's lexicons write it: silence, noise, vowels with stress."""
+    stressed = [f"{vowel}{stress}" for vowel, stress in product(_VOWELS.split(), "012")]
+    return [*_NOISES, *sorted([*stressed, *_CONSONANTS.split()])]
+
+
+def prepare(task: Task, config: Config, directory: Path) -> None:
+    """Make the files that a task's settings name in its job's directory.
+
+    Args:
+        task: The task.
+        config: Its settings, with directories.
+        directory: The job's; it exists.
+    """
+    maker = _MAKERS.get(task.name)
+    if maker is not None:
+        maker(config["downstream_expert"], directory)
+
+
+def _phones(_: Config, directory: Path) -> None:
+    (directory / "phones.txt").write_text("\n".join(phone_inventory()) + "\n")
+
+
+def _slots(_: Config, directory: Path) -> None:
+    characters = [" ", *string.ascii_uppercase, "'"]
+    (directory / "characters.txt").write_text("\n".join(characters) + "\n")
+
+
+def _letters(expert: Config, directory: Path) -> None:
+    """Write ASR's dictionary, and the lengths by which its batches are made."""
+    letters = ["|", *string.ascii_uppercase, "'"]  # a fairseq dictionary counts its symbols
+    text = "".join(f"{letter} 1\n" for letter in letters)
+    (directory / "characters.dict").write_text(text)
+    data = expert["datarc"]
+    root, lengths = Path(data["libri_root"]), directory / "lengths"
+    lengths.mkdir(exist_ok=True)
+    splits = ("train", "dev-clean", "test-clean")
+    for part in dict.fromkeys(part for split in splits for part in data[split]):
+        _write_lengths(root, part, lengths / f"{part}.csv")
+
+
+def _write_lengths(root: Path, part: str, table: Path) -> None:
+    """Write the samples of each file below a part, unless that is done."""
+    if table.exists():
+        return
+    files = sorted((root / part).rglob("*.flac"))
+    rows = [(str(file.relative_to(root)), soundfile.info(str(file)).frames) for file in files]
+    unfinished = table.with_suffix(".part")
+    with unfinished.open("w", newline="", encoding="utf-8") as opened:
+        writer = csv.writer(opened)
+        writer.writerow(["file_path", "length"])
+        writer.writerows(rows)
+    unfinished.rename(table)
+
+
+def _emotions(expert: Config, directory: Path) -> None:
+    """Write IEMOCAP's labels for a fold: one session to test on, the others to train on."""
+    root = Path(expert["datarc"]["root"])
+    sessions = [f"Session{number}" for number in range(1, 6)]
+    labelled = {session: _labelled(root, session) for session in sessions}
+    fold = str(expert["datarc"]["test_fold"]).replace("fold", "Session")
+    folder = directory / "meta_data" / fold
+    folder.mkdir(parents=True, exist_ok=True)
+    train = [row for session in sessions if session != fold for row in labelled[session]]
+    for split, rows in (("train", train), ("test", labelled[fold])):
+        content = {"labels": _EMOTIONS, "meta_data": rows}
+        (folder / f"{split}_meta_data.json").write_text(json.dumps(content))
+
+
+def _labelled(root: Path, session: str) -> list[dict[str, Any]]:
+    """Read a session's utterances of the four emotions."""
+    files = {file.stem: file for file in sorted((root / session / "sentences/wav").rglob("*.wav"))}
+    rows = []
+    for table in sorted((root / session / "dialog/EmoEvaluation").glob("*.txt")):
+        for line in table.read_text(encoding="utf-8", errors="replace").splitlines():
+            fields = re.split(r"\t+", line)
+            if not line.startswith("[") or len(fields) < 3 or fields[1] not in files:
+                continue
+            label = _MERGED.get(fields[2], fields[2])
+            if label in _EMOTIONS:
+                path = str(files[fields[1]].relative_to(root))
+                rows.append({"path": path, "label": label, "speaker": fields[1][:6]})
+    return rows
+
+
+def _no_trials(_: Config, directory: Path) -> None:
+    (directory / "no_trials.txt").touch()
+
+
+_MAKERS: Final[Mapping[str, Callable[[Config, Path], None]]] = {
+    "pr": _phones,
+    "asr": _letters,
+    "sf": _slots,
+    "er": _emotions,
+    "asv": _no_trials,
+}

@@ -1,0 +1,244 @@
+"""SUPERB's ten tasks: s3prl's expert of each, what it is judged by, and its protocol."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Final
+
+import yaml
+
+from interstack.errors import ConfigurationError
+
+Config = dict[str, Any]
+"""A task's settings in the layout of s3prl's YAML files."""
+_OPTIONAL: Final = ("scheduler", "specaug")
+"""What a protocol may have and need not."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure that a task is judged by.
+
+    Attributes:
+        key: Its name in records and in ``published.yaml``.
+        label: Its name in tables.
+        scalar: What s3prl's expert logs it as, after the split.
+        scale: From the expert's number to a percentage.
+        higher_better: Its direction.
+    """
+
+    key: str
+    label: str
+    scalar: str
+    scale: float
+    higher_better: bool
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task.
+
+    Attributes:
+        name: Short, as SUPERB's tables have it.
+        title: For people.
+        expert: s3prl's module of it, in ``s3prl.downstream``.
+        metrics: What it is judged by on the test split; none where s3prl has no scorer.
+        select: What the best step is chosen by.
+        dev: The split that the best step is chosen on.
+        test: The split that is reported.
+        variants: Parts that are jobs each for itself, and averaged.
+        note: What a reader of its figures has to know.
+    """
+
+    name: str
+    title: str
+    expert: str
+    metrics: tuple[Metric, ...]
+    select: Metric | None
+    dev: str = "dev"
+    test: str = "test"
+    variants: tuple[str, ...] = ("",)
+    note: str = ""
+
+
+def _accuracy(task: str) -> Metric:
+    return Metric(f"{task}_acc", f"{task.upper()} acc", "acc", 100.0, True)
+
+
+_PER: Final = Metric("pr_per", "PR PER", "per", 100.0, False)
+_WER: Final = Metric("asr_wer", "ASR WER", "wer", 1.0, False)
+_F1: Final = Metric("sf_f1", "SF F1", "slot_type_f1", 100.0, True)
+_CER: Final = Metric("sf_cer", "SF CER", "slot_value_cer", 100.0, False)
+_EER: Final = Metric("asv_eer", "ASV EER", "EER", 100.0, False)
+_DER: Final = Metric("sd_der", "SD DER", "der", 100.0, False)
+_FRAME: Final = Metric("sd_acc", "SD frame acc", "acc", 100.0, True)
+
+
+def _classification(name: str, title: str, expert: str, variants: Sequence[str] = ("",)) -> Task:
+    metric = _accuracy(name)
+    return Task(name, title, expert, (metric,), metric, variants=tuple(variants))
+
+
+TASKS: Final[Mapping[str, Task]] = {
+    task.name: task
+    for task in (
+        Task("pr", "phoneme recognition", "ctc", (_PER,), _PER),
+        Task(
+            "asr",
+            "speech recognition",
+            "asr",
+            (_WER,),
+            _WER,
+            dev="dev-clean",
+            test="test-clean",
+            note="without a language model",
+        ),
+        _classification("ks", "keyword spotting", "speech_commands"),
+        _classification("ic", "intent classification", "fluent_commands"),
+        _classification("sid", "speaker identification", "voxceleb1"),
+        _classification(
+            "er", "emotion recognition", "emotion", [f"fold{fold}" for fold in range(1, 6)]
+        ),
+        Task("sf", "slot filling", "ctc", (_F1, _CER), _F1),
+        Task(
+            "asv",
+            "speaker verification",
+            "sv_voxceleb1",
+            (_EER,),
+            _EER,
+            dev="test",
+            note="the best of the checkpoints on the test trials, as SUPERB has it",
+        ),
+        Task(
+            "sd",
+            "speaker diarization",
+            "diarization",
+            (_DER,),
+            _FRAME,
+            note="over frames, by s3prl; published figures are dscore's",
+        ),
+        Task(
+            "qbe",
+            "query by example",
+            "quesst14_dtw",
+            (),
+            None,
+            variants=("dev", "eval"),
+            note="the detections for QUESST's own scorer; s3prl has none",
+        ),
+    )
+}
+
+
+def tasks_named(names: Sequence[str]) -> list[Task]:
+    """Return tasks by their names, each once.
+
+    Raises:
+        ConfigurationError: If there is no such task.
+    """
+    unknown = [name for name in names if name.lower() not in TASKS]
+    if unknown:
+        raise ConfigurationError(
+            f"there is no SUPERB task {', '.join(unknown)}: --tasks are {' '.join(TASKS)}"
+        )
+    return [TASKS[name] for name in dict.fromkeys(name.lower() for name in names)]
+
+
+def presets() -> list[str]:
+    """Return the names of the presets: ``superb``, the protocol as it is, and others' changes."""
+    folder = files(__package__) / "presets"
+    return ["superb", *sorted(file.name.removesuffix(".yaml") for file in folder.iterdir())]
+
+
+def protocol(task: Task, preset: str, changes: Mapping[str, Any]) -> Config:
+    """Return a task's settings, with ``{data}`` and ``{job}`` for directories.
+
+    Args:
+        task: The task.
+        preset: Whose changes are laid over SUPERB's protocol.
+        changes: Dotted keys and values that are laid over that; a key may begin with a task's name,
+            and then leaves the others as they are.
+
+    Raises:
+        ConfigurationError: If there is no such preset, or a change names nothing that is there.
+    """
+    if preset not in presets():
+        raise ConfigurationError(f"--preset {preset} is unknown: {', '.join(presets())}")
+    config: Config = _read(f"protocols/{task.name}.yaml")
+    if preset != "superb":
+        _lay_over(config, _read(f"presets/{preset}.yaml").get(task.name, {}))
+    for key, value in changes.items():
+        first, _, rest = key.partition(".")
+        if first in TASKS and first != task.name:
+            continue
+        _set(config, rest if first in TASKS else key, value)
+    return config
+
+
+def placed(config: Config, **places: str) -> Config:
+    """Return settings with directories in the place of ``{data}`` and ``{job}``."""
+
+    def place(value: Any) -> Any:  # noqa: ANN401, whatever YAML holds
+        if isinstance(value, str):
+            for name, directory in places.items():
+                value = value.replace(f"{{{name}}}", directory)
+            return value
+        if isinstance(value, dict):
+            return {key: place(each) for key, each in value.items()}
+        return [place(each) for each in value] if isinstance(value, list) else value
+
+    return {key: place(value) for key, value in config.items()}
+
+
+def limit_workers(config: Config, most: int) -> None:
+    """Let every ``num_workers`` in settings be this many at most, in place."""
+    for key, value in config.items():
+        if key == "num_workers":
+            config[key] = min(value, most)
+        elif isinstance(value, dict):
+            limit_workers(value, most)
+
+
+def _read(name: str) -> Config:
+    text = (files(__package__) / name).read_text(encoding="utf-8")
+    found: Config = yaml.safe_load(text)
+    return found
+
+
+def _lay_over(config: Config, changes: Mapping[str, Any]) -> None:
+    for key, value in changes.items():
+        if isinstance(value, Mapping) and isinstance(config.get(key), dict):
+            _lay_over(config[key], value)
+        else:
+            config[key] = copy.deepcopy(value)
+
+
+def _set(config: Config, key: str, value: Any) -> None:  # noqa: ANN401, whatever YAML holds
+    """Set what a dotted key, or as much of its end as is needed, names among nested settings."""
+    *path, last = key.split(".")
+    matches = [
+        branch
+        for branch, place in _branches(config)
+        if last in branch and place[len(place) - len(path) :] == path
+    ]
+    if not matches and key in _OPTIONAL:
+        matches = [config]
+    if len(matches) != 1:
+        what = "several such settings" if matches else "no such setting"
+        raise ConfigurationError(
+            f"--set {key}: the protocol has {what}; give as much of the path as it takes, from "
+            f"{', '.join(config)} on"
+        )
+    matches[0][last] = value
+
+
+def _branches(config: Config, place: Sequence[str] = ()) -> list[tuple[Config, list[str]]]:
+    """Return every dictionary of nested settings and the path to it."""
+    found = [(config, list(place))]
+    for key, value in config.items():
+        if isinstance(value, dict):
+            found += _branches(value, [*place, key])
+    return found

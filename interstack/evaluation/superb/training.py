@@ -1,0 +1,334 @@
+"""A downstream model of s3prl's on a frozen upstream: trained, resumed, judged at its best step."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import math
+import random
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from interstack.checkpointing.atomic import AtomicCheckpointIO
+from interstack.checkpointing.random_state import random_state, restore_random_state
+from interstack.errors import CheckpointError, ConfigurationError, DataError
+from interstack.evaluation.superb.tasks import Config, Metric, Task
+
+STATES_FILE: Final = "states.ckpt"
+BEST_FILE: Final = "best.ckpt"
+Scalars = dict[str, float]
+"""What an expert has logged of a split, by its own names."""
+
+
+class ScalarLog:
+    """Takes what an expert would write for TensorBoard."""
+
+    def __init__(self) -> None:
+        self.scalars: dict[str, float] = {}
+
+    def add_scalar(self, name: str, value: float, global_step: int = 0) -> None:  # noqa: ARG002
+        """Keep a scalar; its name is ``task/split-metric``."""
+        self.scalars[name.rpartition("/")[2]] = float(value)
+
+    def of_split(self, split: str) -> Scalars:
+        """Return what was logged of a split."""
+        prefix = f"{split}-"
+        return {
+            name.removeprefix(prefix): value
+            for name, value in self.scalars.items()
+            if name.startswith(prefix)
+        }
+
+
+class DownstreamTraining:
+    """One job: s3prl's expert, featurizer, optimizer and schedule, and where they have come.
+
+    What s3prl's own runner does of a step is done here, so that a job can be cut anywhere and goes
+    on as if it had not been: random numbers are drawn anew for each epoch, and a resumed job hears
+    again, without learning, what it has heard of its epoch.
+
+    Args:
+        task: The task.
+        config: Its settings, with directories.
+        upstream: Frozen, as s3prl wants it, on the device.
+        directory: The job's; it exists.
+        seed: Of weights and data.
+        device: What computes.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        config: Config,
+        upstream: nn.Module,
+        directory: Path,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.task = task
+        self.config = copy.deepcopy(config)
+        self.directory = directory
+        self.seed = seed
+        self.device = device
+        self.step = self.epoch = self.batches = 0
+        self.best: tuple[float, int] | None = None
+        self._random: dict[str, Any] | None = None
+        runner = self.config["runner"]
+        self.total_steps = int(runner["total_steps"])
+        self._seed_all("weights")
+        self.upstream = upstream
+        interfaces = importlib.import_module("s3prl.upstream.interfaces")
+        self.featurizer: nn.Module = interfaces.Featurizer(
+            upstream,
+            "hidden_states",
+            upstream_device=device,
+            layer_selection=self.config.get("layer"),
+        ).to(device)
+        module = importlib.import_module(f"s3prl.downstream.{task.expert}.expert")
+        self.expert: Any = module.DownstreamExpert(
+            upstream_dim=self.featurizer.output_dim,
+            upstream_rate=self.featurizer.downsample_rate,
+            **copy.deepcopy(self.config),
+            expdir=str(directory),
+            device=str(device),
+        ).to(device)
+        self._learners = [self.featurizer, self.expert]
+        self._parameters = [each for learner in self._learners for each in learner.parameters()]
+        self.optimizer: torch.optim.Optimizer | None = None
+        self.scheduler: Any = None
+        self._augment: nn.Module | None = None
+        if self.total_steps:
+            self._prepare_training()
+
+    def _prepare_training(self) -> None:
+        optimizers = importlib.import_module("s3prl.optimizers")
+        self.optimizer = optimizers.get_optimizer(
+            self._learners, self.total_steps, self.config["optimizer"]
+        )
+        if self.config.get("scheduler"):
+            schedulers = importlib.import_module("s3prl.schedulers")
+            self.scheduler = schedulers.get_scheduler(
+                self.optimizer, self.total_steps, self.config["scheduler"]
+            )
+        if self.config.get("specaug"):
+            specaug = importlib.import_module("s3prl.downstream.specaug")
+            self._augment = specaug.SpecAug(**self.config["specaug"])
+
+    # Training -----------------------------------------------------------------------------------
+
+    def train(self, after_step: Callable[[float], None]) -> None:
+        """Train to the last step; evaluate and save at the protocol's intervals.
+
+        Args:
+            after_step: Called with each optimizer step's loss; what it raises ends the training,
+                whose last step is not lost if `save` is called first.
+
+        Raises:
+            DataError: If an epoch has no batch.
+        """
+        if not self.total_steps:
+            return
+        runner = self.config["runner"]
+        every, accumulated = int(runner["gradient_accumulate_steps"]), 0
+        losses: list[float] = []
+        for learner in self._learners:
+            learner.train()
+        while self.step < self.total_steps:
+            for loss in self._micro_batches(every):
+                losses.append(loss)
+                accumulated += 1
+                if accumulated % every:
+                    continue
+                self._update(float(runner["gradient_clipping"]))
+                self.step += 1
+                if self.step % int(runner["eval_step"]) == 0 or self.step == self.total_steps:
+                    self._judge()
+                if self.step % int(runner["save_step"]) == 0 or self.step == self.total_steps:
+                    self.save()
+                after_step(sum(losses) / len(losses))
+                losses.clear()
+                if self.step >= self.total_steps:
+                    return
+            self.epoch += 1
+            self.batches = 0
+
+    def _micro_batches(self, every: int) -> Iterator[float]:
+        """Yield the losses of an epoch's batches, each backpropagated."""
+        self._seed_all(f"epoch {self.epoch}")
+        batches = iter(self._loader("train"))
+        for _ in islice(batches, self.batches):
+            pass  # heard before the job was cut
+        if self._random is not None:
+            restore_random_state(self._random, self.device)
+            self._random = None
+        for content in batches:
+            self.batches += 1
+            loss = self._forward("train", content, defaultdict(list))
+            torch.autograd.backward(loss / every)
+            yield float(loss)
+        if not self.batches:
+            raise DataError(
+                f"{self.task.name.upper()} has too little training data for a batch: give more, "
+                "or a smaller batch with --set"
+            )
+
+    def _update(self, clipping: float) -> None:
+        assert self.optimizer is not None
+        norm = float(nn.utils.clip_grad_norm_(self._parameters, clipping))
+        if not math.isnan(norm):  # s3prl leaves such a step out, and so does its protocol
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.scheduler is not None:
+            self.scheduler.step()
+
+    def _forward(
+        self, split: str, content: tuple[Any, ...], records: dict[str, list[Any]], **named: int
+    ) -> torch.Tensor:
+        wavs, *others = content
+        waveforms = [torch.as_tensor(np.asarray(wav)).float().to(self.device) for wav in wavs]
+        with torch.no_grad():
+            hidden_states = self.upstream(waveforms)
+        features = self.featurizer(waveforms, hidden_states)
+        if split == "train" and self._augment is not None:
+            features, _ = self._augment(features)
+        loss: torch.Tensor = self.expert(split, features, *others, records=records, **named)
+        return loss
+
+    # Judging ------------------------------------------------------------------------------------
+
+    def _judge(self) -> None:
+        """Evaluate on the dev split, and keep the weights if they are the best so far."""
+        metric = self.task.select
+        assert metric is not None
+        value = self.evaluate(self.task.dev)[metric.scalar]
+        if self.best is None or _better(metric, value, self.best[0]):
+            self.best = (value, self.step)
+            weights = {"featurizer": self.featurizer.state_dict(), "expert": self._weights()}
+            self._write(BEST_FILE, {"step": self.step, "value": value, **weights})
+
+    @torch.no_grad()
+    def evaluate(self, split: str) -> Scalars:
+        """Return what the expert says of a split; training's random numbers stay as they are."""
+        before = random_state(self.device)
+        self._seed_all("evaluation")
+        learning = self.expert.training
+        for learner in self._learners:
+            learner.eval()
+        log, loader = ScalarLog(), self._loader(split)
+        records: dict[str, list[Any]] = defaultdict(list)
+        numbers = []
+        for number, content in enumerate(loader):
+            self._forward(split, content, records, batch_id=number)
+            numbers.append(number)
+        self.expert.log_records(
+            split,
+            records=records,
+            logger=log,
+            global_step=self.step,
+            batch_ids=numbers,
+            total_batch_num=len(loader),
+        )
+        for learner in self._learners:
+            learner.train(learning)
+        restore_random_state(before, self.device)
+        return log.of_split(split)
+
+    def load_best(self) -> int:
+        """Take the best step's weights, and return that step; 0 where nothing is trained."""
+        if not self.total_steps:
+            return 0
+        content = self._read(BEST_FILE)
+        self.featurizer.load_state_dict(content["featurizer"])
+        self.expert.load_state_dict(content["expert"])
+        return int(content["step"])
+
+    # Records ------------------------------------------------------------------------------------
+
+    def save(self) -> None:
+        """Write everything that the job goes on from."""
+        assert self.optimizer is not None
+        self._write(
+            STATES_FILE,
+            {
+                "step": self.step,
+                "epoch": self.epoch,
+                "batches": self.batches,
+                "best": None if self.best is None else list(self.best),
+                "featurizer": self.featurizer.state_dict(),
+                "expert": self._weights(),
+                "optimizer": self.optimizer.state_dict(),
+                "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+                "random": random_state(self.device),
+            },
+        )
+
+    def resume(self) -> bool:
+        """Go on from what `save` wrote, if it has been called; tell whether it had.
+
+        Raises:
+            CheckpointError: If the file is damaged.
+        """
+        if not (self.directory / STATES_FILE).exists() or self.optimizer is None:
+            return False
+        states = self._read(STATES_FILE)
+        self.step, self.epoch = states["step"], states["epoch"]
+        self.batches = states["batches"]
+        self.best = None if states["best"] is None else (states["best"][0], states["best"][1])
+        self.featurizer.load_state_dict(states["featurizer"])
+        self.expert.load_state_dict(states["expert"])
+        self.optimizer.load_state_dict(states["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(states["scheduler"])
+        self._random = states["random"]
+        return True
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        weights: dict[str, torch.Tensor] = self.expert.state_dict()
+        return weights
+
+    def _write(self, name: str, content: dict[str, Any]) -> None:
+        writer = AtomicCheckpointIO()
+        writer.save_checkpoint(content, self.directory / name)
+        if writer.failure is not None:
+            raise ConfigurationError(
+                f"{self.directory / name} can't be written ({writer.failure.strerror}): make room, "
+                "then give the same command again"
+            ) from writer.failure
+
+    def _read(self, name: str) -> dict[str, Any]:
+        path = self.directory / name
+        try:
+            content: dict[str, Any] = torch.load(path, self.device, weights_only=True)
+        except Exception as error:  # torch raises half a dozen kinds for a damaged file
+            raise CheckpointError(
+                f"{path} can't be read ({type(error).__name__}): remove {self.directory}, and the "
+                "job begins anew"
+            ) from error
+        return content
+
+    def _loader(self, split: str) -> DataLoader[Any]:
+        """Return s3prl's loader of a split."""
+        corpus = getattr(self.expert, "corpus", None)
+        if isinstance(corpus, dict):  # the ctc recipe takes the setting out at its first use
+            corpus["num_workers"] = self.config["downstream_expert"]["corpus"]["num_workers"]
+        loader: DataLoader[Any] = self.expert.get_dataloader(split)
+        return loader
+
+    def _seed_all(self, purpose: str) -> None:
+        """Seed every generator, for a purpose of this job."""
+        drawn = random.Random(f"{self.seed} {purpose}").getrandbits(32)
+        random.seed(drawn)
+        np.random.seed(drawn)
+        torch.manual_seed(drawn)
+
+
+def _better(metric: Metric, value: float, than: float) -> bool:
+    return value > than if metric.higher_better else value < than

@@ -1,0 +1,117 @@
+"""What is judged: an export, any other speech encoder, or SUPERB's own baseline."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import torch
+from torch import Tensor, nn
+
+from interstack.errors import ConfigurationError, TeacherError
+from interstack.models.pretrained import Source
+from interstack.models.teacher import Teacher
+
+FBANK: Final = "fbank"
+"""SUPERB's baseline: log mel filter banks with deltas, of s3prl's own values."""
+_OWN_EXPERTS: Final = {"hubert": "hf_hubert", "wav2vec2": "hf_wav2vec2"}
+"""s3prl's experts of Hugging Face models; the other families have none."""
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """An upstream, found but not loaded.
+
+    Attributes:
+        name: What the user called it.
+        family: transformers' model type, or ``fbank``.
+        digest: Of its files, so that results of different models are never mixed up.
+    """
+
+    name: str
+    family: str
+    digest: str
+
+    @classmethod
+    def find(cls, name: str) -> Self:
+        """Look an upstream up.
+
+        Args:
+            name: A directory, a hub id, or ``fbank``.
+
+        Raises:
+            TeacherError: If there is no such model, or one of another architecture.
+            ConfigurationError: If it is on the hub and has not been downloaded.
+        """
+        if name == FBANK:
+            return cls(name, FBANK, FBANK)
+        source = Source(name)
+        family = str(source.read_config().model_type)
+        digest = source.files_digest()
+        if digest is None:
+            raise ConfigurationError(
+                f"the files of {name} can't be found here: download it (huggingface-cli download "
+                f"{name}), and give its directory or its id"
+            )
+        return cls(name, family, digest)
+
+    @property
+    def folder(self) -> str:
+        """A name for its results: readable, and of this model alone."""
+        parts = [part for part in re.split(r"[^\w.-]+", self.name) if part.strip(".")]
+        label = "-".join(parts[-2:]) or "upstream"
+        return f"{label}-{hashlib.sha256(self.digest.encode()).hexdigest()[:8]}"
+
+    def load(self, device: torch.device) -> nn.Module:
+        """Return it as s3prl wants it; s3prl's imports have to be supplied.
+
+        A HuBERT or wav2vec 2.0 is loaded by s3prl's own expert, so that an export is judged as
+        everybody else's model is: padded with an attention mask, by transformers.
+
+        Raises:
+            TeacherError: If it can't be loaded.
+        """
+        if self.family == FBANK:
+            upstream: nn.Module = importlib.import_module("s3prl.hub").fbank()
+            return upstream.to(device)
+        if self.family in _OWN_EXPERTS:
+            expert = importlib.import_module(f"s3prl.upstream.{_OWN_EXPERTS[self.family]}.expert")
+            location = str(Source(self.name).directory or self.name)
+            try:
+                upstream = expert.UpstreamExpert(location)
+            except (OSError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                raise TeacherError(f"s3prl can't load {self.name}: {reason}") from error
+            return upstream.to(device).eval()
+        return TeacherUpstream(self.name).to(device)
+
+
+class TeacherUpstream(nn.Module):
+    """A family that s3prl has no Hugging Face expert for: WavLM, data2vec-audio, Whisper.
+
+    Args:
+        name: Directory or hub id.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        layers = Source(name).read_config().num_hidden_layers
+        self.teacher = Teacher(name, range(layers + 1))
+
+    def get_downsample_rates(self, key: str | None = None) -> int:  # noqa: ARG002, s3prl's
+        """Return the samples from one frame to the next."""
+        return self.teacher.frame_hop
+
+    def forward(self, wavs: Sequence[Tensor]) -> dict[str, Any]:
+        """Return all hidden states.
+
+        Args:
+            wavs: Waveforms (num_samples,).
+        """
+        lengths = torch.tensor([len(wav) for wav in wavs], device=wavs[0].device)
+        padded = nn.utils.rnn.pad_sequence(list(wavs), batch_first=True)
+        return {"hidden_states": self.teacher(padded, lengths).hidden_states}

@@ -1,0 +1,151 @@
+"""s3prl's real recipes, from data in its true layout to the metric, for every task."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import fmean
+from xml.etree import ElementTree
+
+import pytest
+import s3prl
+import torch
+from superb_runs import job_directory, metrics, superb
+from torchaudio.functional import edit_distance
+from transformers import AutoModel
+
+from interstack.evaluation.superb.compatibility import s3prl_supplied
+from interstack.evaluation.superb.results import TABLE_FILE
+
+
+def table(path: Path) -> dict[str, str]:
+    """Read what s3prl has written: a file's name, then what it says or is."""
+    lines = path.read_text().splitlines()
+    return {name: said for name, _, said in (line.partition(" ") for line in lines)}
+
+
+def error_rate(directory: Path, prefix: str) -> float:
+    """Return the edits for each reference word, in percent, over what s3prl has written."""
+    said, found = (table(directory / f"{prefix}-{kind}.ark") for kind in ("ref", "hyp"))
+    assert said.keys() == found.keys()
+    edits = sum(edit_distance(found[name].split(), said[name].split()) for name in said)
+    return 100 * edits / sum(len(text.split()) for text in said.values())
+
+
+def test_phoneme_recognition(upstream: Path, data_root: Path, tmp_path: Path) -> None:
+    """The error rate is that of what was recognised, against phones of the real transcripts."""
+    assert superb(upstream, data_root, tmp_path, "pr") == 0
+    directory = job_directory(tmp_path, "pr")
+    assert metrics(tmp_path, "pr")["pr_per"] == pytest.approx(error_rate(directory, "test"))
+    transcripts = data_root / "LibriSpeech" / "test-clean" / "9001" / "1001" / "9001-1001.trans.txt"
+    letters = {
+        name: sum(letter.isalpha() for letter in text) for name, text in table(transcripts).items()
+    }
+    phones = table(directory / "test-ref.ark")
+    assert {name: len(said.split()) for name, said in phones.items()} == letters
+
+
+def test_speech_recognition(upstream: Path, data_root: Path, tmp_path: Path) -> None:
+    """The error rate is that of what was recognised, against the real transcripts."""
+    assert superb(upstream, data_root, tmp_path, "asr") == 0
+    directory = job_directory(tmp_path, "asr")
+    assert metrics(tmp_path, "asr")["asr_wer"] == pytest.approx(
+        error_rate(directory, "test-clean-noLM")
+    )
+    transcripts = data_root / "LibriSpeech" / "test-clean" / "9001" / "1001" / "9001-1001.trans.txt"
+    assert table(directory / "test-clean-noLM-ref.ark") == table(transcripts)
+
+
+@pytest.mark.parametrize(("task", "steps", "learnt"), [("ks", 100, 45), ("sid", 30, 30)])
+def test_classification(
+    task: str, steps: int, learnt: float, upstream: Path, data_root: Path, tmp_path: Path
+) -> None:
+    """The accuracy is that of the predictions, and above chance after few steps.
+
+    That is 30 % of the keywords' test clips, and one in 1,251 of speakers that the head knows.
+    """
+    changes = (f"{task}.optimizer.lr=0.02", f"{task}.runner.eval_step=10")
+    assert superb(upstream, data_root, tmp_path, task, steps=steps, changes=changes) == 0
+    directory = job_directory(tmp_path, task)
+    truth, found = (
+        (directory / f"test_{kind}.txt").read_text().splitlines() for kind in ("truth", "predict")
+    )
+    right = [one == other for one, other in zip(truth, found, strict=True)]
+    accuracy = metrics(tmp_path, task)[f"{task}_acc"]
+    assert accuracy == pytest.approx(100 * fmean(right))
+    assert accuracy >= learnt
+
+
+def test_slot_filling(upstream: Path, data_root: Path, tmp_path: Path) -> None:
+    """Slots are read off the corpus' own table, and both metrics are there."""
+    assert superb(upstream, data_root, tmp_path, "sf") == 0
+    references = table(job_directory(tmp_path, "sf") / "test-ref.ark")
+    assert len(references) == 3
+    assert all(name.startswith("Brian") for name in references)
+    assert all("B-artist" in said or "B-city" in said for said in references.values())
+    found = metrics(tmp_path, "sf")
+    assert 0 <= found["sf_f1"] <= 100
+    assert found["sf_cer"] >= 0
+
+
+def test_emotions_are_judged_on_five_folds(upstream: Path, data_root: Path, tmp_path: Path) -> None:
+    """Each session is the test set once; excitement counts as happiness, others are left out."""
+    assert superb(upstream, data_root, tmp_path, "er", steps=2) == 0
+    accuracies = []
+    for fold in range(1, 6):
+        part = f"fold{fold}-seed0"
+        folder = job_directory(tmp_path, "er", part) / "meta_data" / f"Session{fold}"
+        test = json.loads((folder / "test_meta_data.json").read_text())["meta_data"]
+        assert sorted(row["label"] for row in test) == ["ang", "hap", "neu", "sad"]
+        assert all(row["path"].startswith(f"Session{fold}/") for row in test)
+        accuracies.append(metrics(tmp_path, "er", part)["er_acc"])
+    lines = (tmp_path / TABLE_FILE).read_text().splitlines()
+    assert [json.loads(line)["metrics"]["er_acc"] for line in lines] == accuracies
+
+
+@pytest.mark.parametrize("task", ["ic", "asv", "sd"])
+def test_the_other_trained_tasks_run_to_their_metric(
+    task: str, upstream: Path, data_root: Path, tmp_path: Path
+) -> None:
+    """Intents, speaker trials and overlaps in time, as far as made-up labels carry."""
+    assert superb(upstream, data_root, tmp_path, task, steps=2) == 0
+    (value,) = metrics(tmp_path, task).values()
+    assert 0 <= value <= 100
+
+
+def test_query_by_example_finds_what_was_cut_out(
+    upstream: Path, data_root: Path, tmp_path: Path
+) -> None:
+    """A query is nearest to the recording that it was cut from, in the file for QUESST's scorer."""
+    assert superb(upstream, data_root, tmp_path, "qbe") == 0
+    found = job_directory(tmp_path, "qbe", "eval-seed0") / "benchmark.stdlist.xml"
+    terms = ElementTree.parse(found).getroot().findall("detected_termlist")
+    assert len(terms) == 2
+    for term in terms:
+        best = max(term, key=lambda each: float(each.attrib["score"]))
+        assert best.attrib["file"] == term.attrib["termid"].replace("query", "document")
+
+
+def test_the_export_is_loaded_by_s3prl_itself(upstream: Path, tmp_path: Path) -> None:
+    """By `hf_hubert_custom`, with the hidden states of transformers."""
+    wave = torch.randn(8_000, generator=torch.Generator().manual_seed(0)) * 0.1
+    with s3prl_supplied(tmp_path), torch.inference_mode():
+        from s3prl import hub
+
+        theirs = hub.hf_hubert_custom(str(upstream)).eval()([wave])["hidden_states"]
+        ours = AutoModel.from_pretrained(upstream).eval()(wave[None], output_hidden_states=True)
+    torch.testing.assert_close(theirs, ours.hidden_states, rtol=0, atol=1e-5)
+
+
+def test_jobs_leave_the_installed_package_alone(
+    upstream: Path, data_root: Path, tmp_path: Path
+) -> None:
+    """s3prl would keep lists of files in it, which the next run with other data would read."""
+    package = Path(s3prl.__file__).parent
+
+    def content() -> set[Path]:
+        return {path for path in package.rglob("*") if "__pycache__" not in path.parts}
+
+    before = content()
+    assert superb(upstream, data_root, tmp_path, "sid", "asv", steps=1) == 0
+    assert content() == before

@@ -1,0 +1,151 @@
+"""Jobs that are cut, spread over processes, repeated, or begun with other settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from superb_runs import job_directory, metrics, superb
+
+from interstack.evaluation.superb.results import TABLE_FILE
+from interstack.evaluation.superb.training import DownstreamTraining
+
+
+def stopping_at(call: int, work: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the same work that tells its own process to stop when it is called so often."""
+    calls: list[None] = []
+
+    def stopping(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever it is of
+        calls.append(None)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return work(*arguments, **named)
+
+    return stopping
+
+
+@pytest.mark.parametrize("task", ["asr", "sid", "ks"])
+@pytest.mark.parametrize("cut", [1, 5])
+def test_a_cut_job_ends_as_the_whole_one(
+    task: str,
+    cut: int,
+    upstream: Path,
+    data_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bit by bit: weights, moments and figures, with dropout, masking, crops and drawn samples."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert superb(upstream, data_root, whole, task, steps=7) == 0
+    with monkeypatch.context() as patched:
+        update = stopping_at(cut, DownstreamTraining._update)
+        patched.setattr(DownstreamTraining, "_update", update)
+        assert superb(upstream, data_root, stopped, task, steps=7) == 75
+    states = job_directory(stopped, task) / "states.ckpt"
+    assert torch.load(states, weights_only=True)["step"] == cut
+    assert superb(upstream, data_root, stopped, task, steps=7) == 0
+    assert metrics(stopped, task) == metrics(whole, task)
+    ends = [
+        torch.load(job_directory(each, task) / "states.ckpt", weights_only=True)
+        for each in (stopped, whole)
+    ]
+    for part in ("featurizer", "expert", "optimizer"):
+        torch.testing.assert_close(ends[0][part], ends[1][part], rtol=0, atol=0)
+    assert ends[0]["best"] == ends[1]["best"]
+
+
+def test_the_best_step_is_judged_and_not_the_last(
+    upstream: Path, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the dev split was best, whatever became of the weights later."""
+    values = iter([3.0, 1.0, 2.0])
+    evaluate = DownstreamTraining.evaluate
+
+    def judged(training: DownstreamTraining, split: str) -> dict[str, float]:
+        found = evaluate(training, split)
+        return found | {"per": next(values)} if split == "dev" else found
+
+    monkeypatch.setattr(DownstreamTraining, "evaluate", judged)
+    assert superb(upstream, data_root, tmp_path, "pr", steps=6) == 0
+    directory = job_directory(tmp_path, "pr")
+    assert json.loads((directory / "result.json").read_text())["step"] == 4
+    best = torch.load(directory / "best.ckpt", weights_only=True)
+    last = torch.load(directory / "states.ckpt", weights_only=True)
+    assert best["step"] == 4
+    kept, later = (each["expert"]["model.linear.weight"] for each in (best, last))
+    assert not torch.equal(kept, later)
+
+
+def test_finished_jobs_are_not_done_again(
+    upstream: Path,
+    data_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And more seeds add jobs to those that are there."""
+    assert superb(upstream, data_root, tmp_path, "pr", steps=2) == 0
+    first = (job_directory(tmp_path, "pr") / "states.ckpt").stat().st_mtime_ns
+    assert superb(upstream, data_root, tmp_path, "pr", steps=2, more=("--seeds", "2")) == 0
+    assert (job_directory(tmp_path, "pr") / "states.ckpt").stat().st_mtime_ns == first
+    assert len((tmp_path / TABLE_FILE).read_text().splitlines()) == 2
+    assert "±" in capsys.readouterr().out
+    monkeypatch.setattr(DownstreamTraining, "__init__", None)  # nothing may be trained now
+    again = ("--seeds", "2", "--table")
+    assert superb(upstream, data_root, tmp_path, "pr", steps=2, more=again) == 0
+
+
+def test_shares_hold_every_job_once(
+    upstream: Path,
+    data_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Told by a word or by SLURM's array; the table says what is still to come."""
+    more = ("--seeds", "3")
+    assert superb(upstream, data_root, tmp_path, "pr", steps=1, more=(*more, "--share", "1/2")) == 0
+    assert [path.parent.name for path in tmp_path.glob("*/pr/*/result.json")] == ["seed1"]
+    assert "2 of 3 jobs are not done yet" in capsys.readouterr().out
+    monkeypatch.setenv("SLURM_ARRAY_TASK_COUNT", "2")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MIN", "1")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "1")
+    assert superb(upstream, data_root, tmp_path, "pr", steps=1, more=more) == 0
+    assert len(list(tmp_path.glob("*/pr/*/result.json"))) == 3
+    assert "not done yet" not in capsys.readouterr().out
+
+
+def test_other_settings_are_not_mixed_in(
+    upstream: Path, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A job's directory belongs to the settings that it was begun with."""
+    assert superb(upstream, data_root, tmp_path, "pr", steps=1) == 0
+    assert superb(upstream, data_root, tmp_path, "pr", steps=2) == 2
+    error = capsys.readouterr().err
+    assert "begun with other settings" in error
+    assert "--output" in error
+
+
+def test_damaged_records_are_named(
+    upstream: Path, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A half-written figure, and states of which a part is gone."""
+    assert superb(upstream, data_root, tmp_path, "pr", steps=1) == 0
+    directory = job_directory(tmp_path, "pr")
+    result = directory / "result.json"
+    result.write_text(result.read_text()[:20])
+    assert superb(upstream, data_root, tmp_path, "pr", steps=1) == 2
+    error = capsys.readouterr().err
+    assert "result.json is no record of a finished job" in error
+    assert "remove it" in error
+    result.unlink()
+    states = directory / "states.ckpt"
+    states.write_bytes(states.read_bytes()[:1000])
+    assert superb(upstream, data_root, tmp_path, "pr", steps=1) == 2
+    assert "states.ckpt can't be read" in capsys.readouterr().err
