@@ -69,7 +69,7 @@ COMMANDS: dict[str, tuple[Callable[[Arguments], None], str]] = {
     "export": (_export, "a checkpoint's student as a Hugging Face directory, and as ONNX"),
     "inspect": (_inspect, "what models cost: parameters, GMACs, real-time factor on this machine"),
     "pack": (_pack, "pack a folder of speech into tar shards that can be streamed"),
-    "probe": (_probe, "what a model knows of phones: a linear probe on forced alignments"),
+    "probe": (_probe, "what models know of phones, prompts and speakers: linear probes"),
     "superb": (_superb, "SUPERB's tasks by s3prl's own recipes, beside the published rows"),
 }
 

@@ -1,7 +1,100 @@
-"""probe: what frozen models know of phones."""
+"""probe: what frozen models know of phones, prompts and speakers."""
 
 from __future__ import annotations
 
-from interstack.evaluation.phone_probe import main as run_probe
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-__all__ = ["run_probe"]
+from rich.console import Console
+from rich.table import Table
+
+from interstack.checkpointing.atomic import write_whole
+from interstack.errors import ConfigurationError
+from interstack.evaluation.clip_probe import clip_table, run_clip_probe
+from interstack.evaluation.phone_probe import run_phone_probe
+from interstack.evaluation.phone_report import phone_table
+
+TASKS = ("phones", "domain", "speaker")
+
+
+def run_probe(arguments: Sequence[str]) -> None:
+    """Probe what the command line names, print a table a task, and write JSON if asked to.
+
+    Args:
+        arguments: The words after ``probe``.
+
+    Raises:
+        InterstackError: If corpus, upstreams or settings can't be used.
+    """
+    options = _parser().parse_args(arguments)
+    unknown = [task for task in options.tasks if task not in TASKS]
+    if unknown:
+        raise ConfigurationError(
+            f"there is no probe for {', '.join(unknown)}: --tasks are {' '.join(TASKS)}"
+        )
+    if options.json is not None and not options.json.parent.is_dir():
+        raise ConfigurationError(f"--json {options.json} lies in no directory: make it first")
+    console = Console()
+    found = []
+    for task in dict.fromkeys(options.tasks):
+        report, table = _probe(task, options, console.is_terminal)
+        console.print(table)
+        found.append(report)
+    if options.json is not None:
+        write_whole(options.json, (json.dumps({"probes": found}, indent=2) + "\n").encode())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="interstack probe",
+        description="Read labels off frozen upstreams with SUPERB's linear probe.",
+    )
+    parser.add_argument("--corpus", required=True, help="folder with LibriSpeech/ and alignments/")
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        default=["phones"],
+        metavar="TASK",
+        help="phones (forced alignments), domain (of prompts), speaker (characters of a game); "
+        "default: phones",
+    )
+    parser.add_argument("--alignments", help="table of phones (default: CORPUS/alignments/en.tsv)")
+    parser.add_argument(
+        "--upstream",
+        action="append",
+        required=True,
+        help="directory or hub id of a speech encoder, log-mel, log-mel:N with N frames of "
+        "context, or random:DIR for an untrained copy; may be given several times",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="probes for each upstream (default 3)")
+    parser.add_argument(
+        "--per-layer", action="store_true", help="also probe each layer alone for phones"
+    )
+    parser.add_argument("--json", type=Path, help="file to write the reports to")
+    return parser
+
+
+def _probe(
+    task: str, options: argparse.Namespace, show_progress: bool
+) -> tuple[dict[str, Any], Table]:
+    if task == "phones":
+        phones = run_phone_probe(
+            options.corpus,
+            options.upstream,
+            alignments=options.alignments,
+            seeds=options.seeds,
+            per_layer=options.per_layer,
+            show_progress=show_progress,
+        )
+        return phones.as_dict(), phone_table(phones)
+    clips = run_clip_probe(
+        "domain" if task == "domain" else "speaker",
+        options.corpus,
+        options.upstream,
+        seeds=options.seeds,
+        show_progress=show_progress,
+    )
+    return clips.as_dict(), clip_table(clips)

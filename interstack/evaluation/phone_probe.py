@@ -1,28 +1,22 @@
 """How well phones can be read off a frozen upstream: SUPERB's protocol in small.
 
-    python -m interstack.evaluation.phone_probe --corpus DIR --upstream X [--upstream Y …]
-
 A frame's label is the phone at its centre by forced alignment (pocketsphinx; no human label). The
 score is the share of test frames whose phone a linear probe finds, SIL included, and without SIL.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
 import torch
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data.source import Split
-from interstack.errors import ConfigurationError, InterstackError
+from interstack.errors import ConfigurationError
 from interstack.evaluation.alignments import (
     SILENCE,
     UNLABELLED,
@@ -35,7 +29,6 @@ from interstack.evaluation.phone_report import (
     PhoneProbeReport,
     PhoneScore,
     UpstreamReport,
-    phone_table,
 )
 from interstack.evaluation.upstreams import Upstream, load_upstream
 
@@ -178,51 +171,3 @@ def _majority(clips: Mapping[Split, Sequence[AlignedClip]]) -> float:
             times[phone.label] = times.get(phone.label, 0.0) + phone.end - phone.start
     commonest = max(seconds["train"], key=lambda label: seconds["train"][label])
     return seconds["test"].get(commonest, 0.0) / sum(seconds["test"].values())
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Probe what the command line names, print a table and write JSON if asked to.
-
-    Args:
-        arguments: words of the command line; those of the process if None.
-
-    Raises:
-        InterstackError: see `run_phone_probe`.
-    """
-    parser = argparse.ArgumentParser(
-        prog="interstack probe",
-        description="Read phones off frozen upstreams with a linear probe.",
-    )
-    parser.add_argument("--corpus", required=True, help="folder with LibriSpeech/ and alignments/")
-    parser.add_argument("--alignments", help="table of phones (default: CORPUS/alignments/en.tsv)")
-    parser.add_argument(
-        "--upstream",
-        action="append",
-        required=True,
-        help="directory or hub id of a speech encoder, log-mel, log-mel:N with N frames of "
-        "context, or random:DIR for an untrained copy; may be given several times",
-    )
-    parser.add_argument("--seeds", type=int, default=3, help="probes for each upstream (default 3)")
-    parser.add_argument("--per-layer", action="store_true", help="also probe each layer alone")
-    parser.add_argument("--json", type=Path, help="file to write the report to")
-    options = parser.parse_args(arguments)
-    console = Console()
-    report = run_phone_probe(
-        options.corpus,
-        options.upstream,
-        alignments=options.alignments,
-        seeds=options.seeds,
-        per_layer=options.per_layer,
-        show_progress=console.is_terminal,
-    )
-    console.print(phone_table(report))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(report.as_dict(), indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except InterstackError as error:
-        sys.exit(f"error: {error}")

@@ -60,6 +60,7 @@ class PhoneProbeReport:
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON can hold it."""
         return asdict(self) | {
+            "task": "phones",
             "labels_by": "forced alignment with pocketsphinx, not by hand",
             "best_layers": {one.upstream: one.best_layer for one in self.upstreams},
         }
@@ -90,14 +91,14 @@ def phone_table(report: PhoneProbeReport) -> Table:
 
 def _cells(score: PhoneScore) -> tuple[str, ...]:
     return (
-        _mean_and_spread(score.test),
+        mean_and_spread(score.test),
         f"{score.test_standard_error:.3f}",
-        _mean_and_spread(score.test_without_silence),
-        _mean_and_spread(score.dev),
+        mean_and_spread(score.test_without_silence),
+        mean_and_spread(score.dev),
     )
 
 
-def _mean_and_spread(values: Sequence[float]) -> str:
+def mean_and_spread(values: Sequence[float]) -> str:
     """Mean and standard deviation; the mean alone of a single value."""
     spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
     return f"{mean(values):.3f}{spread}"

@@ -48,16 +48,19 @@ class Upstream(Protocol):
 class LogMelUpstream:
     """80 log-mel bins, 25 ms windows every 10 ms, two of them stacked to a frame of 20 ms.
 
-    Each bin is brought to zero mean and unit variance over the utterance.
+    Each bin is brought to zero mean and unit variance over the utterance, unless that would leave
+    nothing of it.
 
     Args:
         name: what the user called it.
         context: frames of 20 ms to stack on either side; what lies past the ends repeats them.
+        pooled: leave the bins as they are, since their mean over time is what is asked for.
     """
 
-    def __init__(self, name: str = LOG_MEL, context: int = 0) -> None:
+    def __init__(self, name: str = LOG_MEL, context: int = 0, pooled: bool = False) -> None:
         self.name = name
         self.context = context
+        self.pooled = pooled
         # Whisper's own windows are centred on multiples of the hop.
         self.first_frame_centre = HOP / 2
         self.frame_hop = 2 * HOP
@@ -68,7 +71,8 @@ class LogMelUpstream:
         """See `Upstream`: one layer, 160 x (2 context + 1) wide."""
         mel, _ = self._log_mel(waveform[None], torch.tensor([len(waveform)]))
         mel = mel[0].T[: mel.shape[-1] // 2 * 2]
-        mel = (mel - mel.mean(0)) / (mel.std(0, correction=0) + 1e-5)
+        if not self.pooled:
+            mel = (mel - mel.mean(0)) / (mel.std(0, correction=0) + 1e-5)
         frames = mel.reshape(-1, 2 * NUM_MEL_BINS)
         around = functional.pad(frames.T, (self.context, self.context), mode="replicate")
         return (
@@ -124,12 +128,13 @@ def untrained(source: str, name: str, seed: int = 0) -> PretrainedUpstream:
         return PretrainedUpstream(folder, name)
 
 
-def load_upstream(name: str) -> Upstream:
+def load_upstream(name: str, pooled: bool = False) -> Upstream:
     """Load what the user named.
 
     Args:
         name: `log-mel`, `log-mel:N` with N frames of context on either side, a hub id or local
             directory, or `random:` and one of these for an untrained copy.
+        pooled: the mean over time is what will be used of it.
 
     Raises:
         ConfigurationError: the context is no whole number, or `random` names no model.
@@ -139,7 +144,7 @@ def load_upstream(name: str) -> Upstream:
     if kind == LOG_MEL:
         if rest and not rest.isdecimal():
             raise ConfigurationError(f"{name} asks for no whole number of frames, as log-mel:4.")
-        return LogMelUpstream(name, int(rest or 0))
+        return LogMelUpstream(name, int(rest or 0), pooled)
     if kind == RANDOM:
         if not rest:
             raise ConfigurationError(

@@ -21,7 +21,7 @@ from interstack.evaluation.alignments import (
     read_alignments,
 )
 from interstack.evaluation.linear_probe import Frames, ProbeSettings, train_probe
-from interstack.evaluation.phone_probe import label_frames, main, run_phone_probe
+from interstack.evaluation.phone_probe import label_frames, run_phone_probe
 from interstack.evaluation.upstreams import LogMelUpstream, load_upstream
 
 SPEECH = Path(__file__).parents[2] / "assets" / "speech"
@@ -182,9 +182,10 @@ def test_command_prints_a_table_and_writes_json(
     few_clips: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The JSON holds what the table shows, and says that no person set the labels."""
-    path = tmp_path / "out" / "probe.json"
-    main(["--corpus", str(few_clips), "--upstream", "log-mel", "--seeds", "1", "--json", str(path)])
-    report = json.loads(path.read_text(encoding="utf-8"))
+    path = tmp_path / "probe.json"
+    words = ["--corpus", str(few_clips), "--upstream", "log-mel", "--seeds", "1"]
+    assert cli.main(["probe", *words, "--json", str(path)]) == 0
+    (report,) = json.loads(path.read_text(encoding="utf-8"))["probes"]
     assert "pocketsphinx" in report["labels_by"]
     (score,) = (one["score"]["test"] for one in report["upstreams"])
     assert f"{score[0]:.3f}" in capsys.readouterr().out
