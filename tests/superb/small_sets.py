@@ -1,5 +1,7 @@
 """Minutes of the embedded speech in the true layout of each of SUPERB's corpora.
 
+    python tests/superb/small_sets.py DIRECTORY
+
 What is said, and who is meant by a label, is made up where the corpus wants something that the
 speech has not; who speaks is real.
 """
@@ -7,6 +9,7 @@ speech has not; who speaks is real.
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice, product
 from pathlib import Path
@@ -235,3 +238,7 @@ def make_all(root: Path) -> None:
     """Make every corpus."""
     for maker in dict.fromkeys(maker for makers in MAKERS.values() for maker in makers):
         maker(root)
+
+
+if __name__ == "__main__":
+    make_all(Path(sys.argv[1]))

@@ -182,3 +182,44 @@ def test_fbank_and_other_families_are_upstreams_too(
     printed = capsys.readouterr().out
     assert "fbank" in printed
     assert "DistilHuBERT" in printed
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_audio_that_can_not_be_read_is_named(
+    num_workers: int,
+    upstream: Path,
+    data_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In a line, whichever process reads it."""
+    data = tmp_path / "data"
+    shutil.copytree(data_root, data)
+    spoilt = data / "VoxCeleb1" / "dev" / "wav" / "id10002" / "video" / "00001.wav"
+    spoilt.write_bytes(b"RIFF")
+    more = ("--num-workers", str(num_workers))
+    assert superb(upstream, data, tmp_path / "out", "sid", steps=20, more=more) == 2
+    error = capsys.readouterr().err
+    assert f"error: {spoilt} can't be read as audio" in error
+    assert "Traceback" not in error
+
+
+def test_a_full_disk_is_said(
+    upstream: Path,
+    data_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And the same command goes on once there is room."""
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("interstack.checkpointing.atomic.write_whole", full)
+        assert superb(upstream, data_root, tmp_path, "pr", steps=2) == 2
+    error = capsys.readouterr().err
+    assert "No space left on device" in error
+    assert "same command again" in error
+    assert superb(upstream, data_root, tmp_path, "pr", steps=2) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,56 @@ def test_a_cut_job_ends_as_the_whole_one(
     for part in ("featurizer", "expert", "optimizer"):
         torch.testing.assert_close(ends[0][part], ends[1][part], rtol=0, atol=0)
     assert ends[0]["best"] == ends[1]["best"]
+
+
+def test_a_crashed_job_goes_on_from_its_last_states(
+    upstream: Path, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing was told of the end; steps after the last save are done again, to the same end."""
+    whole, crashed = tmp_path / "whole", tmp_path / "crashed"
+    seldom = ("sid.runner.save_step=3",)
+    assert superb(upstream, data_root, whole, "sid", steps=7, changes=seldom) == 0
+    update = DownstreamTraining._update
+    calls: list[None] = []
+
+    def dying(training: DownstreamTraining, clipping: float) -> None:
+        calls.append(None)
+        if len(calls) == 6:
+            raise RuntimeError("power cut")
+        update(training, clipping)
+
+    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="power cut"):
+        patched.setattr(DownstreamTraining, "_update", dying)
+        superb(upstream, data_root, crashed, "sid", steps=7, changes=seldom)
+    states = job_directory(crashed, "sid") / "states.ckpt"
+    assert torch.load(states, weights_only=True)["step"] == 3
+    assert superb(upstream, data_root, crashed, "sid", steps=7, changes=seldom) == 0
+    ends = [
+        torch.load(job_directory(each, "sid") / "states.ckpt", weights_only=True)["expert"]
+        for each in (crashed, whole)
+    ]
+    torch.testing.assert_close(*ends, rtol=0, atol=0)
+
+
+def test_the_cluster_script_shares_an_array_and_requeues_itself(tmp_path: Path) -> None:
+    """With stand-ins for SLURM and for Python, which tells what it was asked and wants more time."""
+    script = Path(__file__).parents[2] / "slurm" / "superb.sbatch"
+    for name, line in (
+        ("srun", 'exec "$@"'),
+        ("scontrol", f'echo "$@" > "{tmp_path}/asked"'),
+        ("python", f'echo "$@" > "{tmp_path}/told"; exit 75'),
+    ):
+        command = tmp_path / name
+        command.write_text(f"#!/bin/sh\n{line}\n")
+        command.chmod(0o755)
+    slurm = {"SLURM_ARRAY_JOB_ID": "47", "SLURM_ARRAY_TASK_ID": "3"}
+    slurm |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHON": str(tmp_path / "python")}
+    words = ["--upstream", "DIR", "--tasks", "pr", "sid", "--data-root", "CORPORA"]
+    done = subprocess.run(["bash", str(script), *words], env=os.environ | slurm, check=False)
+    assert done.returncode == 75
+    assert (tmp_path / "told").read_text().split() == ["-m", "interstack.cli", "superb", *words]
+    assert (tmp_path / "asked").read_text() == "requeue 47_3\n"
+    assert subprocess.run(["bash", str(script)], check=False, capture_output=True).returncode == 2
 
 
 def test_the_best_step_is_judged_and_not_the_last(

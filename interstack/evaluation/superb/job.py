@@ -17,7 +17,7 @@ import yaml
 from interstack.checkpointing.atomic import write_whole
 from interstack.checkpointing.run_lock import run_lock
 from interstack.checkpointing.signals import StopRequest
-from interstack.errors import ConfigurationError, RunInterrupted
+from interstack.errors import ConfigurationError, InterstackError, RunInterrupted
 from interstack.evaluation.superb.compatibility import s3prl_supplied
 from interstack.evaluation.superb.layouts import check_layout
 from interstack.evaluation.superb.preparation import prepare
@@ -136,14 +136,19 @@ def run_job(job: Job, device: torch.device, show_progress: bool = True) -> Mappi
         RunInterrupted: After a signal; the same command goes on.
     """
     directory, config = job.directory, job.settings()
-    directory.mkdir(parents=True, exist_ok=True)
+    with _explaining(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     with run_lock(directory, "give this one another --output"):
         finished = job.result()
         if finished is not None:
             return finished
-        write_whole(directory / _CONFIG_FILE, yaml.safe_dump(_record(job)).encode())
-        prepare(job.task, config, directory)
-        with JobProgress(job.name, shown=show_progress) as progress, _apart(directory):
+        with (
+            _explaining(directory),
+            JobProgress(job.name, shown=show_progress) as progress,
+            _apart(directory),
+        ):
+            write_whole(directory / _CONFIG_FILE, yaml.safe_dump(_record(job)).encode())
+            prepare(job.task, config, directory)
             upstream = job.upstream.load(device)
             training = DownstreamTraining(job.task, config, upstream, directory, job.seed, device)
             training.resume()
@@ -151,8 +156,8 @@ def run_job(job: Job, device: torch.device, show_progress: bool = True) -> Mappi
             progress.say("judging")
             step = training.load_best()
             scalars = training.evaluate(job.test_split)
-        result = _result(job, step, scalars, device)
-        write_whole(directory / RESULT_FILE, json.dumps(result, indent=1).encode())
+            result = _result(job, step, scalars, device)
+            write_whole(directory / RESULT_FILE, json.dumps(result, indent=1).encode())
     return result
 
 
@@ -205,6 +210,23 @@ def _record(job: Job) -> dict[str, Any]:
         "seed": job.seed,
         "config": job.config,
     }
+
+
+@contextmanager
+def _explaining(directory: Path) -> Iterator[None]:
+    """Turn a full disk, and what a decoding worker says in a page, into a line."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(
+            f"{error.filename or directory} can't be read or written ({error.strerror or error}): "
+            "mend that, then give the same command again; finished jobs are kept"
+        ) from error
+    except InterstackError as error:
+        *_, told = str(error).rpartition(f"{type(error).__name__}: ")
+        if told == str(error):
+            raise
+        raise type(error)(told.strip()) from error
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 
 from interstack.checkpointing.atomic import AtomicCheckpointIO
 from interstack.checkpointing.random_state import random_state, restore_random_state
+from interstack.data.workers import load, prepare_worker
 from interstack.errors import CheckpointError, ConfigurationError, DataError
 from interstack.evaluation.superb.tasks import Config, Metric, Task
 
@@ -163,7 +164,7 @@ class DownstreamTraining:
     def _micro_batches(self, every: int) -> Iterator[float]:
         """Yield the losses of an epoch's batches, each backpropagated."""
         self._seed_all(f"epoch {self.epoch}")
-        batches = iter(self._loader("train"))
+        batches = load(self._loader("train"))
         for _ in islice(batches, self.batches):
             pass  # heard before the job was cut
         if self._random is not None:
@@ -225,7 +226,7 @@ class DownstreamTraining:
         log, loader = ScalarLog(), self._loader(split)
         records: dict[str, list[Any]] = defaultdict(list)
         numbers = []
-        for number, content in enumerate(loader):
+        for number, content in enumerate(load(loader)):
             self._forward(split, content, records, batch_id=number)
             numbers.append(number)
         self.expert.log_records(
@@ -320,6 +321,7 @@ class DownstreamTraining:
         if isinstance(corpus, dict):  # the ctc recipe takes the setting out at its first use
             corpus["num_workers"] = self.config["downstream_expert"]["corpus"]["num_workers"]
         loader: DataLoader[Any] = self.expert.get_dataloader(split)
+        loader.worker_init_fn = prepare_worker  # outlives the signals that end a job
         return loader
 
     def _seed_all(self, purpose: str) -> None:
