@@ -26,8 +26,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-demo: setup ## Watch a student grow from 3 to 12 layers on real speech, in minutes
+demo: setup ## Watch a student grow from 3 to 12 layers on real speech, and see what it has learnt
 	$(BIN)/python -m interstack.cli fit --config configs/interleaved.yaml $(ARGS)
+	$(BIN)/python -m interstack.cli probe --corpus assets/speech \
+		--upstream runs/interleaved/student --upstream assets/teacher \
+		--upstream log-mel --upstream random:runs/interleaved/student
 
 test: setup lint types ## Lint, types and the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)

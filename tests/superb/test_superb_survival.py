@@ -77,9 +77,10 @@ def test_a_crashed_job_goes_on_from_its_last_states(
             raise RuntimeError("power cut")
         update(training, clipping)
 
-    with monkeypatch.context() as patched, pytest.raises(RuntimeError, match="power cut"):
+    with monkeypatch.context() as patched:
         patched.setattr(DownstreamTraining, "_update", dying)
-        superb(upstream, data_root, crashed, "sid", steps=7, changes=seldom)
+        with pytest.raises(RuntimeError, match="power cut"):
+            superb(upstream, data_root, crashed, "sid", steps=7, changes=seldom)
     states = job_directory(crashed, "sid") / "states.ckpt"
     assert torch.load(states, weights_only=True)["step"] == 3
     assert superb(upstream, data_root, crashed, "sid", steps=7, changes=seldom) == 0
@@ -91,7 +92,7 @@ def test_a_crashed_job_goes_on_from_its_last_states(
 
 
 def test_the_cluster_script_shares_an_array_and_requeues_itself(tmp_path: Path) -> None:
-    """With stand-ins for SLURM and for Python, which tells what it was asked and wants more time."""
+    """With stand-ins for SLURM, and for a Python that tells what it was asked and is cut off."""
     script = Path(__file__).parents[2] / "slurm" / "superb.sbatch"
     for name, line in (
         ("srun", 'exec "$@"'),
