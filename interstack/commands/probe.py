@@ -16,6 +16,7 @@ from interstack.errors import ConfigurationError
 from interstack.evaluation.clip_probe import clip_table, run_clip_probe
 from interstack.evaluation.phone_probe import run_phone_probe
 from interstack.evaluation.phone_report import phone_table
+from interstack.evaluation.upstreams import LOG_MEL, RANDOM
 
 TASKS = ("phones", "domain", "speaker")
 
@@ -37,6 +38,7 @@ def run_probe(arguments: Sequence[str]) -> None:
         )
     if options.json is not None and not options.json.parent.is_dir():
         raise ConfigurationError(f"--json {options.json} lies in no directory: make it first")
+    options.upstream = _with_untrained(options.upstream)
     console = Console()
     found = []
     for task in dict.fromkeys(options.tasks):
@@ -67,7 +69,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         required=True,
         help="directory or hub id of a speech encoder, log-mel, log-mel:N with N frames of "
-        "context, or random:DIR for an untrained copy; may be given several times",
+        "context, random:DIR for an untrained copy, or random for one of the first encoder that is "
+        "given; may be given several times",
     )
     parser.add_argument("--seeds", type=int, default=3, help="probes for each upstream (default 3)")
     parser.add_argument(
@@ -75,6 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", type=Path, help="file to write the reports to")
     return parser
+
+
+def _with_untrained(upstreams: Sequence[str]) -> list[str]:
+    """Say what ``random`` is a copy of."""
+    trained = [name for name in upstreams if name.partition(":")[0] not in (LOG_MEL, RANDOM)]
+    copied = f"{RANDOM}:{trained[0]}" if trained else RANDOM
+    return [copied if name == RANDOM else name for name in upstreams]
 
 
 def _probe(

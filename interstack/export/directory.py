@@ -25,7 +25,7 @@ def export_student(student: Student, directory: Path) -> None:
         directory: Where ``config.json``, ``model.safetensors`` and ``preprocessor_config.json`` go.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    with _without_progress_bar():
+    with without_progress_bar():
         student.model.save_pretrained(directory)
     Wav2Vec2FeatureExtractor(
         feature_size=1,
@@ -68,8 +68,8 @@ def written_whole(directory: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _without_progress_bar() -> Iterator[None]:
-    """Save quietly: a bar for one file of a small model is noise."""
+def without_progress_bar() -> Iterator[None]:
+    """Save or load quietly: a bar for one file of a small model is noise."""
     shown = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModel
 
 from interstack.constants import SAMPLE_RATE
+from interstack.export.directory import without_progress_bar
 
 
 def padding_gap(directory: Path, waveforms: Sequence[Tensor]) -> float:
@@ -25,7 +26,8 @@ def padding_gap(directory: Path, waveforms: Sequence[Tensor]) -> float:
         directory: An export.
         waveforms: Two or more utterances, (num_samples,), of different lengths.
     """
-    model: Any = AutoModel.from_pretrained(directory)
+    with without_progress_bar():
+        model: Any = AutoModel.from_pretrained(directory)
     prepare: Any = AutoFeatureExtractor.from_pretrained(directory)
     model.eval()
 

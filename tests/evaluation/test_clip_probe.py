@@ -132,3 +132,21 @@ def test_a_corpus_without_such_labels_is_refused(corpus: Path, tmp_path: Path) -
     table.unlink()
     with pytest.raises(DataError, match=r"SPEAKERS\.TXT is missing"):
         read_labelled_clips(bare, "speaker")
+
+
+def test_random_is_an_untrained_copy_of_the_first_encoder(
+    corpus: Path, teacher_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And of nothing, where no encoder is given, which is said."""
+    path = tmp_path / "probe.json"
+    words = ["--corpus", str(corpus), "--tasks", "speaker", "--seeds", "1", "--json", str(path)]
+    names = ["--upstream", "log-mel", "--upstream", str(teacher_directory), "--upstream", "random"]
+    assert main(["probe", *words, *names]) == 0
+    (probe,) = json.loads(path.read_text())["probes"]
+    assert [one["upstream"] for one in probe["upstreams"]] == [
+        "log-mel",
+        str(teacher_directory),
+        f"random:{teacher_directory}",
+    ]
+    assert main(["probe", *words, "--upstream", "random"]) == 2
+    assert "needs a model to be a copy of" in capsys.readouterr().err
