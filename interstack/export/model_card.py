@@ -86,20 +86,26 @@ def _use(config: HubertConfig) -> Iterator[str]:
 
 def _padding(config: HubertConfig, gap: float | None) -> Iterator[str]:
     yield from ("## Padding", "")
+    measured = (
+        ""
+        if gap is None
+        else f" On clips of its corpus, padded to the longest, they are off by {gap:.2g} of their "
+        "norm at most."
+    )
     if config.feat_extract_norm == "layer":
-        text = (
+        yield (
             "The front end has layer norms: in a batch padded with an attention mask an "
-            "utterance's hidden states are those that it has alone"
+            f"utterance's hidden states are those that it has alone.{measured}"
         )
     else:
-        text = (
+        yield (
             "The front end has a group norm over time, into which transformers lets padding: in a "
-            "batch, even with an attention mask, an utterance's hidden states are not quite those "
-            "that it has alone. Feed utterances one at a time, or of like lengths; a student with "
-            "`model.student.feat_extract_norm: layer` has no such gap"
+            "batch, even with an attention mask, an utterance's hidden states are not those that "
+            f"it has alone.{measured} Feed utterances one at a time, or of like lengths; a student "
+            "with a front end of its own and `model.student.feat_extract_norm: layer` has no such "
+            "gap."
         )
-    measured = f"; measured on clips of its corpus: {gap:.2g} of their norm" if gap else ""
-    yield from (f"{text}{measured}.", "")
+    yield ""
 
 
 def _lineage(provenance: Provenance) -> Iterator[str]:

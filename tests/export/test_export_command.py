@@ -59,7 +59,7 @@ def test_padding_disturbs_a_group_norm_and_not_a_layer_norm(
         assert export(run, tmp_path / run.name) == 0
         gaps.append(padding_gap(tmp_path / run.name, clips))
         card = (tmp_path / run.name / "README.md").read_text()
-        assert "measured on clips of its corpus" in card
+        assert "On clips of its corpus, padded to the longest" in card
     assert gaps[0] > 1e-2
     assert gaps[1] < 1e-5
 
@@ -113,7 +113,7 @@ def test_without_its_speech_a_checkpoint_is_exported_all_the_same(
     torch.save(content, tmp_path / "moved.ckpt")
     assert export(tmp_path / "moved.ckpt", tmp_path / "student") == 0
     assert "padding is not measured" in caplog.text
-    assert "measured on clips" not in (tmp_path / "student" / "README.md").read_text()
+    assert "On clips of its corpus" not in (tmp_path / "student" / "README.md").read_text()
 
 
 def test_what_can_not_be_exported_is_named(

@@ -176,7 +176,11 @@ def test_shares_hold_every_job_once(
 def test_other_settings_are_not_mixed_in(
     upstream: Path, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A job's directory belongs to the settings that it was begun with."""
+    """A job's directory belongs to the settings that it was begun with, once it has done a step."""
+    too_large = ("ks.datarc.batch_size=500",)
+    assert superb(upstream, data_root, tmp_path, "ks", steps=1, changes=too_large) == 2
+    assert "too little training data for a batch" in capsys.readouterr().err
+    assert superb(upstream, data_root, tmp_path, "ks", steps=1) == 0
     assert superb(upstream, data_root, tmp_path, "pr", steps=1) == 0
     assert superb(upstream, data_root, tmp_path, "pr", steps=2) == 2
     error = capsys.readouterr().err

@@ -23,7 +23,7 @@ from interstack.evaluation.superb.layouts import check_layout
 from interstack.evaluation.superb.preparation import prepare
 from interstack.evaluation.superb.progress import JobProgress
 from interstack.evaluation.superb.tasks import Config, Task, placed
-from interstack.evaluation.superb.training import DownstreamTraining
+from interstack.evaluation.superb.training import STATES_FILE, DownstreamTraining
 from interstack.evaluation.superb.upstream import Upstream
 from interstack.surroundings import surroundings
 
@@ -111,7 +111,8 @@ def check_job(job: Job) -> None:
     job.result()
     check_layout(job.task, job.settings())
     path = job.directory / _CONFIG_FILE
-    if path.exists() and yaml.safe_load(path.read_text(encoding="utf-8")) != _record(job):
+    done = any((job.directory / name).exists() for name in (RESULT_FILE, STATES_FILE))
+    if done and path.exists() and yaml.safe_load(path.read_text(encoding="utf-8")) != _record(job):
         raise ConfigurationError(
             f"{job.directory} was begun with other settings, which its {_CONFIG_FILE} has: give "
             "those, or another --output"
