@@ -23,7 +23,7 @@ HERE = str(Path(__file__).parent)
 GROWN_AT, NUM_STEPS, EPOCH = 6, 12, 5
 """Steps before growth, steps of the run, and steps of an epoch: growth is amid the second."""
 
-_MAY_DIFFER = ("_seconds", "interstack_config", "num_workers")
+_MAY_DIFFER = ("interstack_origin", "_seconds", "interstack_config", "num_workers")
 """Wall-clock, and settings that have no part in the result."""
 
 # A server that has imported everything forks a fresh process for every run in milliseconds.
