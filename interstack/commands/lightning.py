@@ -27,6 +27,7 @@ from interstack.distillation.module import Distillation
 from interstack.evaluation.predictions import SaveHiddenStates
 from interstack.export.callback import SaveStudent
 from interstack.growth.callback import InterleavedStacking
+from interstack.tracking.dashboard import Dashboard
 from interstack.tracking.progress_bar import StageProgressBar
 from interstack.tracking.stages import StageRecorder
 
@@ -99,7 +100,13 @@ def run_lightning(arguments: Sequence[str], *, run: bool = True) -> InterstackCL
     """
     hush_lightning()
     command = shlex.join(["python", "-m", "interstack.cli", *arguments])
-    own_callbacks = [StageProgressBar(), StageRecorder(), SaveStudent(), SaveHiddenStates()]
+    own_callbacks = [
+        StageProgressBar(),
+        StageRecorder(),
+        Dashboard(),
+        SaveStudent(),
+        SaveHiddenStates(),
+    ]
     with warnings.catch_warnings(), ExitStack() as resources:
         # Lightning 2.6 against torch 2.14: nothing that a user could mend
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")

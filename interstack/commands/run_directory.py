@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from interstack.checkpointing.reading import CONFIG_KEY, ORIGIN_KEY, SavedRun, saved_runs
 from interstack.errors import ConfigurationError
 from interstack.surroundings import versions
+from interstack.tracking.events import trim_events
 from interstack.tracking.metrics_file import METRICS_FILE, trim_rows
 
 CONFIG_FILE = "config.yaml"
@@ -120,6 +121,7 @@ def _go_back_to(resumed: SavedRun, directory: Path, checkpoints: Path) -> None:
     for run in saved_runs(checkpoints):
         if run.step > resumed.step and not run.path.samefile(resumed.path):
             move_aside(run.path)
+    trim_events(directory, resumed.step)
     metrics = directory / METRICS_FILE
     if metrics.exists():
         copy = free_name(metrics)

@@ -36,6 +36,8 @@ class DistillationSteps(L.LightningModule):
     test_loss: DistillationLoss
     learning_rate_scale: float
     """Factor of the learning rate that is due; growth lowers it while it re-warms."""
+    latest_loss: Tensor | None = None
+    """Of the last training batch, over all ranks, on the device."""
 
     @abstractmethod
     def batch_loss(self, batch: Batch) -> BatchLoss:
@@ -60,6 +62,7 @@ class DistillationSteps(L.LightningModule):
             step = self.trainer.global_step
             return self.non_finite.refuse(mine, step, self.student.parameters())
         self.non_finite.count()
+        self.latest_loss = loss.loss
         self._log_losses("train", loss.loss, loss.by_tap, on_step=True)
         return loss.to_minimise
 

@@ -165,7 +165,12 @@ class Teacher(nn.Module):
         return digest.hexdigest()
 
     def forward(
-        self, waveforms: Tensor, num_samples: Tensor, *, with_features: bool = False
+        self,
+        waveforms: Tensor,
+        num_samples: Tensor,
+        *,
+        with_features: bool = False,
+        every_layer: bool = False,
     ) -> TeacherOutput:
         """Hidden states at the taps.
 
@@ -176,6 +181,7 @@ class Teacher(nn.Module):
             waveforms: (batch, max_num_samples) in [-1, 1] at 16 kHz, padded on the right.
             num_samples: (batch,) valid samples of each.
             with_features: also give the front end's features, for a student that shares it.
+            every_layer: give all hidden states up to the deepest tap, not the taps alone.
 
         Raises:
             TeacherError: an utterance is longer than `max_samples`.
@@ -188,9 +194,12 @@ class Teacher(nn.Module):
             features, hidden_states, frames = self.body(waveforms, num_samples)
         return TeacherOutput(
             _handed_out(features) if with_features and features is not None else None,
-            tuple(_handed_out(hidden_states[tap]) for tap in self.taps),
+            tuple(_handed_out(each) for each in self._asked_for(hidden_states, every_layer)),
             frames.clone(),
         )
+
+    def _asked_for(self, hidden_states: Sequence[Tensor], every_layer: bool) -> Sequence[Tensor]:
+        return hidden_states if every_layer else [hidden_states[tap] for tap in self.taps]
 
 
 def _handed_out(inferred: Tensor) -> Tensor:
