@@ -53,6 +53,12 @@ def _probe(arguments: Arguments) -> None:
     run_probe(arguments)
 
 
+def _report(arguments: Arguments) -> None:
+    from interstack.commands.report import run_report
+
+    run_report(arguments)
+
+
 def _superb(arguments: Arguments) -> None:
     from interstack.commands.superb import run_superb
 
@@ -66,6 +72,7 @@ COMMANDS: dict[str, tuple[Callable[[Arguments], None], str]] = {
     "predict": (_lightning, "write a checkpoint's hidden states of the test split"),
     "plan": (_plan, "what a run will cost, before it is begun: stages, step split, wall-clock"),
     "cache": (_cache, "compute the teacher's targets of a corpus once, for runs without a teacher"),
+    "report": (_report, "runs as one HTML file: losses, stages, lineage, step split, similarity"),
     "export": (_export, "a checkpoint's student as a Hugging Face directory, and as ONNX"),
     "inspect": (_inspect, "what models cost: parameters, GMACs, real-time factor on this machine"),
     "pack": (_pack, "pack a folder of speech into tar shards that can be streamed"),

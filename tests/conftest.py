@@ -11,7 +11,8 @@ from hypothesis import settings
 from torch import Tensor
 from transformers import HubertConfig, HubertModel
 
-sys.path.append(str(Path(__file__).parent / "models"))  # for `families`, whatever is collected
+# for `families` and `cached_runs`, whatever is collected
+sys.path += [str(Path(__file__).parent / each) for each in ("models", "target_cache")]
 
 from families import read_speech
 

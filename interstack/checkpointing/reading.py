@@ -20,6 +20,7 @@ class SavedRun(NamedTuple):
     Attributes:
         path: Its file.
         step: Optimizer steps that the run had done.
+        depth: Encoder layers that the student had.
         model: The LightningModule's settings.
         config: The run's whole configuration as YAML; None if it was not begun by the command line.
         schedule: The growth schedule it began with, as primitives; None if it does not grow.
@@ -27,6 +28,7 @@ class SavedRun(NamedTuple):
 
     path: Path
     step: int
+    depth: int
     model: dict[str, Any]
     config: str | None
     schedule: dict[str, Any] | None
@@ -59,6 +61,7 @@ def read_checkpoint(path: Path) -> SavedRun:
     return SavedRun(
         path,
         content["global_step"],
+        len(content["interstack_student"]["lineage"]),
         content["hyper_parameters"],
         content.get(CONFIG_KEY),
         growth.get("schedule"),

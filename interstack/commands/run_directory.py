@@ -121,7 +121,7 @@ def _go_back_to(resumed: SavedRun, directory: Path, checkpoints: Path) -> None:
     for run in saved_runs(checkpoints):
         if run.step > resumed.step and not run.path.samefile(resumed.path):
             move_aside(run.path)
-    trim_events(directory, resumed.step)
+    trim_events(directory, resumed.step, resumed.depth)
     metrics = directory / METRICS_FILE
     if metrics.exists():
         copy = free_name(metrics)

@@ -47,12 +47,26 @@ def read_events(directory: Path) -> list[Event]:
     return list(_events(directory / EVENTS_FILE))
 
 
-def trim_events(directory: Path, step: int) -> None:
-    """Leave out what came after a step: a run that goes on from there tells it again."""
+def trim_events(directory: Path, step: int, depth: int) -> None:
+    """Leave out what came after a checkpoint: a run that goes on from there tells it again.
+
+    Args:
+        directory: The run's.
+        step: Optimizer steps that the checkpoint's run had done.
+        depth: Layers that its student had: it may have been written before a growth or after it.
+    """
     path = directory / EVENTS_FILE
     if path.exists():
-        kept = [event for event in _events(path) if event["step"] <= step]
+        kept = [event for event in _events(path) if _came_before(event, step, depth)]
         write_whole(path, "".join(json.dumps(event) + "\n" for event in kept).encode())
+
+
+def _came_before(event: Event, step: int, depth: int) -> bool:
+    if event["step"] != step:
+        return bool(event["step"] < step)
+    if event["kind"] == "growth":
+        return bool(event["to_depth"] <= depth)
+    return event["kind"] not in ("stage", "similarity") or bool(event["depth"] < depth)
 
 
 def _events(path: Path) -> Iterator[Event]:

@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from cached_runs import stopping_at
 from superb_runs import job_directory, metrics, superb
 
 from interstack.evaluation.superb.results import TABLE_FILE
 from interstack.evaluation.superb.training import DownstreamTraining
-
-
-def stopping_at(call: int, work: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the same work that tells its own process to stop when it is called so often."""
-    calls: list[None] = []
-
-    def stopping(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever it is of
-        calls.append(None)
-        if len(calls) == call:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return work(*arguments, **named)
-
-    return stopping
 
 
 @pytest.mark.parametrize("task", ["asr", "sid", "ks"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import multiprocessing
 import os
@@ -25,6 +26,8 @@ GROWN_AT, NUM_STEPS, EPOCH = 6, 12, 5
 
 _MAY_DIFFER = ("interstack_origin", "_seconds", "interstack_config", "num_workers")
 """Wall-clock, and settings that have no part in the result."""
+_MEASURED = ("progress/wall_clock", "speed/", "split/", "memory/")
+"""What no two runs have alike."""
 
 # A server that has imported everything forks a fresh process for every run in milliseconds.
 _processes = multiprocessing.get_context("forkserver")
@@ -105,9 +108,12 @@ class Run:
         content: dict[str, object] = torch.load(path, weights_only=True)
         return content
 
-    def metrics(self) -> str:
-        """Return the metrics' file."""
-        return (self.directory / "metrics.csv").read_text()
+    def metrics(self) -> list[dict[str, str]]:
+        """Return the rows of the metrics' file, but for what the clock and the memory say."""
+        with (self.directory / "metrics.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        kept = [name for name in rows[0] if not name.startswith(_MEASURED)]
+        return [{name: row[name] for name in kept} for row in rows]
 
 
 def small_words(teacher: Path, *more: str) -> tuple[str, ...]:

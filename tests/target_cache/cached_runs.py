@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from interstack.cli import main
 
@@ -57,3 +60,16 @@ def losses(directory: Path) -> dict[str, list[float]]:
         rows = list(csv.DictReader(file))
     names = [name for name in rows[0] if "loss" in name]
     return {name: [float(row[name]) for row in rows if row[name]] for name in names}
+
+
+def stopping_at(call: int, work: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the same work that tells its own process to stop when it is called so often."""
+    calls: list[None] = []
+
+    def stopping(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever it is of
+        calls.append(None)
+        if len(calls) == call:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return work(*arguments, **named)
+
+    return stopping

@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from cached_runs import cache, fit, losses
+from cached_runs import cache, fit, losses, stopping_at
 from families import save
 
 from interstack.distillation.module import Distillation
 from interstack.target_cache import filling
 from interstack.target_cache.cache import SplitIndex, TargetCache
-
-
-def stopping_at(call: int, work: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the same work that tells its own process to stop when it is called so often."""
-    calls: list[None] = []
-
-    def stopping(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401 - whatever it is of
-        calls.append(None)
-        if len(calls) == call:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return work(*arguments, **named)
-
-    return stopping
 
 
 def test_a_stopped_run_with_a_cache_ends_as_the_whole_one(

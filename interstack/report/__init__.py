@@ -1,0 +1,1 @@
+"""One HTML file of one run or several, from their own records: no network, no account."""

@@ -1,0 +1,170 @@
+"""The report's figures as SVG that takes its ink from the page, so that it suits light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from interstack.report.comparison import Group
+from interstack.report.story import Story
+from interstack.tracking.dashboard import AUDIO_HOURS, WALL_CLOCK
+from interstack.tracking.lineage import block_names
+from interstack.tracking.step_clock import PARTS
+
+_INK: Final = "#010203"
+"""Stands for the page's own text colour."""
+COLOURS: Final = ("#4c78d0", "#d9822b", "#3a9d6e", "#c2477f", "#8a63c9", "#6d7a83")
+"""Told apart by most colour-blind readers, and legible on white and on near-black."""
+_PART_COLOURS: Final = dict(zip(PARTS, COLOURS, strict=True))
+_STYLE: Final = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.labelcolor": _INK,
+    "axes.edgecolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.15,
+    "grid.color": _INK,
+    "legend.frameon": False,
+}
+_AXES: Final = (
+    ("step", "optimizer steps"),
+    (AUDIO_HOURS, "hours of audio"),
+    (WALL_CLOCK, "minutes of training"),
+)
+
+
+def loss_figure(groups: Sequence[Group]) -> str:
+    """Draw losses against steps, audio and wall-clock; growths as vertical lines."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(10.5, 3.4), layout="constrained")
+        panels = figure.subplots(1, 3, sharey=True)
+        for axes, (key, label) in zip(panels, _AXES, strict=True):
+            scale = 60.0 if key == WALL_CLOCK else 1.0
+            for number, group in enumerate(groups):
+                _draw_group(axes, group, COLOURS[number % len(COLOURS)], key, scale)
+            axes.set_xlabel(label)
+        panels[0].set_ylabel("loss")
+        panels[0].legend(fontsize=8)
+        return _svg(figure)
+
+
+def split_figure(story: Story) -> str:
+    """Draw what an average step of each stage is made of."""
+    with mpl.rc_context(_STYLE):
+        depths = sorted({int(point["train/depth"]) for point in story.points})
+        figure = Figure(figsize=(7, 0.9 + 0.42 * len(depths)), layout="constrained")
+        axes = figure.subplots()
+        left = np.zeros(len(depths))
+        for part in PARTS:
+            means = np.array([_mean(story, depth, f"split/{part}") for depth in depths])
+            axes.barh(
+                [f"{depth} layers" for depth in depths],
+                1000 * means,
+                left=left,
+                color=_PART_COLOURS[part],
+                label=part.replace("_", " "),
+                height=0.62,
+            )
+            left = left + 1000 * means
+        axes.invert_yaxis()
+        axes.set_xlabel("milliseconds a step")
+        axes.grid(axis="y", visible=False)
+        figure.legend(loc="outside upper center", ncols=len(PARTS), fontsize=8)
+        return _svg(figure)
+
+
+def similarity_figure(story: Story) -> str:
+    """Draw the maps of layers at each stage's end: with each other above, with the teacher below."""
+    with mpl.rc_context(_STYLE | {"axes.grid": False}):
+        maps = story.similarities
+        figure = Figure(figsize=(2.6 * len(maps) + 0.8, 5.2), layout="constrained")
+        panels = figure.subplots(2, len(maps), squeeze=False)
+        for column, each in enumerate(maps):
+            names = ["input", *block_names(_lineage_at(story, int(each["depth"])))]
+            teacher = ["input" if layer == 0 else str(layer) for layer in each["teacher_layers"]]
+            for row, (values, columns) in enumerate(
+                ((each["student"], names), (each["teacher"], teacher))
+            ):
+                axes = panels[row][column]
+                image = axes.imshow(
+                    values, vmin=0, vmax=1, cmap="magma", origin="lower", aspect="auto"
+                )
+                axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=6)
+                axes.set_yticks(range(len(names)), names, fontsize=6)
+            panels[0][column].set_title(f"{each['depth']} layers", fontsize=9)
+        panels[0][0].set_ylabel("student × student")
+        panels[1][0].set_ylabel("student × teacher")
+        figure.colorbar(image, ax=panels, label="linear CKA", shrink=0.6)
+        return _svg(figure)
+
+
+def _draw_group(axes: Axes, group: Group, colour: str, key: str, scale: float) -> None:
+    """Draw a recipe's runs: their mean with a band, and the first one's training loss, thin."""
+    first = group.stories[0]
+    steps = [scale * float(point[key]) for point in first.points]
+    losses = [float(point["train/loss"]) for point in first.points]
+    axes.plot(steps, losses, color=colour, linewidth=0.7, alpha=0.45)
+    places, low, mean, high = _band(group, key, scale)
+    if len(places) > 0:
+        axes.plot(
+            places, mean, color=colour, linewidth=1.8, marker="o", markersize=2.5, label=group.name
+        )
+        if len(group.stories) > 1:
+            axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
+    for growth in first.growths:
+        axes.axvline(scale * float(growth[key]), color=colour, linewidth=0.9, linestyle=":")
+
+
+def _band(
+    group: Group, key: str, scale: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return places that all runs reach, and the lowest, mean and highest validation loss there."""
+    lines = []
+    for story in group.stories:
+        losses = story.losses()
+        if losses:
+            lines.append(
+                ([scale * float(event[key]) for event, _ in losses], [loss for _, loss in losses])
+            )
+    if not lines:
+        empty = np.zeros(0)
+        return empty, empty, empty, empty
+    end = min(places[-1] for places, _ in lines)
+    places = np.array([place for place in lines[0][0] if place <= end * (1 + 1e-9)])
+    values = np.array([np.interp(places, *line) for line in lines])
+    return places, values.min(0), values.mean(0), values.max(0)
+
+
+def _mean(story: Story, depth: int, key: str) -> float:
+    values = [float(point[key]) for point in story.points if int(point["train/depth"]) == depth]
+    return float(np.mean(values))
+
+
+def _lineage_at(story: Story, depth: int) -> list[int]:
+    for growth in story.growths:
+        if growth["to_depth"] == depth:
+            return [row["block"] - 1 for row in growth["layers"]]
+    return list(range(depth))
+
+
+def _svg(figure: Figure) -> str:
+    """Return a figure as SVG for a page: its ink the page's, nothing behind it, no headers."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    return text.replace(_INK, "currentColor")
