@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from interstack.report.comparison import Group
 from interstack.report.story import Story
@@ -23,7 +24,7 @@ _INK: Final = "#010203"
 COLOURS: Final = ("#4c78d0", "#d9822b", "#3a9d6e", "#c2477f", "#8a63c9", "#6d7a83")
 """Told apart by most colour-blind readers, and legible on white and on near-black."""
 _PART_COLOURS: Final = dict(zip(PARTS, COLOURS, strict=True))
-_STYLE: Final = {
+_STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 9,
@@ -40,10 +41,11 @@ _STYLE: Final = {
     "legend.frameon": False,
 }
 _AXES: Final = (
-    ("step", "optimizer steps"),
-    (AUDIO_HOURS, "hours of audio"),
-    (WALL_CLOCK, "minutes of training"),
+    ("step", "optimizer steps", 1.0),
+    (AUDIO_HOURS, "hours of audio", 1.0),
+    (WALL_CLOCK, "minutes of training", 60.0),
 )
+Line = NDArray[np.float64]
 
 
 def loss_figure(groups: Sequence[Group]) -> str:
@@ -51,8 +53,7 @@ def loss_figure(groups: Sequence[Group]) -> str:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(10.5, 3.4), layout="constrained")
         panels = figure.subplots(1, 3, sharey=True)
-        for axes, (key, label) in zip(panels, _AXES, strict=True):
-            scale = 60.0 if key == WALL_CLOCK else 1.0
+        for axes, (key, label, scale) in zip(panels, _AXES, strict=True):
             for number, group in enumerate(groups):
                 _draw_group(axes, group, COLOURS[number % len(COLOURS)], key, scale)
             axes.set_xlabel(label)
@@ -87,7 +88,7 @@ def split_figure(story: Story) -> str:
 
 
 def similarity_figure(story: Story) -> str:
-    """Draw the maps of layers at each stage's end: with each other above, with the teacher below."""
+    """Draw layers' similarity at each stage's end: to each other above, to the teacher below."""
     with mpl.rc_context(_STYLE | {"axes.grid": False}):
         maps = story.similarities
         figure = Figure(figsize=(2.6 * len(maps) + 0.8, 5.2), layout="constrained")
@@ -128,24 +129,21 @@ def _draw_group(axes: Axes, group: Group, colour: str, key: str, scale: float) -
         axes.axvline(scale * float(growth[key]), color=colour, linewidth=0.9, linestyle=":")
 
 
-def _band(
-    group: Group, key: str, scale: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _band(group: Group, key: str, scale: float) -> tuple[Line, Line, Line, Line]:
     """Return places that all runs reach, and the lowest, mean and highest validation loss there."""
     lines = []
     for story in group.stories:
         losses = story.losses()
         if losses:
-            lines.append(
-                ([scale * float(event[key]) for event, _ in losses], [loss for _, loss in losses])
-            )
+            places = [scale * float(event[key]) for event, _ in losses]
+            lines.append((places, [loss for _, loss in losses]))
     if not lines:
         empty = np.zeros(0)
         return empty, empty, empty, empty
     end = min(places[-1] for places, _ in lines)
-    places = np.array([place for place in lines[0][0] if place <= end * (1 + 1e-9)])
-    values = np.array([np.interp(places, *line) for line in lines])
-    return places, values.min(0), values.mean(0), values.max(0)
+    common = np.array([place for place in lines[0][0] if place <= end * (1 + 1e-9)])
+    values = np.array([np.interp(common, *line) for line in lines])
+    return common, values.min(0), values.mean(0), values.max(0)
 
 
 def _mean(story: Story, depth: int, key: str) -> float:

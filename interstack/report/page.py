@@ -98,10 +98,9 @@ def _columns(story: Story) -> list[_Column]:
     if not story.growths:
         return []
     first = story.growths[0]
-    start = [
-        (f"{layer + 1}.1", _colour(layer), False, True) for layer in range(first["from_depth"])
-    ]
-    columns = [_Column(str(first["from_depth"]), start[::-1])]
+    depth = first["from_depth"]
+    start = [(f"{layer + 1}.1", _colour(layer), False, False) for layer in range(depth)]
+    columns = [_Column(str(depth), start[::-1])]
     for growth in story.growths:
         layers = [
             (row["name"], _colour(row["block"] - 1), row["kind"] == "clone", row["tap"])
