@@ -115,16 +115,28 @@ def similarity_figure(story: Story) -> str:
 def _draw_group(axes: Axes, group: Group, colour: str, key: str, scale: float) -> None:
     """Draw a recipe's runs: their mean with a band, and the first one's training loss, thin."""
     first = group.stories[0]
-    steps = [scale * float(point[key]) for point in first.points]
-    losses = [float(point["train/loss"]) for point in first.points]
-    axes.plot(steps, losses, color=colour, linewidth=0.7, alpha=0.45)
     places, low, mean, high = _band(group, key, scale)
-    if len(places) > 0:
+    judged = len(places) > 0
+    axes.plot(
+        [scale * float(point[key]) for point in first.points],
+        [float(point["train/loss"]) for point in first.points],
+        color=colour,
+        linewidth=0.7,
+        alpha=0.45,
+        label=None if judged else group.name,
+    )
+    if judged:
         axes.plot(
-            places, mean, color=colour, linewidth=1.8, marker="o", markersize=2.5, label=group.name
+            places,
+            mean,
+            color=colour,
+            linewidth=1.8,
+            marker="o",
+            markersize=2.5,
+            label=group.name,
         )
-        if len(group.stories) > 1:
-            axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
+    if len(group.stories) > 1:
+        axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
     for growth in first.growths:
         axes.axvline(scale * float(growth[key]), color=colour, linewidth=0.9, linestyle=":")
 

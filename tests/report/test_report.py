@@ -1,0 +1,185 @@
+"""Runs as one HTML file: from their own records, whatever became of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cached_runs import fit
+
+from interstack.cli import main
+from interstack.report.comparison import common_loss, group_by_recipe, reach
+from interstack.report.page import render
+from interstack.report.story import read_stories
+from interstack.tracking.step_clock import PARTS
+
+LONG = ("--trainer.max_steps=12", "--trainer.log_every_n_steps=2")
+DAILY = "--trainer.check_val_every_n_epoch=1"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, teacher_directory: Path) -> Path:
+    """A finished run that grew once."""
+    directory = tmp_path_factory.mktemp("runs") / "grown"
+    assert fit(directory, teacher_directory, *LONG, DAILY) == 0
+    return directory
+
+
+def made_up(
+    directory: Path,
+    losses: Sequence[tuple[float, float]],
+    *,
+    seed: int = 1,
+    depths: Sequence[int] = (2, 4),
+    lr: float = 1e-3,
+) -> Path:
+    """Write the records of a run with validation losses at hours of training."""
+    directory.mkdir(parents=True)
+    axes = {"progress/audio_hours": 0.0, "progress/training_pflops": 0.0}
+    figures: dict[str, Any] = {f"split/{part}": 0.1 for part in PARTS}
+    figures |= {"speed/audio_seconds_per_second": 10.0, "memory/peak_mebibytes": 100.0}
+    events = []
+    for step, (hours, loss) in enumerate(losses, start=1):
+        place = {"step": step, **axes, "progress/wall_clock_hours": hours}
+        events.append(
+            {"kind": "point", **place, **figures, "train/loss": loss, "train/depth": depths[0]}
+        )
+        events.append({"kind": "validation", **place, "losses": {"val/loss": loss}})
+    (directory / "events.jsonl").write_text("".join(json.dumps(each) + "\n" for each in events))
+    config = {
+        "seed_everything": seed,
+        "trainer": {"default_root_dir": str(directory)},
+        "growth": {"depths": list(depths)},
+        "model": {"lr": lr},
+    }
+    (directory / "config.yaml").write_text(json.dumps(config))
+    return directory
+
+
+class Wellformed(HTMLParser):
+    """Checks that every tag that is opened is closed, and notes what a browser would fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note a tag."""
+        if tag not in ("meta", "link", "br", "img"):
+            self.open.append(tag)
+        wanted = [value for name, value in attrs if name in ("src", "href", "xlink:href") and value]
+        self.fetched += [value for value in wanted if not value.startswith(("#", "data:"))]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note a tag that closes itself."""
+        self.handle_starttag(tag, attrs)
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        """Close the last one."""
+        assert self.open.pop() == tag
+
+
+def test_the_page_stands_alone_and_tells_the_run(run: Path, tmp_path: Path) -> None:
+    """Nothing is fetched; stages, lineage, step split and maps are there, in the page's own ink."""
+    page = tmp_path / "report.html"
+    assert main(["report", str(run), "-o", str(page)]) == 0
+    text = page.read_text()
+    checked = Wellformed()
+    checked.feed(text)
+    assert checked.open == []
+    assert checked.fetched == []
+    assert "@import" not in text
+    assert "url(http" not in text
+    stages = json.loads((run / "stages.json").read_text())["stages"]
+    for stage in stages:
+        assert f"{stage['validation_loss_after']:.4f}" in text
+    assert text.count("<svg") == 3
+    assert "currentColor" in text
+    assert "#010203" not in text
+    for words in ("Lineage", "1.1", "2.2", "2 layers", "4 layers", "linear CKA", "student forward"):
+        assert words in text
+    assert len(re.findall(r'class="layer[^"]*clone', text)) == 2
+    assert "Side by side" not in text
+
+
+def test_a_run_that_died_is_shown_as_far_as_it_came(run: Path, tmp_path: Path) -> None:
+    """In the midst of its first stage, with half a line at its end."""
+    died = tmp_path / "died"
+    died.mkdir()
+    lines = (run / "events.jsonl").read_text().splitlines(keepends=True)
+    (died / "events.jsonl").write_text("".join(lines[:2]) + lines[2][:40])
+    page = tmp_path / "report.html"
+    assert main(["report", str(died), "-o", str(page)]) == 0
+    text = page.read_text()
+    assert "unknown" in text
+    assert "Lineage" not in text
+    assert text.count("<svg") == 2
+
+
+def test_seeds_of_a_recipe_are_one_line_with_a_band(tmp_path: Path) -> None:
+    """Whatever their directories are called; another learning rate is another recipe."""
+    runs = [
+        made_up(tmp_path / f"seed{seed}", [(1, 2.0), (2, 1.0 + 0.1 * seed)], seed=seed)
+        for seed in range(3)
+    ]
+    runs.append(made_up(tmp_path / "fast", [(1, 2.0), (2, 1.0)], lr=1.0))
+    groups = group_by_recipe(read_stories(runs))
+    assert [len(group.stories) for group in groups] == [3, 1]
+    assert groups[0].name == "seed0 (3 seeds)"
+    assert "seed0 (3 seeds)" in render(read_stories(runs))
+
+
+def test_the_time_to_a_loss_is_read_between_validations(tmp_path: Path) -> None:
+    """The loss is the lowest that all reach; full depth throughout is what speed-up is against."""
+    growing = made_up(tmp_path / "growing", [(1, 3.0), (2, 1.0)])
+    full = made_up(tmp_path / "full", [(2, 3.0), (6, 1.5)], depths=(4,))
+    groups = group_by_recipe(read_stories([growing, full]))
+    loss = common_loss(groups)
+    assert loss == 1.5
+    mine, theirs = reach(groups, loss)
+    assert mine.seconds == (pytest.approx(1.75 * 3600),)
+    assert theirs.seconds == (pytest.approx(6 * 3600),)
+    assert mine.speed_up == pytest.approx(6 / 1.75)
+    assert theirs.speed_up == pytest.approx(1.0)
+    page = render(read_stories([growing, full]))
+    assert "1:45:00" in page
+    assert "3.43×" in page
+
+
+def test_without_a_run_at_full_depth_there_is_no_speed_up(tmp_path: Path) -> None:
+    """Times are compared all the same."""
+    one = made_up(tmp_path / "one", [(1, 3.0), (2, 1.0)])
+    other = made_up(tmp_path / "other", [(1, 3.0), (3, 1.0)], lr=2.0)
+    found = reach(group_by_recipe(read_stories([one, other])), 1.0)
+    assert [each.speed_up for each in found] == [None, None]
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """By their paths."""
+    runs = [made_up(tmp_path / str(lr) / "run", [(1, 1.0)], lr=lr) for lr in (1, 2)]
+    assert [story.name for story in read_stories(runs)] == [str(run) for run in runs]
+
+
+def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A directory without records, one that isn't there, a page that can't be written."""
+    assert main(["report", str(tmp_path)]) == 2
+    assert "has no events.jsonl" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    run = made_up(tmp_path / "run", [(1, 1.0)])
+    assert main(["report", str(run), "-o", str(tmp_path)]) == 2
+    assert "give -o another file" in capsys.readouterr().err
+
+
+def test_names_of_runs_are_text_and_never_markup(tmp_path: Path) -> None:
+    """A directory may be called anything."""
+    run = made_up(tmp_path / "<script>alert(1)<", [(1, 1.0)])
+    assert "<script>" not in render(read_stories([run]))
