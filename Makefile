@@ -31,6 +31,7 @@ demo: setup ## Watch a student grow from 3 to 12 layers on real speech, and see 
 	$(BIN)/python -m interstack.cli probe --corpus assets/speech \
 		--upstream runs/interleaved/student --upstream assets/teacher \
 		--upstream log-mel --upstream random:runs/interleaved/student
+	$(BIN)/python -m interstack.cli report runs/interleaved -o runs/interleaved/report.html
 
 test: setup lint types ## Lint, types and the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
