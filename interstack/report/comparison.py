@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from interstack.report.story import Story
-from interstack.tracking.dashboard import WALL_CLOCK
+from interstack.tracking.points import WALL_CLOCK
 
 _HOUR = 3600.0
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from interstack.report.comparison import Group
 from interstack.report.story import Story
-from interstack.tracking.dashboard import AUDIO_HOURS, WALL_CLOCK
+from interstack.tracking.events import Event
 from interstack.tracking.lineage import block_names
+from interstack.tracking.points import AUDIO_HOURS, WALL_CLOCK
 from interstack.tracking.step_clock import PARTS
 
 _INK: Final = "#010203"
@@ -48,18 +49,21 @@ _AXES: Final = (
 Line = NDArray[np.float64]
 
 
-def loss_figure(groups: Sequence[Group]) -> str:
-    """Draw losses against steps, audio and wall-clock; growths as vertical lines."""
+def loss_figures(groups: Sequence[Group]) -> list[str]:
+    """Draw losses against steps, audio and wall-clock, one each; growths as vertical lines."""
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(10.5, 3.4), layout="constrained")
-        panels = figure.subplots(1, 3, sharey=True)
-        for axes, (key, label, scale) in zip(panels, _AXES, strict=True):
-            for number, group in enumerate(groups):
-                _draw_group(axes, group, COLOURS[number % len(COLOURS)], key, scale)
-            axes.set_xlabel(label)
-        panels[0].set_ylabel("loss")
-        panels[0].legend(fontsize=8)
-        return _svg(figure)
+        return [_loss_figure(groups, key, label, scale) for key, label, scale in _AXES]
+
+
+def _loss_figure(groups: Sequence[Group], key: str, label: str, scale: float) -> str:
+    figure = Figure(figsize=(4.2, 3.3), layout="constrained")
+    axes = figure.subplots()
+    for number, group in enumerate(groups):
+        _draw_group(axes, group, COLOURS[number % len(COLOURS)], key, scale)
+    axes.set_xlabel(label)
+    axes.set_ylabel("loss")
+    axes.legend(fontsize=8)
+    return _svg(figure)
 
 
 def split_figure(story: Story) -> str:
@@ -87,29 +91,28 @@ def split_figure(story: Story) -> str:
         return _svg(figure)
 
 
-def similarity_figure(story: Story) -> str:
+def similarity_figures(story: Story) -> list[str]:
     """Draw layers' similarity at each stage's end: to each other above, to the teacher below."""
     with mpl.rc_context(_STYLE | {"axes.grid": False}):
-        maps = story.similarities
-        figure = Figure(figsize=(2.6 * len(maps) + 0.8, 5.2), layout="constrained")
-        panels = figure.subplots(2, len(maps), squeeze=False)
-        for column, each in enumerate(maps):
-            names = ["input", *block_names(_lineage_at(story, int(each["depth"])))]
-            teacher = ["input" if layer == 0 else str(layer) for layer in each["teacher_layers"]]
-            for row, (values, columns) in enumerate(
-                ((each["student"], names), (each["teacher"], teacher))
-            ):
-                axes = panels[row][column]
-                image = axes.imshow(
-                    values, vmin=0, vmax=1, cmap="magma", origin="lower", aspect="auto"
-                )
-                axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=6)
-                axes.set_yticks(range(len(names)), names, fontsize=6)
-            panels[0][column].set_title(f"{each['depth']} layers", fontsize=9)
-        panels[0][0].set_ylabel("student × student")
-        panels[1][0].set_ylabel("student × teacher")
-        figure.colorbar(image, ax=panels, label="linear CKA", shrink=0.6)
-        return _svg(figure)
+        return [_similarity_figure(story, each) for each in story.similarities]
+
+
+def _similarity_figure(story: Story, maps: Event) -> str:
+    names = ["input", *block_names(_lineage_at(story, int(maps["depth"])))]
+    teacher = ["input" if layer == 0 else str(layer) for layer in maps["teacher_layers"]]
+    figure = Figure(figsize=(3.4, 5.4), layout="constrained")
+    panels = figure.subplots(2, 1)
+    for axes, values, columns, of in (
+        (panels[0], maps["student"], names, "student"),
+        (panels[1], maps["teacher"], teacher, "teacher"),
+    ):
+        image = axes.imshow(values, vmin=0, vmax=1, cmap="magma", origin="lower", aspect="auto")
+        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=6)
+        axes.set_yticks(range(len(names)), names, fontsize=6)
+        axes.set_ylabel(f"student × {of}")
+    panels[0].set_title(f"{maps['depth']} layers", fontsize=9)
+    figure.colorbar(image, ax=panels, label="linear CKA", shrink=0.5)
+    return _svg(figure)
 
 
 def _draw_group(axes: Axes, group: Group, colour: str, key: str, scale: float) -> None:
@@ -122,7 +125,7 @@ def _draw_group(axes: Axes, group: Group, colour: str, key: str, scale: float) -
         [float(point["train/loss"]) for point in first.points],
         color=colour,
         linewidth=0.7,
-        alpha=0.45,
+        alpha=0.6,
         label=None if judged else group.name,
     )
     if judged:

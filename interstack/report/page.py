@@ -14,12 +14,12 @@ from markupsafe import Markup
 from interstack.report.comparison import Group, common_loss, group_by_recipe, reach
 from interstack.report.figures import (
     COLOURS,
-    loss_figure,
-    similarity_figure,
+    loss_figures,
+    similarity_figures,
     split_figure,
 )
 from interstack.report.story import Story
-from interstack.tracking.dashboard import AUDIO_HOURS, PETAFLOPS, WALL_CLOCK
+from interstack.tracking.points import AUDIO_HOURS, PETAFLOPS, WALL_CLOCK
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def render(stories: Sequence[Story]) -> str:
     )
     return template.render(
         title=", ".join(group.name for group in groups),
-        losses=Markup(loss_figure(groups)),
+        losses=[Markup(each) for each in loss_figures(groups)],
         common_loss=None if loss is None else f"{loss:.4f}",
         reached=_reached_rows(groups, loss),
         runs=[_run(story) for story in stories],
@@ -71,7 +71,7 @@ def _run(story: Story) -> dict[str, Any]:
         "stages": [_stage_row(stage) for stage in story.stages],
         "columns": _columns(story),
         "split": Markup(split_figure(story)),
-        "similarity": Markup(similarity_figure(story)) if story.similarities else None,
+        "similarity": [Markup(each) for each in similarity_figures(story)],
     }
 
 

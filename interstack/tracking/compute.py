@@ -12,7 +12,7 @@ _WITH_BACKWARD: Final = 3
 """Of what is trained: a forward pass, and two like it for the gradients of inputs and weights."""
 
 
-def training_flops(student: Student, teacher: Teacher | None, seconds: float) -> float:
+def training_flops(student: Student, teacher: Teacher | None, seconds: float = 10.0) -> float:
     """Return the floating-point operations of training on a second of audio, padding included.
 
     A multiply-accumulate is two. Norms, activations and the optimizer are left out: they are next

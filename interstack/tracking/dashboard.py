@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import resource
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import lightning as L
 import torch
@@ -20,32 +19,19 @@ from interstack.tracking.boards import Board, open_boards
 from interstack.tracking.compute import training_flops
 from interstack.tracking.events import EventKind, append_event
 from interstack.tracking.layer_similarity import measure_similarity
-from interstack.tracking.lineage import layer_rows
+from interstack.tracking.points import (
+    AXES,
+    POINT_METRICS,
+    axes_of,
+    point_figures,
+    point_is_due,
+)
 from interstack.tracking.position import growth_of, stage_number
 from interstack.tracking.spike import SpikeMeter
 from interstack.tracking.stages import StageRecorder
-from interstack.tracking.step_clock import PARTS, StepClock
+from interstack.tracking.step_clock import StepClock
+from interstack.tracking.summaries import growth_summary, stage_summary
 from interstack.tracking.totals import Totals, TotalsMeter
-
-AUDIO_HOURS: Final = "progress/audio_hours"
-WALL_CLOCK: Final = "progress/wall_clock_hours"
-PETAFLOPS: Final = "progress/training_pflops"
-AXES: Final = (AUDIO_HOURS, WALL_CLOCK, PETAFLOPS)
-"""What every point can be read against beside ``trainer/global_step``: audio trained on, padding
-excluded; time in training; 10¹⁵ floating-point operations of training."""
-POINT_METRICS: Final = (
-    "train/stage",
-    "train/grad_norm",
-    "speed/audio_seconds_per_second",
-    "speed/step_seconds",
-    *(f"split/{part}" for part in PARTS),
-    "memory/peak_mebibytes",
-    "data/padding",
-)
-"""What a point has beside losses, learning rate and depth, which the module logs."""
-_HOUR: Final = 3600.0
-_UTTERANCE_SECONDS: Final = 10.0
-"""Length by which attention's share of the arithmetic is reckoned."""
 
 
 class Dashboard(L.Callback):
@@ -95,7 +81,7 @@ class Dashboard(L.Callback):
     ) -> None:
         """Look at this step, if a point is due after it."""
         del pl_module, batch, batch_idx
-        self._looks = _point_is_due(trainer)
+        self._looks = point_is_due(trainer)
         assert self._clock is not None
         self._clock.begin(self._looks)
 
@@ -175,18 +161,11 @@ class Dashboard(L.Callback):
         """Tell of the growth: layers, and the validation loss before and after."""
         module = _distillation(pl_module)
         growth = growth_of(trainer)
-        stages = _stages(trainer)
-        before = stages[-2].validation_loss_after if len(stages) > 1 else None
-        after = stages[-1].validation_loss_before if stages else None
+        operator = None if growth is None else growth.operator_name
         self._spike.grown()
-        content = {
-            "from_depth": plan.old_depth,
-            "to_depth": plan.depth,
-            "operator": None if growth is None else growth.operator_name,
-            "layers": layer_rows(module.lineage, plan, module.student.tap_layers),
-            "validation_before": before,
-            "validation_after": after,
-        }
+        content = growth_summary(
+            plan, operator, module.lineage, module.student.tap_layers, _stages(trainer)
+        )
         self._tell(trainer, "growth", **self._axes(), **content)
         for board in self._boards:
             board.growth(trainer.global_step, content)
@@ -229,18 +208,9 @@ class Dashboard(L.Callback):
         self._read()
         self._tell_recovery(trainer)
         steps, self._steps_since = self._steps_since, 0
-        since = self._meter.take_since()
-        seconds = max(since.training_seconds, 1e-9)
-        padding = 1 - since.audio_seconds / since.padded_seconds if since.padded_seconds else 0.0
-        figures = {
-            "train/stage": float(stage_number(trainer, module.depth).number),
-            "train/grad_norm": 0.0 if self._gradient_norm is None else float(self._gradient_norm),
-            "speed/audio_seconds_per_second": since.audio_seconds / seconds,
-            "speed/step_seconds": seconds / max(1, steps),
-            **{f"split/{part}": taken for part, taken in parts.items()},
-            "memory/peak_mebibytes": _peak_mebibytes(module.device),
-            "data/padding": padding,
-        }
+        stage = stage_number(trainer, module.depth).number
+        since, norm = self._meter.take_since(), self._gradient_norm
+        figures = point_figures(since, steps, parts, stage, norm, module.device)
         axes = self._axes()
         module.log_dict(
             {
@@ -259,20 +229,7 @@ class Dashboard(L.Callback):
         stages = _stages(trainer)
         if not stages:
             return
-        spike = self._spike
-        summary = {
-            "stage": stages[-1].stage,
-            "depth": stages[-1].depth,
-            "num_parameters": stages[-1].num_parameters,
-            "steps": stages[-1].steps,
-            "audio_seconds": stages[-1].audio_seconds,
-            "training_seconds": stages[-1].training_seconds,
-            "validation_before": stages[-1].validation_loss_before,
-            "validation_after": stages[-1].validation_loss_after,
-            "loss_before_growth": spike.before,
-            "loss_peak": spike.peak,
-            "recovered_after_steps": spike.recovered_after,
-        }
+        summary = stage_summary(stages[-1], self._spike)
         self._tell(trainer, "stage", **self._axes(), **summary)
         for board in self._boards:
             board.stage(trainer.global_step, summary)
@@ -290,7 +247,7 @@ class Dashboard(L.Callback):
         student, teacher = self._module.student, self._module.teacher
         live = teacher if isinstance(teacher, Teacher) else None
         self._meter.count_time()
-        self._meter.read(training_flops(student, live, _UTTERANCE_SECONDS))
+        self._meter.read(training_flops(student, live))
         losses, self._losses = self._losses, []
         for loss in torch.stack(losses).tolist() if losses else ():
             self._recovered = self._spike.add(loss) or self._recovered
@@ -304,12 +261,7 @@ class Dashboard(L.Callback):
             self._tell(trainer, "recovery", **figures, after_steps=spike.recovered_after)
 
     def _axes(self) -> dict[str, float]:
-        totals = self._meter.totals
-        return {
-            AUDIO_HOURS: totals.audio_seconds / _HOUR,
-            WALL_CLOCK: totals.training_seconds / _HOUR,
-            PETAFLOPS: totals.flops / 1e15,
-        }
+        return axes_of(self._meter.totals)
 
     def _tell(self, trainer: L.Trainer, kind: EventKind, **content: Any) -> None:  # noqa: ANN401
         if trainer.is_global_zero:
@@ -328,25 +280,11 @@ class Dashboard(L.Callback):
             self._clock = None
 
 
-def _point_is_due(trainer: L.Trainer) -> bool:
-    """Tell whether Lightning's loggers will be given the step that begins now."""
-    step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
-    every = int(trainer.log_every_n_steps)  # type: ignore[attr-defined] # set, but not declared
-    return every > 0 and step % every == 0
-
-
 def _stages(trainer: L.Trainer) -> list[Any]:
     for callback in callbacks_of(trainer):
         if isinstance(callback, StageRecorder):
             return list(callback.stages)
     return []
-
-
-def _peak_mebibytes(device: torch.device) -> float:
-    """Return the most memory in use so far: of the GPU's tensors, or of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def _distillation(pl_module: L.LightningModule) -> Distillation:

@@ -101,7 +101,7 @@ def test_the_page_stands_alone_and_tells_the_run(run: Path, tmp_path: Path) -> N
     stages = json.loads((run / "stages.json").read_text())["stages"]
     for stage in stages:
         assert f"{stage['validation_loss_after']:.4f}" in text
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 3 + 1 + 2
     assert "currentColor" in text
     assert "#010203" not in text
     for words in ("Lineage", "1.1", "2.2", "2 layers", "4 layers", "linear CKA", "student forward"):
@@ -121,7 +121,7 @@ def test_a_run_that_died_is_shown_as_far_as_it_came(run: Path, tmp_path: Path) -
     text = page.read_text()
     assert "unknown" in text
     assert "Lineage" not in text
-    assert text.count("<svg") == 2
+    assert text.count("<svg") == 3 + 1
 
 
 def test_seeds_of_a_recipe_are_one_line_with_a_band(tmp_path: Path) -> None:

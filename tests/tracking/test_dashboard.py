@@ -20,10 +20,10 @@ from wandb.proto import wandb_internal_pb2
 from interstack.distillation.module import Distillation
 from interstack.growth.operators import get_operator, plan_growth
 from interstack.tracking.boards import TensorBoardBoard
-from interstack.tracking.dashboard import AXES, POINT_METRICS
 from interstack.tracking.events import append_event, read_events, trim_events
 from interstack.tracking.layer_similarity import LayerSimilarity
 from interstack.tracking.lineage import layer_rows
+from interstack.tracking.points import AXES, POINT_METRICS
 from interstack.tracking.step_clock import PARTS
 
 LOGGERS = json.dumps(
