@@ -26,6 +26,7 @@ from interstack.checkpointing.callback import Checkpoints
 from interstack.distillation.module import Distillation
 from interstack.distillation.objective import ObjectiveConfig, ObjectiveKind
 from interstack.models.config import FrontEnd, StudentConfig, TeacherConfig
+from interstack.tracking.dashboard import Dashboard
 from interstack.tracking.progress_bar import StageProgressBar
 from interstack.tracking.stages import StageRecorder
 
@@ -110,6 +111,7 @@ def run(module: Distillation, directory: Path, every: int = 4) -> dict[int, list
         watch,
         StageProgressBar(),
         StageRecorder(),
+        Dashboard(),
         Checkpoints(dirpath=str(directory / "checkpoints")),
         depths=(2,),
         max_steps=8,
