@@ -41,6 +41,27 @@ def stage_number(trainer: L.Trainer, depth: int) -> StageNumber:
     return StageNumber(max(1, bisect_right(depths, depth)), len(depths))
 
 
+def share_left(trainer: L.Trainer, depth: int) -> tuple[float, float] | None:
+    """Return the shares of the run that its stage and the whole of it still have to go.
+
+    None where nothing tells the run's length beforehand.
+
+    Args:
+        trainer: In the midst of a fit.
+        depth: The student's.
+    """
+    position = run_position(trainer)
+    if not position.total:
+        return None
+    done = min(1.0, position.done / position.total)
+    growth = growth_of(trainer)
+    ends = [1.0]
+    if growth is not None and growth.schedule is not None:
+        stages = growth.schedule.stages
+        ends = [stage.start for stage in stages[1:] if stage.depth > depth] + ends
+    return max(0.0, ends[0] - done), 1.0 - done
+
+
 def run_position(trainer: L.Trainer) -> RunPosition:
     """Return how much of the run is done: steps if these measure it, otherwise batches."""
     if trainer.max_steps > 0:

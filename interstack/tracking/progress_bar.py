@@ -12,8 +12,14 @@ from interstack.data.batch import Batch
 from interstack.growth.callback import growable
 from interstack.growth.plan import GrowthPlan
 from interstack.tracking.display import Display, Reading, open_display
-from interstack.tracking.position import RunPosition, growth_of, run_position, stage_number
-from interstack.tracking.throughput import AudioMeter, Throughput
+from interstack.tracking.position import (
+    RunPosition,
+    growth_of,
+    run_position,
+    share_left,
+    stage_number,
+)
+from interstack.tracking.throughput import AudioMeter, Pace, Throughput
 
 
 class StageProgressBar(ProgressBar):
@@ -37,6 +43,7 @@ class StageProgressBar(ProgressBar):
         self._shown_at = float("-inf")
         self._audio = AudioMeter()
         self._throughput = Throughput()
+        self._pace = Pace()
         self._rate: float | None = None
         self._done = 0
 
@@ -59,7 +66,7 @@ class StageProgressBar(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show where the run begins."""
-        self._throughput.interrupt()
+        self._rest()
         self._show(self._training_reading(trainer, pl_module))
 
     def on_train_batch_end(
@@ -94,7 +101,7 @@ class StageProgressBar(ProgressBar):
         self, trainer: L.Trainer, pl_module: L.LightningModule, plan: GrowthPlan
     ) -> None:
         """Announce the growth, with the first ancestor of every layer."""
-        self._throughput.interrupt()
+        self._rest()
         self._rate = None
         growth = growth_of(trainer)
         by = "" if growth is None else f" by {growth.operator_name}"
@@ -135,8 +142,29 @@ class StageProgressBar(ProgressBar):
         if self._rate is not None:
             digits = 0 if self._rate >= 10 else 1
             figures.append(f"{self._rate:,.{digits}f} s of audio/s")
+        figures += self._times_left(trainer, depth, number < total)
         title = (f"stage {number}/{total}", f"depth {depth}")
         return Reading(title, run_position(trainer), tuple(figures))
+
+    def _times_left(self, trainer: L.Trainer, depth: int, grows: bool) -> list[str]:
+        """Say when the stage and the run will end, at the present pace.
+
+        Later stages are slower: the run's end is the earliest that it can be.
+        """
+        left = share_left(trainer, depth)
+        if left is None or left[1] <= 0:
+            return []
+        of_stage, of_run = (self._pace.seconds_for(share, left[1]) for share in left)
+        if of_stage is None or of_run is None:
+            return []
+        said = [f"grows in {_clock_time(of_stage)}"] if grows else []
+        if not self._open().is_live:  # a bar has its own clock
+            said.append(f"ends in {_clock_time(of_run)}{' or more' if grows else ''}")
+        return said
+
+    def _rest(self) -> None:
+        self._throughput.interrupt()
+        self._pace.interrupt()
 
     # Validation, test and prediction on their own -----------------------------------------------
 
@@ -218,3 +246,8 @@ class StageProgressBar(ProgressBar):
             self._display.close()
             self._display = None
             self._shown_at = float("-inf")
+
+
+def _clock_time(seconds: float) -> str:
+    minutes, left = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{left:02}"

@@ -11,9 +11,11 @@ import pytest
 from tracked_runs import DEPTHS, NUM_STEPS, MakeRun
 
 from interstack.tracking.progress_bar import StageProgressBar
-from interstack.tracking.throughput import AudioMeter
+from interstack.tracking.throughput import AudioMeter, Pace
 
-FIGURES = r"loss \d\.\d{4}(, [\d,.]+ s of audio/s)?"
+CLOCK = r"\d+:\d\d:\d\d"
+TIMES = rf"(, grows in {CLOCK}, ends in {CLOCK} or more|, ends in {CLOCK})?"
+FIGURES = r"loss \d\.\d{4}(, [\d,.]+ s of audio/s)?" + TIMES
 GROWTHS = [
     "step 3: grown from 2 to 3 layers by interleave, 1 2 2",
     "step 6: grown from 3 to 4 layers by interleave, 1 1 2 2",
@@ -125,3 +127,34 @@ def test_validation_on_its_own_is_counted(
     total = len(lines)
     assert total > 1
     assert lines == [f"validation, batch {batch}/{total}" for batch in range(1, total + 1)]
+
+
+def test_lines_say_when_the_stage_and_the_run_will_end(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As soon as a stage has a pace; in the last one nothing grows, at the end nothing ends."""
+    make_run([StageProgressBar(line_seconds=0.0)]).fit()
+    lines = {
+        int(found[1]): line
+        for line in capsys.readouterr().out.splitlines()
+        if (found := re.search(r"step (\d+)/9", line))
+    }
+    for step in (2, 5):
+        assert "grows in" in lines[step]
+        assert lines[step].endswith("or more")
+    assert "grows in" not in lines[8]
+    assert re.search(rf"ends in {CLOCK}$", lines[8])
+    assert "ends in" not in lines[9]
+
+
+def test_a_pace_is_of_the_stretch_since_it_was_interrupted() -> None:
+    """A quarter of the run in ten seconds: half of it takes twenty."""
+    now = [100.0]
+    pace = Pace(clock=lambda: now[0])
+    assert pace.seconds_for(1.0, 1.0) is None
+    now[0] += 10
+    assert pace.seconds_for(0.5, 0.75) == pytest.approx(20.0)
+    pace.interrupt()
+    assert pace.seconds_for(0.5, 0.75) is None
+    now[0] += 10
+    assert pace.seconds_for(0.5, 0.65) == pytest.approx(50.0)
