@@ -65,6 +65,12 @@ def _superb(arguments: Arguments) -> None:
     run_superb(arguments)
 
 
+def _workspace(arguments: Arguments) -> None:
+    from interstack.commands.workspace import run_workspace
+
+    run_workspace(arguments)
+
+
 COMMANDS: dict[str, tuple[Callable[[Arguments], None], str]] = {
     "fit": (_lightning, "distil a teacher into a growing student"),
     "validate": (_lightning, "the validation loss of a checkpoint"),
@@ -73,6 +79,7 @@ COMMANDS: dict[str, tuple[Callable[[Arguments], None], str]] = {
     "plan": (_plan, "what a run will cost, before it is begun: stages, step split, wall-clock"),
     "cache": (_cache, "compute the teacher's targets of a corpus once, for runs without a teacher"),
     "report": (_report, "runs as one HTML file: losses, stages, lineage, step split, similarity"),
+    "workspace": (_workspace, "panels for Weights & Biases, laid out for a growing run"),
     "export": (_export, "a checkpoint's student as a Hugging Face directory, and as ONNX"),
     "inspect": (_inspect, "what models cost: parameters, GMACs, real-time factor on this machine"),
     "pack": (_pack, "pack a folder of speech into tar shards that can be streamed"),

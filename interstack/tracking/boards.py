@@ -24,6 +24,9 @@ class Board(Protocol):
     def growth(self, step: int, content: Mapping[str, Any]) -> None:
         """Show a growth: its lineage, and what it did to the validation loss."""
 
+    def recovery(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Show that the training loss is back where it was before the last growth."""
+
     def stage(self, step: int, summary: Mapping[str, Any]) -> None:
         """Show what a stage took and brought."""
 
@@ -86,6 +89,11 @@ class WandbBoard:
         loss = "" if before is None or after is None else f": validation {before:.4f} → {after:.4f}"
         self._logger.experiment.alert(title, f"step {step:,}, {content['operator']}{loss}")
 
+    def recovery(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Log the jump and the steps back."""
+        names = {"peak": "growth/loss_peak", "after_steps": "growth/recovered_after_steps"}
+        self._log(step, {name: figures[key] for key, name in names.items()})
+
     def stage(self, step: int, summary: Mapping[str, Any]) -> None:
         """Log the table of the stages so far."""
         import wandb
@@ -126,6 +134,12 @@ class TensorBoardBoard:
             for row in content["layers"]
         ]
         self._logger.experiment.add_text("growth/lineage", "\n".join(rows), step)
+
+    def recovery(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Write the jump and the steps back."""
+        self._logger.experiment.add_scalar("growth/loss_peak", figures["peak"], step)
+        steps = figures["after_steps"]
+        self._logger.experiment.add_scalar("growth/recovered_after_steps", steps, step)
 
     def stage(self, step: int, summary: Mapping[str, Any]) -> None:
         """Write the stage as text."""

@@ -257,8 +257,14 @@ class Dashboard(L.Callback):
         if self._recovered:
             self._recovered = False
             spike = self._spike
-            figures = {"before": spike.before, "peak": spike.peak}
-            self._tell(trainer, "recovery", **figures, after_steps=spike.recovered_after)
+            figures = {
+                "before": spike.before,
+                "peak": spike.peak,
+                "after_steps": spike.recovered_after,
+            }
+            self._tell(trainer, "recovery", **figures)
+            for board in self._boards:
+                board.recovery(trainer.global_step, figures)
 
     def _axes(self) -> dict[str, float]:
         return axes_of(self._meter.totals)

@@ -97,6 +97,23 @@ def test_the_cluster_script_shares_an_array_and_requeues_itself(tmp_path: Path) 
     assert subprocess.run(["bash", str(script)], check=False, capture_output=True).returncode == 2
 
 
+def test_judging_more_often_changes_nothing_of_the_training(
+    upstream: Path, data_root: Path, tmp_path: Path
+) -> None:
+    """An evaluation draws random numbers of its own, and puts training's back."""
+    for every in (1, 5):
+        changes = (f"asr.runner.eval_step={every}",)
+        output = tmp_path / str(every)
+        assert superb(upstream, data_root, output, "asr", steps=5, changes=changes) == 0
+    often, seldom = (
+        torch.load(job_directory(tmp_path / str(every), "asr") / "states.ckpt", weights_only=True)
+        for every in (1, 5)
+    )
+    for name, tensor in often["expert"].items():
+        if name != "best_score":
+            assert torch.equal(tensor, seldom["expert"][name]), name
+
+
 def test_the_best_step_is_judged_and_not_the_last(
     upstream: Path, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,11 +188,14 @@ def test_tensorboard_gets_pictures_and_tables(monkeypatch: pytest.MonkeyPatch) -
     board = TensorBoardBoard(TensorBoardLogger.__new__(TensorBoardLogger))
     plan = plan_growth(get_operator("interleave"), (0,), 2)
     board.growth(4, {"layers": layer_rows((0, 0), plan, (1,))})
+    board.recovery(4, {"before": 1.0, "peak": 1.5, "after_steps": 7})
     board.stage(4, {"depth": 2})
     identity = torch.eye(3, dtype=torch.float64)
     board.similarity(4, [0, 0], LayerSimilarity(identity, identity, (0, 2, 4)))
     assert written == [
         ("add_text", "growth/lineage"),
+        ("add_scalar", "growth/loss_peak"),
+        ("add_scalar", "growth/recovered_after_steps"),
         ("add_text", "stages/summary"),
         ("add_image", "similarity/layers"),
     ]

@@ -1,0 +1,56 @@
+"""workspace: panels for Weights & Biases, sent, or written where nobody can be reached."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from interstack.checkpointing.atomic import write_whole
+from interstack.errors import ConfigurationError
+from interstack.tracking.workspace import make_workspace, workspace_json
+
+
+def run_workspace(arguments: Sequence[str]) -> None:
+    """Parse the command's options and lay the panels out.
+
+    Args:
+        arguments: The words after ``workspace``.
+
+    Raises:
+        ConfigurationError: If the file can't be written.
+    """
+    parser = argparse.ArgumentParser(
+        prog="interstack workspace",
+        description="Lay out the panels of a growing run in Weights & Biases.",
+    )
+    parser.add_argument("--entity", required=True, help="user or team")
+    parser.add_argument("--project", required=True, help="project of the runs")
+    parser.add_argument("--name", default="interstack", help="name of the view")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("workspace.json"),
+        help="where it goes if it can't be sent (default workspace.json)",
+    )
+    options = parser.parse_args(arguments)
+    import wandb
+
+    workspace = make_workspace(options.entity, options.project, options.name)
+    try:
+        workspace.save()
+    except (wandb.errors.Error, OSError) as error:
+        reason = str(error).splitlines()[0]
+    else:
+        print(f"the workspace is at {workspace.url}")
+        return
+    try:
+        write_whole(options.output, workspace_json(workspace).encode())
+    except OSError as error:
+        raise ConfigurationError(
+            f"{options.output} can't be written ({error.strerror}): give --output another file"
+        ) from error
+    print(
+        f"Weights & Biases can't be reached ({reason.rstrip('.')}): what would be sent is in "
+        f"{options.output}; give the same command where it can"
+    )
