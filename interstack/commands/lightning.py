@@ -27,6 +27,7 @@ from interstack.distillation.module import Distillation
 from interstack.evaluation.predictions import SaveHiddenStates
 from interstack.export.callback import SaveStudent
 from interstack.growth.callback import InterleavedStacking
+from interstack.tracking.boards import finished_wandb
 from interstack.tracking.dashboard import Dashboard
 from interstack.tracking.progress_bar import StageProgressBar
 from interstack.tracking.stages import StageRecorder
@@ -114,6 +115,7 @@ def run_lightning(arguments: Sequence[str], *, run: bool = True) -> InterstackCL
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
         # predictions are written by utterance, so nobody asks for a batch's indices
         warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
+        resources.enter_context(finished_wandb())
         scratch = Path(resources.enter_context(tempfile.TemporaryDirectory()))
         return InterstackCLI(
             resources=resources,

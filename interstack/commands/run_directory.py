@@ -126,7 +126,7 @@ def _go_back_to(resumed: SavedRun, directory: Path, checkpoints: Path) -> None:
     if metrics.exists():
         copy = free_name(metrics)
         shutil.copyfile(metrics, copy)
-        if not trim_rows(metrics, resumed.step):
+        if not trim_rows(metrics, resumed.step, resumed.depth):
             copy.unlink()
 
 

@@ -1,13 +1,16 @@
-"""What loggers are given beside scalars: tables, pictures and the axes that points are read on."""
+"""What loggers are shown beside scalars: tables, pictures, notes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from interstack.errors import RunInterrupted
 from interstack.tracking.layer_similarity import LayerSimilarity
 from interstack.tracking.lineage import COLUMNS, block_names
 from interstack.tracking.pictures import similarity_picture
@@ -23,9 +26,6 @@ class Board(Protocol):
 
     def growth(self, step: int, content: Mapping[str, Any]) -> None:
         """Show a growth: its lineage, and what it did to the validation loss."""
-
-    def recovery(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Show that the training loss is back where it was before the last growth."""
 
     def stage(self, step: int, summary: Mapping[str, Any]) -> None:
         """Show what a stage took and brought."""
@@ -43,6 +43,31 @@ def open_boards(trainer: L.Trainer) -> list[Board]:
         return []
     boards = (_board(logger) for logger in trainer.loggers)
     return [board for board in boards if board is not None]
+
+
+@contextmanager
+def finished_wandb() -> Iterator[None]:
+    """End the W&B run that is begun meanwhile, as failed if it fails.
+
+    W&B would do so when the process ends, but says goodbye in colours then, into files as well.
+    """
+    earlier = _wandb_run()
+    exit_code = 1
+    try:
+        yield
+        exit_code = 0
+    except RunInterrupted as stop:
+        exit_code = stop.exit_status
+        raise
+    finally:
+        run = _wandb_run()
+        if run is not None and run is not earlier:
+            run.finish(exit_code)
+
+
+def _wandb_run() -> Any:  # noqa: ANN401, W&B's
+    """Return the run that is going on in this process; nothing is imported for that."""
+    return getattr(sys.modules.get("wandb"), "run", None)
 
 
 def _board(logger: Logger) -> Board | None:
@@ -73,26 +98,15 @@ class WandbBoard:
             run.define_metric(name, step_metric=_STEP)
 
     def growth(self, step: int, content: Mapping[str, Any]) -> None:
-        """Log the lineage table, the validation loss on both sides, and an alert."""
+        """Log the lineage table, and an alert that names both depths and both losses."""
         import wandb
 
         rows = [[row[column] for column in COLUMNS] for row in content["layers"]]
+        self._log(step, {f"growth/lineage_{content['to_depth']}": wandb.Table([*COLUMNS], rows)})
         before, after = content["validation_before"], content["validation_after"]
-        logged: dict[str, Any] = {
-            f"growth/lineage_{content['to_depth']}": wandb.Table([*COLUMNS], rows),
-            "growth/depth": content["to_depth"],
-        }
-        if before is not None and after is not None:
-            logged |= {"growth/validation_before": before, "growth/validation_after": after}
-        self._log(step, logged)
         title = f"grown from {content['from_depth']} to {content['to_depth']} layers"
         loss = "" if before is None or after is None else f": validation {before:.4f} → {after:.4f}"
         self._logger.experiment.alert(title, f"step {step:,}, {content['operator']}{loss}")
-
-    def recovery(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Log the jump and the steps back."""
-        names = {"peak": "growth/loss_peak", "after_steps": "growth/recovered_after_steps"}
-        self._log(step, {name: figures[key] for key, name in names.items()})
 
     def stage(self, step: int, summary: Mapping[str, Any]) -> None:
         """Log the table of the stages so far."""
@@ -134,12 +148,6 @@ class TensorBoardBoard:
             for row in content["layers"]
         ]
         self._logger.experiment.add_text("growth/lineage", "\n".join(rows), step)
-
-    def recovery(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Write the jump and the steps back."""
-        self._logger.experiment.add_scalar("growth/loss_peak", figures["peak"], step)
-        steps = figures["after_steps"]
-        self._logger.experiment.add_scalar("growth/recovered_after_steps", steps, step)
 
     def stage(self, step: int, summary: Mapping[str, Any]) -> None:
         """Write the stage as text."""

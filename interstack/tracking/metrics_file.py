@@ -91,17 +91,30 @@ def write_rows(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> No
     write_whole(path, _text(columns, rows, header=True).encode())
 
 
-def trim_rows(path: Path, step: int) -> int:
-    """Leave out what was logged at a step or later: a run that goes on from there logs it again.
+def trim_rows(path: Path, step: int, depth: int) -> int:
+    """Leave out what came after a checkpoint: a run that goes on from there logs it again.
+
+    Args:
+        path: The file.
+        step: Optimizer steps that the checkpoint's run had done, so the index of the next one.
+        depth: Layers that its student had. A growth has the index of the step that it comes before,
+            and the checkpoint may have been written before it or after it.
 
     Returns:
         How many rows that were.
     """
     columns, rows = read_rows(path)
-    kept = [row for row in rows if row.get("step") and int(row["step"]) < step]
+    kept = [row for row in rows if _came_before(row, step, depth)]
     if len(kept) < len(rows):
         write_rows(path, columns, kept)
     return len(rows) - len(kept)
+
+
+def _came_before(row: dict[str, str], step: int, depth: int) -> bool:
+    if not row.get("step"):
+        return False
+    grown_to = row.get("growth/depth")
+    return int(row["step"]) < step + bool(grown_to and float(grown_to) <= depth)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import lightning as L
 import torch
+from torch import Tensor
 
+from interstack.models.student import Student
+from interstack.tracking.lineage import block_names
 from interstack.tracking.step_clock import PARTS
 from interstack.tracking.totals import Totals
 
@@ -27,7 +30,17 @@ POINT_METRICS: Final = (
     "memory/peak_mebibytes",
     "data/padding",
 )
-"""What a point has beside losses, learning rate and depth, which the module logs."""
+"""What a point has beside losses, learning rate and depth, which the module logs, and the norms of
+the layers' gradients, whose names go by the lineage."""
+GROWTH_METRICS: Final = (
+    "growth/depth",
+    "growth/validation_before",
+    "growth/validation_after",
+    "growth/loss_before",
+    "growth/loss_peak",
+    "growth/recovered_after_steps",
+)
+"""What a growth has, and the recovery from it: training losses, and the steps it took."""
 _HOUR: Final = 3600.0
 
 
@@ -40,12 +53,40 @@ def axes_of(totals: Totals) -> dict[str, float]:
     }
 
 
+def loss_metrics(teacher_taps: Sequence[int]) -> list[str]:
+    """Return the names under which the module logs losses, learning rate and depth."""
+    losses = ["loss", *(f"loss_tap_{tap}" for tap in teacher_taps)]
+    names = [f"{split}/{loss}" for split in ("train", "val") for loss in losses]
+    return [*names, "train/learning_rate", "train/depth"]
+
+
+def layer_metrics(lineage: Sequence[int]) -> list[str]:
+    """Return the names of the layers' gradient norms, bottom first: by block and place.
+
+    A layer's number changes as others are put below it; its block and its place there do not.
+    """
+    places = (name.split(".") for name in block_names(lineage))
+    return [f"grad_norm/block_{block}_place_{place}" for block, place in places]
+
+
+def gradient_norms(student: Student) -> Tensor:
+    """Return the norm of each layer's gradients, bottom first, (depth,); nothing waits for it."""
+    return torch.stack(
+        [
+            torch.nn.utils.get_total_norm(
+                [each.grad for each in layer.parameters() if each.grad is not None]
+            )
+            for layer in student.layers
+        ]
+    )
+
+
 def point_figures(
     since: Totals,
     steps: int,
     parts: Mapping[str, float],
     stage: int,
-    gradient_norm: torch.Tensor | None,
+    gradient_norm: Tensor | None,
     device: torch.device,
 ) -> dict[str, float]:
     """Return a point's figures, named as in ``POINT_METRICS``; waits for the device.

@@ -110,7 +110,7 @@ def test_metrics_go_on_behind_an_earlier_part(tmp_path: Path) -> None:
         first.log_metrics({"loss": 1.0 - step / 10}, step)
     first.save()
     path = tmp_path / "metrics.csv"
-    assert trim_rows(path, 2) == 2
+    assert trim_rows(path, 2, depth=3) == 2
     second = MetricsFile(str(tmp_path))
     second.log_metrics({"loss": 0.8}, 2)
     with full_disk(path.stat().st_size + 2):

@@ -5,25 +5,31 @@ from __future__ import annotations
 import csv
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import wandb
 from cached_runs import cache, fit, stopping_at
-from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
 
 from interstack.distillation.module import Distillation
 from interstack.growth.operators import get_operator, plan_growth
-from interstack.tracking.boards import TensorBoardBoard
 from interstack.tracking.events import append_event, read_events, trim_events
-from interstack.tracking.layer_similarity import LayerSimilarity
-from interstack.tracking.lineage import layer_rows
-from interstack.tracking.points import AXES, POINT_METRICS
+from interstack.tracking.lineage import COLUMNS, layer_rows
+from interstack.tracking.metrics_file import MetricsFile, read_rows, trim_rows
+from interstack.tracking.points import (
+    AXES,
+    GROWTH_METRICS,
+    POINT_METRICS,
+    layer_metrics,
+    loss_metrics,
+)
+from interstack.tracking.run_meters import RunMeters
 from interstack.tracking.step_clock import PARTS
 
 LOGGERS = json.dumps(
@@ -33,18 +39,23 @@ LOGGERS = json.dumps(
             "class_path": "WandbLogger",
             "init_args": {"project": "interstack", "save_dir": ".", "offline": True},
         },
+        {"class_path": "TensorBoardLogger", "init_args": {"save_dir": ".", "name": "board"}},
     ]
 )
+LAYERS = {2: layer_metrics((0, 1)), 4: layer_metrics((0, 0, 1, 1))}
+"""Names of the gradients' norms at both depths."""
+RECOVERING = ("growth", "recovery")
+BLOCKS_AND_PLACES = ("1_place_1", "1_place_2", "2_place_1", "2_place_2")
+SCALARS = (*loss_metrics((2, 4)), *POINT_METRICS, *GROWTH_METRICS)
 LONG = ("--trainer.max_steps=24", "--trainer.log_every_n_steps=2")
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, teacher_directory: Path) -> Path:
-    """A run of 24 steps that grew once, with a file of metrics and W&B offline."""
+    """A run of 24 steps that grew once, told to a file of metrics, W&B offline and TensorBoard."""
     directory = tmp_path_factory.mktemp("runs") / "told"
     words = (*LONG, f"--trainer.logger={LOGGERS}", "--trainer.check_val_every_n_epoch=1")
     assert fit(directory, teacher_directory, *words) == 0
-    wandb.finish()
     return directory
 
 
@@ -72,22 +83,55 @@ def offline_records(file: Path) -> Iterator[bytes]:
             pieces = []
 
 
-def offline_history(directory: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Read an offline W&B run back: its rows, and the metrics that it defined."""
-    (file,) = directory.glob("wandb/offline-run-*/*.wandb")
-    rows, defined = [], []
-    for data in offline_records(file):
+class Offline:
+    """An offline W&B run, read back.
+
+    Attributes:
+        rows: Its history, numbers only by their names, media as what is said of their files.
+        defined: Names of the metrics that it defined.
+        alerts: Their titles and texts.
+        exit_code: With which it ended; None if it has not.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        (self.directory,) = directory.glob("wandb/offline-run-*")
+        self.rows: list[dict[str, Any]] = []
+        self.defined: list[str] = []
+        self.alerts: list[tuple[str, str]] = []
+        self.exit_code: int | None = None
+        (file,) = self.directory.glob("*.wandb")
+        for data in offline_records(file):
+            self._read(data)
+
+    def _read(self, data: bytes) -> None:
         record = wandb_internal_pb2.Record()
         record.ParseFromString(data)
         kind = record.WhichOneof("record_type")
         if kind == "history":
-            items = ((item.key, item.nested_key, item.value_json) for item in record.history.item)
-            rows.append(
-                {key or ".".join(nested): json.loads(value) for key, nested, value in items}
-            )
+            row: dict[str, Any] = {}
+            for item in record.history.item:
+                name, *inner = item.nested_key or [item.key]
+                value = json.loads(item.value_json)
+                if inner:
+                    row.setdefault(name, {})[".".join(inner)] = value
+                else:
+                    row[name] = value
+            self.rows.append(row)
         elif kind == "metric":
-            defined.append(record.metric.name)
-    return rows, defined
+            self.defined.append(record.metric.name)
+        elif kind == "alert":
+            self.alerts.append((record.alert.title, record.alert.text))
+        elif kind == "exit":
+            self.exit_code = record.exit.exit_code
+
+    def media(self, name: str) -> list[Path]:
+        """Return the files that were logged under a name, in order."""
+        return [self.directory / "files" / row[name]["path"] for row in self.rows if name in row]
+
+    def table(self, name: str) -> list[dict[str, Any]]:
+        """Return the rows of the last table under a name."""
+        content = json.loads(self.media(name)[-1].read_text())
+        return [dict(zip(content["columns"], row, strict=True)) for row in content["data"]]
 
 
 def test_points_hold_everything_that_is_promised(run: Path) -> None:
@@ -152,18 +196,75 @@ def test_the_metrics_file_has_the_same_points(run: Path) -> None:
             assert float(row[name]) == pytest.approx(point[name], rel=1e-5, abs=1e-12)
 
 
+def test_whatever_is_logged_shares_its_row_with_the_axes(run: Path) -> None:
+    """W&B draws a metric against an axis only where both are in one row; losses and growths too."""
+    with (run / "metrics.csv").open() as file:
+        in_file = [
+            {key: float(value) for key, value in row.items() if value}
+            for row in csv.DictReader(file)
+        ]
+    for rows in (Offline(run).rows, in_file):
+        told = [row for row in rows if any(key in row for key in SCALARS)]
+        assert sum("train/loss" in row for row in told) == 12
+        assert sum("val/loss" in row for row in told) == 1
+        assert sum("growth/validation_after" in row for row in told) == 1
+        assert sum("growth/recovered_after_steps" in row for row in told) == 1
+        for row in told:
+            assert row.keys() >= set(AXES), row
+
+
+def test_gradient_norms_are_named_by_block_and_place(run: Path) -> None:
+    """Those of the layers are within that of all; the first of a block keeps its name."""
+    points = of_kind(run, "point")
+    assert LAYERS[4] == [f"grad_norm/block_{name}" for name in BLOCKS_AND_PLACES]
+    assert set(LAYERS[2]) < set(LAYERS[4])
+    for point in points:
+        names = [name for name in point if name.startswith("grad_norm/")]
+        assert names == LAYERS[int(point["train/depth"])]
+        squares = sum(point[name] ** 2 for name in names)
+        assert all(point[name] > 0 for name in names)
+        assert squares**0.5 < point["train/grad_norm"]
+
+
 def test_weights_and_biases_offline_has_every_key_table_and_picture(run: Path) -> None:
-    """Read back from the file that is synced later, and its media are there."""
-    rows, defined = offline_history(run)
-    assert {*AXES, *POINT_METRICS, "trainer/global_step"} <= set(defined)
-    keys = {key.partition(".")[0] for row in rows for key in row}
-    tables = {"growth/lineage_4", "stages/summary"}
-    assert keys >= {*AXES, *POINT_METRICS, *tables, "similarity/layers", "val/loss"}
-    points = [row for row in rows if "train/grad_norm" in row]
-    assert len(points) == 12
-    assert all("train/loss" in row and set(AXES) <= row.keys() for row in points)
-    media = {path.name.rpartition("_")[0] for path in run.glob("wandb/offline-*/files/media/*/*/*")}
-    assert {name.split("_")[0] for name in media} >= {"lineage", "summary", "layers"}
+    """Read back from the file that is synced later: it is whole, and its media are there."""
+    offline = Offline(run)
+    assert offline.exit_code == 0
+    assert {*AXES, *SCALARS, *LAYERS[4], "trainer/global_step"} <= set(offline.defined)
+    assert {key for row in offline.rows for key in row} >= {*AXES, *SCALARS, *LAYERS[4]}
+    (growth,) = of_kind(run, "growth")
+    lineage = offline.table("growth/lineage_4")
+    assert lineage == [{column: row[column] for column in COLUMNS} for row in growth["layers"]]
+    summary = offline.table("stages/summary")
+    stages = of_kind(run, "stage")
+    assert [row["depth"] for row in summary] == [2, 4]
+    for row, stage in zip(summary, stages, strict=True):
+        for name, value in row.items():
+            assert value == pytest.approx(stage[name]) if value is not None else stage[name] is None
+    pictures = offline.media("similarity/layers")
+    assert len(pictures) == 2
+    for picture in pictures:
+        with Image.open(picture) as image:
+            assert len(image.convert("L").getcolors()) > 50  # shades: it is no blank
+    ((title, text),) = offline.alerts
+    assert title == "grown from 2 to 4 layers"
+    assert f"{growth['validation_before']:.4f} → {growth['validation_after']:.4f}" in text
+
+
+def test_tensorboard_gets_the_same_scalars_tables_and_pictures(run: Path) -> None:
+    """Read back by its own reader."""
+    (directory,) = run.glob("board/version_*")
+    board = EventAccumulator(str(directory))
+    board.Reload()
+    tags = board.Tags()
+    assert set(tags["scalars"]) >= {*AXES, *SCALARS, *LAYERS[4]}
+    points = {point["step"] - 1: point for point in of_kind(run, "point")}
+    for name in ("train/loss", "train/grad_norm", "split/backward"):
+        told = {scalar.step: scalar.value for scalar in board.Scalars(name)}
+        wanted = {step: point[name] for step, point in points.items()}
+        assert told == pytest.approx(wanted, rel=1e-5)
+    assert {"growth/lineage/text_summary", "stages/summary/text_summary"} <= set(tags["tensors"])
+    assert len(board.Images("similarity/layers")) == 2
 
 
 def test_without_any_logger_the_run_tells_the_same(teacher_directory: Path, tmp_path: Path) -> None:
@@ -172,33 +273,6 @@ def test_without_any_logger_the_run_tells_the_same(teacher_directory: Path, tmp_
     assert fit(tmp_path / "told", teacher_directory, *LONG) == 0
     silent, told = (of_kind(tmp_path / name, "point") for name in ("silent", "told"))
     assert [point["train/loss"] for point in silent] == [point["train/loss"] for point in told]
-
-
-def test_tensorboard_gets_pictures_and_tables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside the scalars, which Lightning gives every logger."""
-    written: list[tuple[str, str]] = []
-
-    class Writer:
-        """Stands for tensorboard's, which is no dependency."""
-
-        def __getattr__(self, name: str) -> Callable[..., None]:
-            return lambda tag, *_, **__: written.append((name, tag))
-
-    monkeypatch.setattr(TensorBoardLogger, "experiment", Writer())
-    board = TensorBoardBoard(TensorBoardLogger.__new__(TensorBoardLogger))
-    plan = plan_growth(get_operator("interleave"), (0,), 2)
-    board.growth(4, {"layers": layer_rows((0, 0), plan, (1,))})
-    board.recovery(4, {"before": 1.0, "peak": 1.5, "after_steps": 7})
-    board.stage(4, {"depth": 2})
-    identity = torch.eye(3, dtype=torch.float64)
-    board.similarity(4, [0, 0], LayerSimilarity(identity, identity, (0, 2, 4)))
-    assert written == [
-        ("add_text", "growth/lineage"),
-        ("add_scalar", "growth/loss_peak"),
-        ("add_scalar", "growth/recovered_after_steps"),
-        ("add_text", "stages/summary"),
-        ("add_image", "similarity/layers"),
-    ]
 
 
 def test_a_cut_run_tells_everything_once(
@@ -234,6 +308,48 @@ def test_with_a_cache_the_map_is_of_the_taps(teacher_directory: Path, tmp_path: 
     assert [each["teacher_layers"] for each in maps] == [[2, 4], [2, 4]]
     points = of_kind(tmp_path / "run", "point")
     assert all(point["split/teacher"] == 0 for point in points)
+
+
+def test_a_recovery_is_told_before_the_next_growth_and_the_end(
+    teacher_directory: Path, tmp_path: Path
+) -> None:
+    """Although no point comes in between; and its figures are those of its own growth."""
+    words = ("--trainer.max_steps=60", "--trainer.log_every_n_steps=23", "--growth.depths=[2,3,4]")
+    assert fit(tmp_path / "run", teacher_directory, *words) == 0
+    events = [event for event in read_events(tmp_path / "run") if event["kind"] in RECOVERING]
+    assert [event["kind"] for event in events] == ["growth", "recovery"] * 2
+    for event in events[1::2]:
+        assert event["before"] > 0
+        assert event["peak"] > 0
+        assert event["after_steps"] >= 5
+        assert set(AXES) <= event.keys()
+
+
+def test_a_recovery_that_nobody_was_told_of_outlives_a_checkpoint() -> None:
+    """It is told when the run goes on."""
+    meters = RunMeters()
+    for loss in (1.0, 1.0):
+        meters.spike.add(loss)
+    meters.spike.grown()
+    for loss in (2.0, 1.0, 1.0, 1.0, 1.0, 1.0):
+        meters.spike.add(loss)
+    resumed = RunMeters.of_state(json.loads(json.dumps(meters.state_dict())))
+    assert resumed.spike.has_news
+    assert resumed.spike.recovered_after == 6
+
+
+def test_metrics_are_trimmed_to_a_checkpoint(tmp_path: Path) -> None:
+    """A growth comes before the step whose index it has: it is kept if the checkpoint has grown."""
+    metrics = MetricsFile(str(tmp_path))
+    metrics.log_metrics({"train/loss": 1.0}, 3)
+    metrics.log_metrics({"growth/depth": 4.0}, 4)
+    metrics.log_metrics({"train/loss": 0.9}, 4)
+    metrics.save()
+    path = tmp_path / "metrics.csv"
+    assert trim_rows(path, 4, depth=4) == 1
+    assert [row["growth/depth"] for row in read_rows(path)[1]] == ["", "4.0"]
+    assert trim_rows(path, 4, depth=2) == 1
+    assert [row["train/loss"] for row in read_rows(path)[1]] == ["1.0"]
 
 
 def test_events_are_trimmed_to_a_checkpoint(tmp_path: Path) -> None:
