@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from interstack.distillation.module import Distillation
 from interstack.models.student import Student
 from interstack.models.teacher import Teacher
 from interstack.planning.costs import encoder_macs, frame_rate, front_end_macs, teacher_gigamacs
@@ -12,23 +13,37 @@ _WITH_BACKWARD: Final = 3
 """Of what is trained: a forward pass, and two like it for the gradients of inputs and weights."""
 
 
-def training_flops(student: Student, teacher: Teacher | None, seconds: float = 10.0) -> float:
+def training_flops(
+    student: Student, teacher: Teacher | None, depth: int, seconds: float = 10.0
+) -> float:
     """Return the floating-point operations of training on a second of audio, padding included.
 
     A multiply-accumulate is two. Norms, activations and the optimizer are left out: they are next
     to nothing.
 
     Args:
-        student: The student, at its present depth.
+        student: The student.
         teacher: The teacher that computes its targets; None where they are cached.
+        depth: Encoder layers of the student; not those that it has now, if need be.
         seconds: Length of the utterances, on which attention's share depends.
     """
     config: Any = student.config
     heads = len(student.teacher_taps) * config.hidden_size * student.teacher_width
-    trained = encoder_macs(config, student.depth, seconds) + frame_rate(config) * heads
+    trained = encoder_macs(config, depth, seconds) + frame_rate(config) * heads
     total = _WITH_BACKWARD * trained
     if not student.freeze_front_end:
         total += _WITH_BACKWARD * front_end_macs(config)
     if teacher is not None:
         total += 1e9 * sum(teacher_gigamacs(teacher.config, teacher.taps[-1], seconds))
     return float(2 * total)
+
+
+def step_flops(module: Distillation, depth: int) -> float:
+    """Return the ``training_flops`` of what a module trains, with the teacher that it has.
+
+    Args:
+        module: The module, after its setup.
+        depth: Encoder layers of its student; not those that it has now, if need be.
+    """
+    teacher = module.teacher if isinstance(module.teacher, Teacher) else None
+    return training_flops(module.student, teacher, depth)

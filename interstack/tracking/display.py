@@ -18,11 +18,13 @@ class Reading(NamedTuple):
         title: What is going on, as words that stand before the bar.
         position: How much of it is done.
         figures: What was measured, as words that stand behind the bar.
+        left: When it will end, in words; the bar has a guess of its own if nothing is said.
     """
 
     title: tuple[str, ...]
     position: RunPosition
     figures: tuple[str, ...] = ()
+    left: tuple[str, ...] | None = None
 
     @property
     def counted(self) -> str:
@@ -70,10 +72,11 @@ class LiveDisplay:
 
     def show(self, reading: Reading) -> None:
         """Draw the bar."""
-        title, figures = " · ".join(reading.title), " · ".join((reading.counted, *reading.figures))
+        title = " · ".join(reading.title)
+        figures = " · ".join((reading.counted, *reading.figures, *(reading.left or ())))
         done, total, _ = reading.position
         if self._progress is None:
-            self._progress = self._start()
+            self._progress = self._start(own_clock=reading.left is None)
             # Beginning where a resumed run does, or else the time left would be guessed from it.
             self._task = self._progress.add_task(title, total=total, completed=done, figures="")
         self._progress.update(
@@ -95,12 +98,13 @@ class LiveDisplay:
             self._progress.stop()
             self._progress = None
 
-    def _start(self) -> Progress:
+    def _start(self, *, own_clock: bool) -> Progress:
+        clock = [TimeRemainingColumn(compact=True, elapsed_when_finished=True)]
         progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[figures]}", markup=False),
-            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            *(clock if own_clock else ()),
             console=self._console,
             auto_refresh=False,  # drawn by the training loop: no thread beside it
             expand=True,
@@ -125,7 +129,11 @@ class LineDisplay:
     def show(self, reading: Reading) -> None:
         """Print a line, unless it would repeat the last one."""
         if reading != self._last:
-            self.say(", ".join((*reading.title, reading.counted, *reading.figures)))
+            self.say(
+                ", ".join(
+                    (*reading.title, reading.counted, *reading.figures, *(reading.left or ()))
+                )
+            )
         self._last = reading
 
     def say(self, line: str) -> None:

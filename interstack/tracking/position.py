@@ -9,6 +9,7 @@ from typing import NamedTuple
 import lightning as L
 
 from interstack.growth.callback import InterleavedStacking, callbacks_of
+from interstack.growth.schedule import Stage
 
 
 class StageNumber(NamedTuple):
@@ -24,6 +25,11 @@ class RunPosition(NamedTuple):
     done: int
     total: int | None
     unit: str
+
+    @property
+    def share(self) -> float | None:
+        """The same as a share, 0 to 1; None without a total."""
+        return min(1.0, self.done / self.total) if self.total else None
 
 
 def growth_of(trainer: L.Trainer) -> InterleavedStacking | None:
@@ -41,25 +47,12 @@ def stage_number(trainer: L.Trainer, depth: int) -> StageNumber:
     return StageNumber(max(1, bisect_right(depths, depth)), len(depths))
 
 
-def share_left(trainer: L.Trainer, depth: int) -> tuple[float, float] | None:
-    """Return the shares of the run that its stage and the whole of it still have to go.
-
-    None where nothing tells the run's length beforehand.
-
-    Args:
-        trainer: In the midst of a fit.
-        depth: The student's.
-    """
-    position = run_position(trainer)
-    if not position.total:
-        return None
-    done = min(1.0, position.done / position.total)
+def stages_left(trainer: L.Trainer, depth: int) -> list[Stage]:
+    """Return the stage that a student of this depth is in, and those that come after it."""
     growth = growth_of(trainer)
-    ends = [1.0]
-    if growth is not None and growth.schedule is not None:
-        stages = growth.schedule.stages
-        ends = [stage.start for stage in stages[1:] if stage.depth > depth] + ends
-    return max(0.0, ends[0] - done), 1.0 - done
+    if growth is None or growth.schedule is None:
+        return [Stage(depth, 0.0, 1.0)]
+    return [stage for stage in growth.schedule.stages if stage.depth >= depth]
 
 
 def run_position(trainer: L.Trainer) -> RunPosition:

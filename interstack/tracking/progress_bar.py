@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import lightning as L
 from lightning.pytorch.callbacks import ProgressBar
 
 from interstack.data.batch import Batch
+from interstack.distillation.module import Distillation
 from interstack.growth.callback import growable
 from interstack.growth.plan import GrowthPlan
+from interstack.tracking.compute import step_flops
 from interstack.tracking.display import Display, Reading, open_display
+from interstack.tracking.outlook import Outlook
 from interstack.tracking.position import (
     RunPosition,
     growth_of,
     run_position,
-    share_left,
     stage_number,
+    stages_left,
 )
-from interstack.tracking.throughput import AudioMeter, Pace, Throughput
+from interstack.tracking.throughput import AudioMeter, Throughput
 
 
 class StageProgressBar(ProgressBar):
@@ -43,7 +47,7 @@ class StageProgressBar(ProgressBar):
         self._shown_at = float("-inf")
         self._audio = AudioMeter()
         self._throughput = Throughput()
-        self._pace = Pace()
+        self._outlook = Outlook()
         self._rate: float | None = None
         self._done = 0
 
@@ -66,7 +70,8 @@ class StageProgressBar(ProgressBar):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Show where the run begins."""
-        self._rest()
+        self._outlook = Outlook()
+        self._throughput.interrupt()
         self._show(self._training_reading(trainer, pl_module))
 
     def on_train_batch_end(
@@ -80,6 +85,9 @@ class StageProgressBar(ProgressBar):
         """Count the audio, and show how things stand if it is time to."""
         del outputs, batch_idx
         self._audio.add(batch, trainer.world_size)
+        done = run_position(trainer).share
+        if done is not None:
+            self._outlook.look(growable(pl_module).depth, done)
         is_due = self._is_due()
         if self._enabled and (is_due or self._throughput.is_idle):
             self._rate = self._throughput.update(self._audio.take()) or self._rate
@@ -95,13 +103,14 @@ class StageProgressBar(ProgressBar):
 
     def on_growth_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say why the bar stands still."""
+        self._outlook.interrupt()
+        self._throughput.interrupt()
         self._pause(trainer, pl_module, "growing")
 
     def on_growth_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, plan: GrowthPlan
     ) -> None:
         """Announce the growth, with the first ancestor of every layer."""
-        self._rest()
         self._rate = None
         growth = growth_of(trainer)
         by = "" if growth is None else f" by {growth.operator_name}"
@@ -142,29 +151,24 @@ class StageProgressBar(ProgressBar):
         if self._rate is not None:
             digits = 0 if self._rate >= 10 else 1
             figures.append(f"{self._rate:,.{digits}f} s of audio/s")
-        figures += self._times_left(trainer, depth, number < total)
         title = (f"stage {number}/{total}", f"depth {depth}")
-        return Reading(title, run_position(trainer), tuple(figures))
+        left = self._time_left(trainer, pl_module, grows=number < total)
+        return Reading(title, run_position(trainer), tuple(figures), left)
 
-    def _times_left(self, trainer: L.Trainer, depth: int, grows: bool) -> list[str]:
-        """Say when the stage and the run will end, at the present pace.
-
-        Later stages are slower: the run's end is the earliest that it can be.
-        """
-        left = share_left(trainer, depth)
-        if left is None or left[1] <= 0:
-            return []
-        of_stage, of_run = (self._pace.seconds_for(share, left[1]) for share in left)
-        if of_stage is None or of_run is None:
-            return []
-        said = [f"grows in {_clock_time(of_stage)}"] if grows else []
-        if not self._open().is_live:  # a bar has its own clock
-            said.append(f"ends in {_clock_time(of_run)}{' or more' if grows else ''}")
-        return said
-
-    def _rest(self) -> None:
-        self._throughput.interrupt()
-        self._pace.interrupt()
+    def _time_left(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *, grows: bool
+    ) -> tuple[str, ...]:
+        """Say when the stage and the run will end; nothing at either end of the run."""
+        done = run_position(trainer).share
+        if done is None or done >= 1:
+            return ()
+        stages = stages_left(trainer, growable(pl_module).depth)
+        cost = partial(step_flops, pl_module) if isinstance(pl_module, Distillation) else _alike
+        left = self._outlook.time_left(done, stages, cost)
+        if left is None:
+            return ()
+        ends = f"ends in {_clock_time(left.run)}"
+        return (f"grows in {_clock_time(left.stage)}", ends) if grows else (ends,)
 
     # Validation, test and prediction on their own -----------------------------------------------
 
@@ -246,6 +250,12 @@ class StageProgressBar(ProgressBar):
             self._display.close()
             self._display = None
             self._shown_at = float("-inf")
+
+
+def _alike(depth: int) -> float:
+    """Take all depths to cost the same, where nothing is known of them."""
+    del depth
+    return 1.0
 
 
 def _clock_time(seconds: float) -> str:

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from interstack.data.batch import Batch
 from interstack.distillation.module import Distillation
-from interstack.models.teacher import Teacher
-from interstack.tracking.compute import training_flops
+from interstack.tracking.compute import step_flops
 from interstack.tracking.spike import SpikeMeter
 from interstack.tracking.totals import Totals, TotalsMeter
 
@@ -41,9 +40,8 @@ class RunMeters:
 
     def read(self, module: Distillation) -> None:
         """Bring everything up to date; waits for the device."""
-        teacher = module.teacher if isinstance(module.teacher, Teacher) else None
         self.totals.count_time()
-        self.totals.read(training_flops(module.student, teacher))
+        self.totals.read(step_flops(module, module.depth))
         losses, self._losses = self._losses, []
         for loss in torch.stack(losses).tolist() if losses else ():
             self.spike.add(loss)

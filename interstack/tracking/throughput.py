@@ -63,39 +63,6 @@ class Stopwatch:
         return seconds
 
 
-class Pace:
-    """How long a share of the run takes at its present pace.
-
-    Args:
-        clock: Returns seconds.
-    """
-
-    def __init__(self, clock: Clock = time.perf_counter) -> None:
-        self._clock = clock
-        self._begin: tuple[float, float] | None = None  # time, and share of the run that was left
-
-    def interrupt(self) -> None:
-        """Begin anew: what came between was no training, or training at another pace."""
-        self._begin = None
-
-    def seconds_for(self, share: float, left: float) -> float | None:
-        """Return how long a share of the run will take.
-
-        Args:
-            share: The share.
-            left: Share of the run that is left now.
-
-        Returns:
-            Seconds; None as long as nothing has been done since the beginning.
-        """
-        now = self._clock()
-        if self._begin is None:
-            self._begin = now, left
-        begun_at, left_then = self._begin
-        done = left_then - left
-        return share * (now - begun_at) / done if done > 0 and now > begun_at else None
-
-
 class Throughput:
     """Seconds of audio a second over the last stretch of uninterrupted training.
 

@@ -10,11 +10,13 @@ from itertools import pairwise
 import pytest
 from tracked_runs import DEPTHS, NUM_STEPS, MakeRun
 
+from interstack.growth.schedule import Stage
+from interstack.tracking.outlook import Outlook
 from interstack.tracking.progress_bar import StageProgressBar
-from interstack.tracking.throughput import AudioMeter, Pace
+from interstack.tracking.throughput import AudioMeter
 
 CLOCK = r"\d+:\d\d:\d\d"
-TIMES = rf"(, grows in {CLOCK}, ends in {CLOCK} or more|, ends in {CLOCK})?"
+TIMES = rf"(, grows in {CLOCK}, ends in {CLOCK}|, ends in {CLOCK})?"
 FIGURES = r"loss \d\.\d{4}(, [\d,.]+ s of audio/s)?" + TIMES
 GROWTHS = [
     "step 3: grown from 2 to 3 layers by interleave, 1 2 2",
@@ -106,6 +108,7 @@ def test_a_terminal_shows_a_bar_and_keeps_the_growths_above_it(
     assert re.search(r"stage 3/3 · depth 4 ━+", last), last
     assert re.search(r"step 9/9 · loss \d\.\d{4} · [\d,.]+ s of audio/s", last), last
     assert "validating" in plain
+    assert re.search(rf"grows in {CLOCK} · ends in {CLOCK}", plain)
 
 
 def test_a_disabled_bar_says_nothing(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,29 +135,60 @@ def test_validation_on_its_own_is_counted(
 def test_lines_say_when_the_stage_and_the_run_will_end(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As soon as a stage has a pace; in the last one nothing grows, at the end nothing ends."""
+    """From the second step on, right after a growth too; nothing grows in the last stage."""
     make_run([StageProgressBar(line_seconds=0.0)]).fit()
     lines = {
         int(found[1]): line
         for line in capsys.readouterr().out.splitlines()
         if (found := re.search(r"step (\d+)/9", line))
     }
-    for step in (2, 5):
-        assert "grows in" in lines[step]
-        assert lines[step].endswith("or more")
-    assert "grows in" not in lines[8]
-    assert re.search(rf"ends in {CLOCK}$", lines[8])
+    for step in range(2, 7):
+        assert re.search(rf"grows in {CLOCK}, ends in {CLOCK}$", lines[step]), lines[step]
+    for step in (7, 8):
+        assert "grows in" not in lines[step]
+        assert re.search(rf"ends in {CLOCK}$", lines[step]), lines[step]
     assert "ends in" not in lines[9]
 
 
-def test_a_pace_is_of_the_stretch_since_it_was_interrupted() -> None:
-    """A quarter of the run in ten seconds: half of it takes twenty."""
+STAGES = (Stage(3, 0.0, 0.5), Stage(6, 0.5, 0.75), Stage(9, 0.75, 1.0))
+
+
+def test_depths_to_come_cost_what_their_arithmetic_says_at_first() -> None:
+    """A tenth of the run in ten seconds; deeper stages take twice and three times as long."""
     now = [100.0]
-    pace = Pace(clock=lambda: now[0])
-    assert pace.seconds_for(1.0, 1.0) is None
+    outlook = Outlook(clock=lambda: now[0])
+    assert outlook.time_left(0.0, STAGES, float) is None
+    outlook.look(3, 0.0)
+    assert outlook.time_left(0.0, STAGES, float) is None
     now[0] += 10
-    assert pace.seconds_for(0.5, 0.75) == pytest.approx(20.0)
-    pace.interrupt()
-    assert pace.seconds_for(0.5, 0.75) is None
-    now[0] += 10
-    assert pace.seconds_for(0.5, 0.65) == pytest.approx(50.0)
+    outlook.look(3, 0.1)
+    left = outlook.time_left(0.1, STAGES, float)
+    assert left == pytest.approx((40.0, 40.0 + 0.25 * 200 + 0.25 * 300))
+
+
+def test_two_depths_tell_of_the_third() -> None:
+    """On their line; and a growth, or a start, belongs to no stage's pace."""
+    now = [0.0]
+    outlook = Outlook(clock=lambda: now[0])
+    for depth, done, seconds in ((3, 0.0, 0), (3, 0.5, 50), (6, 0.5, 1000), (6, 0.6, 12)):
+        if seconds == 1000:
+            outlook.interrupt()
+        now[0] += seconds
+        outlook.look(depth, done)
+    left = outlook.time_left(0.6, STAGES[1:], float)
+    assert left == pytest.approx((0.15 * 120, 0.15 * 120 + 0.25 * 140))
+
+
+def test_a_faster_depth_does_not_promise_faster_ones() -> None:
+    """A machine that drifts: the next stage takes as long as this one."""
+    now = [0.0]
+    outlook = Outlook(clock=lambda: now[0])
+    for depth, done, seconds in ((3, 0.0, 0), (3, 0.5, 100)):
+        now[0] += seconds
+        outlook.look(depth, done)
+    outlook.interrupt()
+    for done, seconds in ((0.5, 0), (0.75, 25)):
+        now[0] += seconds
+        outlook.look(6, done)
+    left = outlook.time_left(0.75, STAGES[2:], float)
+    assert left == pytest.approx((25.0, 25.0))
