@@ -27,8 +27,15 @@ def run_report(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's directory")
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="the file")
+    parser.add_argument(
+        "--loss",
+        type=float,
+        help="validation loss that runs are compared at (default: the lowest that all reach)",
+    )
     options = parser.parse_args(arguments)
-    page = render(read_stories(options.runs))
+    if options.loss is not None and not options.loss > 0:
+        raise ConfigurationError(f"--loss {options.loss:g} has to be above 0")
+    page = render(read_stories(options.runs), options.loss)
     try:
         write_whole(options.output, page.encode())
     except OSError as error:

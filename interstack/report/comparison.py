@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,17 +27,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Reached:
-    """When a group reaches the loss that all of them reach.
+    """When a group reaches a loss.
 
     Attributes:
         group: The group.
-        seconds: Of training until then, one a run.
-        speed_up: The full-depth runs' mean over this group's; None without such runs.
+        seconds: Of training until then, one a run; infinite for a run that has not reached it.
+        speed_ups: The mean of the runs at full depth over each of them; none without such runs, or
+            where one of them has not reached it.
     """
 
     group: Group
     seconds: tuple[float, ...]
-    speed_up: float | None
+    speed_ups: tuple[float, ...]
 
 
 def group_by_recipe(stories: Sequence[Story]) -> list[Group]:
@@ -69,21 +71,25 @@ def common_loss(groups: Sequence[Group]) -> float | None:
 def reach(groups: Sequence[Group], loss: float) -> list[Reached]:
     """Return how long each group trains until its validation loss is at most this.
 
-    Between two validations the loss is taken to fall in a straight line.
+    Between two validations the loss is taken to fall in a straight line. Speed-ups are against the
+    runs that have the most layers of all from the beginning on.
     """
     seconds = [tuple(_seconds_to(story, loss) for story in group.stories) for group in groups]
+    full_depth = max(story.final_depth for group in groups for story in group.stories)
     full = [
         each
         for group, of_group in zip(groups, seconds, strict=True)
-        if not group.stories[0].grows
-        for each in of_group
+        for story, each in zip(group.stories, of_group, strict=True)
+        if not story.grows and story.final_depth == full_depth
     ]
-    reference = sum(full) / len(full) if full else None
+    reference = sum(full) / len(full) if full else math.inf
     return [
         Reached(
             group,
             of_group,
-            None if reference is None else reference / (sum(of_group) / len(of_group)),
+            tuple(reference / each for each in of_group)
+            if math.isfinite(reference + sum(of_group))
+            else (),
         )
         for group, of_group in zip(groups, seconds, strict=True)
     ]
@@ -98,4 +104,4 @@ def _seconds_to(story: Story, loss: float) -> float:
                 return at
             return before[0] + (at - before[0]) * (before[1] - loss) / (before[1] - found)
         before = (at, found)
-    return float("inf")
+    return math.inf

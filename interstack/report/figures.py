@@ -17,6 +17,7 @@ from interstack.report.comparison import Group
 from interstack.report.story import Story
 from interstack.tracking.events import Event
 from interstack.tracking.lineage import block_names
+from interstack.tracking.pictures import draw_map, teacher_names
 from interstack.tracking.points import AUDIO_HOURS, WALL_CLOCK
 from interstack.tracking.step_clock import PARTS
 
@@ -46,6 +47,7 @@ _AXES: Final = (
     (AUDIO_HOURS, "hours of audio", 1.0),
     (WALL_CLOCK, "minutes of training", 60.0),
 )
+_MAPS: Final = ("student", "teacher")
 Line = NDArray[np.float64]
 
 
@@ -62,28 +64,29 @@ def _loss_figure(groups: Sequence[Group], key: str, label: str, scale: float) ->
         _draw_group(axes, group, COLOURS[number % len(COLOURS)], key, scale)
     axes.set_xlabel(label)
     axes.set_ylabel("loss")
-    axes.legend(fontsize=8)
+    if len(groups) > 1:
+        axes.legend(fontsize=8)
     return _svg(figure)
 
 
 def split_figure(story: Story) -> str:
-    """Draw what an average step of each stage is made of."""
+    """Draw what a usual step of each stage is made of: medians, which a hiccup leaves alone."""
     with mpl.rc_context(_STYLE):
         depths = sorted({int(point["train/depth"]) for point in story.points})
         figure = Figure(figsize=(7, 0.9 + 0.42 * len(depths)), layout="constrained")
         axes = figure.subplots()
         left = np.zeros(len(depths))
         for part in PARTS:
-            means = np.array([_mean(story, depth, f"split/{part}") for depth in depths])
+            parts = np.array([_usual(story, depth, f"split/{part}") for depth in depths])
             axes.barh(
                 [f"{depth} layers" for depth in depths],
-                1000 * means,
+                1000 * parts,
                 left=left,
                 color=_PART_COLOURS[part],
                 label=part.replace("_", " "),
                 height=0.62,
             )
-            left = left + 1000 * means
+            left = left + 1000 * parts
         axes.invert_yaxis()
         axes.set_xlabel("milliseconds a step")
         axes.grid(axis="y", visible=False)
@@ -92,26 +95,27 @@ def split_figure(story: Story) -> str:
 
 
 def similarity_figures(story: Story) -> list[str]:
-    """Draw layers' similarity at each stage's end: to each other above, to the teacher below."""
+    """Draw layers' similarity at each stage's end: to each other above, to the teacher below.
+
+    The colours of one run's stages are of one scale, from the least alike of them all.
+    """
     with mpl.rc_context(_STYLE | {"axes.grid": False}):
-        return [_similarity_figure(story, each) for each in story.similarities]
+        lowest = [
+            min((np.min(maps[kind]) for maps in story.similarities), default=0.0) for kind in _MAPS
+        ]
+        return [_similarity_figure(story, each, lowest) for each in story.similarities]
 
 
-def _similarity_figure(story: Story, maps: Event) -> str:
-    names = ["input", *block_names(_lineage_at(story, int(maps["depth"])))]
-    teacher = ["input" if layer == 0 else str(layer) for layer in maps["teacher_layers"]]
-    figure = Figure(figsize=(3.4, 5.4), layout="constrained")
+def _similarity_figure(story: Story, maps: Event, lowest: Sequence[float]) -> str:
+    names = block_names(_lineage_at(story, int(maps["depth"])))
+    figure = Figure(figsize=(3.4, 5.6), layout="constrained")
     panels = figure.subplots(2, 1)
-    for axes, values, columns, of in (
-        (panels[0], maps["student"], names, "student"),
-        (panels[1], maps["teacher"], teacher, "teacher"),
-    ):
-        image = axes.imshow(values, vmin=0, vmax=1, cmap="magma", origin="lower", aspect="auto")
-        axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=6)
-        axes.set_yticks(range(len(names)), names, fontsize=6)
-        axes.set_ylabel(f"student × {of}")
+    columns = (names, teacher_names(maps["teacher_layers"]))
+    for axes, kind, across, darkest in zip(panels, _MAPS, columns, lowest, strict=True):
+        image = draw_map(axes, maps[kind], names, across, lowest=darkest, font_size=6)
+        axes.set_ylabel(f"student × {kind}")
+        figure.colorbar(image, ax=axes, label="linear CKA", shrink=0.8)
     panels[0].set_title(f"{maps['depth']} layers", fontsize=9)
-    figure.colorbar(image, ax=panels, label="linear CKA", shrink=0.5)
     return _svg(figure)
 
 
@@ -141,7 +145,26 @@ def _draw_group(axes: Axes, group: Group, colour: str, key: str, scale: float) -
     if len(group.stories) > 1:
         axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
     for growth in first.growths:
-        axes.axvline(scale * float(growth[key]), color=colour, linewidth=0.9, linestyle=":")
+        _draw_growth(axes, growth, colour, scale * float(growth[key]))
+
+
+def _draw_growth(axes: Axes, growth: Event, colour: str, place: float) -> None:
+    """Draw a growth: a line with the depth that it made, and the validation loss's jump."""
+    axes.axvline(place, color=colour, linewidth=0.9, linestyle=":")
+    axes.annotate(
+        f"{growth['to_depth']}",
+        (place, 1.0),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 2),
+        textcoords="offset points",
+        ha="center",
+        fontsize=8,
+        color=colour,
+    )
+    before, after = growth["validation_before"], growth["validation_after"]
+    if before is not None and after is not None:
+        axes.plot([place, place], [before, after], color=colour, linewidth=1.8)
+        axes.plot([place], [after], color=colour, marker="^", markersize=5)
 
 
 def _band(group: Group, key: str, scale: float) -> tuple[Line, Line, Line, Line]:
@@ -161,9 +184,9 @@ def _band(group: Group, key: str, scale: float) -> tuple[Line, Line, Line, Line]
     return common, values.min(0), values.mean(0), values.max(0)
 
 
-def _mean(story: Story, depth: int, key: str) -> float:
+def _usual(story: Story, depth: int, key: str) -> float:
     values = [float(point[key]) for point in story.points if int(point["train/depth"]) == depth]
-    return float(np.mean(values))
+    return float(np.median(values))
 
 
 def _lineage_at(story: Story, depth: int) -> list[int]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
-from typing import Any
+from typing import Any, Final
 
 from jinja2 import Environment
 from markupsafe import Markup
@@ -18,8 +18,11 @@ from interstack.report.figures import (
     similarity_figures,
     split_figure,
 )
+from interstack.report.glance import GrowthCost, Saving, growth_costs, saving
 from interstack.report.story import Story
 from interstack.tracking.points import AUDIO_HOURS, PETAFLOPS, WALL_CLOCK
+
+_HOUR: Final = 3600.0
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,15 @@ class _Column:
     layers: Sequence[tuple[str, str, bool, bool]]
 
 
-def render(stories: Sequence[Story]) -> str:
+def render(stories: Sequence[Story], loss: float | None = None) -> str:
     """Return the page as HTML.
 
     Args:
         stories: The runs, in the order in which they are shown.
+        loss: Validation loss that runs are compared at; the lowest that all reach if None.
     """
     groups = group_by_recipe(stories)
-    loss = common_loss(groups)
+    wanted = common_loss(groups) if loss is None else loss
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(
         (files(__package__) / "page.html").read_text(encoding="utf-8")
@@ -50,8 +54,9 @@ def render(stories: Sequence[Story]) -> str:
     return template.render(
         title=", ".join(group.name for group in groups),
         losses=[Markup(each) for each in loss_figures(groups)],
-        common_loss=None if loss is None else f"{loss:.4f}",
-        reached=_reached_rows(groups, loss),
+        wanted_loss=None if wanted is None else f"{wanted:.4f}",
+        is_common=loss is None,
+        compared=_compared_rows(groups, wanted),
         runs=[_run(story) for story in stories],
     )
 
@@ -60,19 +65,49 @@ def _run(story: Story) -> dict[str, Any]:
     last = story.points[-1]
     return {
         "name": story.name,
-        "status": story.status,
+        "status": _status(story),
         "seed": story.seed,
         "step": f"{last['step']:,}",
         "hours": f"{last[AUDIO_HOURS]:.2f}",
-        "clock": _clock(3600 * last[WALL_CLOCK]),
+        "clock": _clock(_HOUR * last[WALL_CLOCK]),
         "pflops": f"{last[PETAFLOPS]:.3g}",
         "speed": f"{last['speed/audio_seconds_per_second']:.0f}",
         "memory": f"{last['memory/peak_mebibytes']:,.0f}",
+        "cost": _cost(growth_costs(story)),
+        "saving": _saving(saving(story)),
         "stages": [_stage_row(stage) for stage in story.stages],
         "columns": _columns(story),
         "split": Markup(split_figure(story)),
         "similarity": [Markup(each) for each in similarity_figures(story)],
     }
+
+
+def _status(story: Story) -> str:
+    if story.status in ("finished", "interrupted"):
+        return story.status
+    return f"{story.status}, or died: its last record is of {story.last_word:%Y-%m-%d %H:%M} UTC"
+
+
+def _cost(costs: Sequence[GrowthCost]) -> str:
+    """Say what growths did to the losses."""
+    told = []
+    for cost in costs:
+        jump = "" if cost.jump is None else f"validation loss {100 * cost.jump:+.1f} %, "
+        steps = cost.recovered_after
+        back = "not back yet" if steps is None else f"back after {steps} steps"
+        told.append(f"{cost.depth} layers: {jump}training loss {back}")
+    return "; ".join(told)
+
+
+def _saving(found: Saving | None) -> str:
+    """Say what the pace of the deepest stage would have made of the run."""
+    if found is None:
+        return ""
+    return (
+        f"about {found.speed_up:.2f}×: at the pace of its {found.depth} layers its {found.steps:,} "
+        f"steps would have taken {_clock(found.full_depth_seconds)} instead of "
+        f"{_clock(found.seconds)}"
+    )
 
 
 def _stage_row(stage: Any) -> list[str]:  # noqa: ANN401, an event
@@ -98,9 +133,13 @@ def _columns(story: Story) -> list[_Column]:
     if not story.growths:
         return []
     first = story.growths[0]
-    depth = first["from_depth"]
-    start = [(f"{layer + 1}.1", _colour(layer), False, False) for layer in range(depth)]
-    columns = [_Column(str(depth), start[::-1])]
+    # what a block ends with is tied to the teacher, before a growth as after it
+    taps = {row["block"] for row in first["layers"] if row["tap"]}
+    start = [
+        (f"{block}.1", _colour(block - 1), False, block in taps)
+        for block in range(1, first["from_depth"] + 1)
+    ]
+    columns = [_Column(str(first["from_depth"]), start[::-1])]
     for growth in story.growths:
         layers = [
             (row["name"], _colour(row["block"] - 1), row["kind"] == "clone", row["tap"])
@@ -110,21 +149,34 @@ def _columns(story: Story) -> list[_Column]:
     return columns
 
 
-def _reached_rows(groups: Sequence[Group], loss: float | None) -> list[tuple[str, str, str]]:
-    """Return rows of who reaches the common loss when; nothing to compare in a single run."""
-    if loss is None or len(groups) < 2:
+def _compared_rows(groups: Sequence[Group], loss: float | None) -> list[list[str]]:
+    """Return a row for each group; nothing to compare in a single run, but with a loss."""
+    if len(groups) < 2 and all(len(group.stories) < 2 for group in groups):
         return []
+    reached = [None] * len(groups) if loss is None else reach(groups, loss)
     rows = []
-    for each in reach(groups, loss):
-        mean = sum(each.seconds) / len(each.seconds)
-        spread = (
-            f" ({_clock(min(each.seconds))}–{_clock(max(each.seconds))})"
-            if len(each.seconds) > 1
-            else ""
+    for group, each in zip(groups, reached, strict=True):
+        lasts = [story.points[-1] for story in group.stories]
+        ends = [found[-1][1] for story in group.stories if (found := story.losses())]
+        rows.append(
+            [
+                group.name,
+                _spread(ends, _loss),
+                _spread([last[PETAFLOPS] for last in lasts], lambda value: f"{value:.3g}"),
+                _spread([_HOUR * last[WALL_CLOCK] for last in lasts], _clock),
+                _spread(each.seconds if each else (), _clock),
+                _spread(each.speed_ups if each else (), lambda value: f"{value:.2f}×"),
+            ]
         )
-        speed_up = "" if each.speed_up is None else f"{each.speed_up:.2f}×"
-        rows.append((each.group.name, f"{_clock(mean)}{spread}", speed_up))
     return rows
+
+
+def _spread(values: Sequence[float], told: Callable[[float], str]) -> str:
+    """Return a mean, and the lowest and highest of several values; a dash for none."""
+    if not values:
+        return "–"
+    mean = told(sum(values) / len(values))
+    return f"{mean} ({told(min(values))}–{told(max(values))})" if len(values) > 1 else mean
 
 
 def _colour(block: int) -> str:
@@ -133,7 +185,7 @@ def _colour(block: int) -> str:
 
 def _clock(seconds: float) -> str:
     if not math.isfinite(seconds):
-        return "–"
+        return "not reached"
     minutes, left = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{left:02}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ class Story:
     Attributes:
         name: What it is called in the report.
         status: ``running``, ``finished`` or ``interrupted``; a run that died still says running.
+        last_word: When it wrote its last record, which tells a run that died.
         seed: Of the run; None if its configuration is not there.
         recipe: Its configuration but for the seed and its directory: runs that share it differ by
             their seeds alone.
@@ -37,6 +39,7 @@ class Story:
 
     name: str
     status: str
+    last_word: datetime
     seed: int | None
     recipe: str
     points: Sequence[Event]
@@ -49,11 +52,19 @@ class Story:
     @property
     def grows(self) -> bool:
         """Whether the student has grown, or is to."""
+        return len(self.growths) > 0 or len(self._planned_depths()) > 1
+
+    @property
+    def final_depth(self) -> int:
+        """Layers of the last stage; without a configuration those of the deepest so far."""
+        return max([*self._planned_depths(), *(int(point["train/depth"]) for point in self.points)])
+
+    def _planned_depths(self) -> list[int]:
         depths = yaml.safe_load(self.recipe).get("growth", {}).get("depths", [])
-        return len(self.growths) > 0 or len(depths) > 1
+        return list(depths)
 
     def losses(self) -> list[tuple[Event, float]]:
-        """Return all validation losses: of validations, and of both sides of growths."""
+        """Return all validation losses: of validations, and of the ends of stages."""
         found = [(event, float(event["losses"][VALIDATION_LOSS])) for event in self.validations]
         for stage in self.stages:
             if stage["validation_after"] is not None:
@@ -88,6 +99,7 @@ def _read(directory: Path, name: str) -> Story:
     return Story(
         name,
         _status(directory),
+        datetime.fromtimestamp((directory / EVENTS_FILE).stat().st_mtime, UTC),
         seed if isinstance(seed, int) and not isinstance(seed, bool) else None,
         yaml.safe_dump(config),
         _of_kind(events, "point"),

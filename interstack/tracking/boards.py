@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import lightning as L
@@ -14,6 +17,8 @@ from interstack.errors import RunInterrupted
 from interstack.tracking.layer_similarity import LayerSimilarity
 from interstack.tracking.lineage import COLUMNS, block_names
 from interstack.tracking.pictures import similarity_picture
+
+log = logging.getLogger(__name__)
 
 _STEP = "trainer/global_step"
 
@@ -47,10 +52,12 @@ def open_boards(trainer: L.Trainer) -> list[Board]:
 
 @contextmanager
 def finished_wandb() -> Iterator[None]:
-    """End the W&B run that is begun meanwhile, as failed if it fails.
+    """End the W&B run that is begun meanwhile, as failed if it fails; say how to sync it.
 
-    W&B would do so when the process ends, but says goodbye in colours then, into files as well.
+    W&B would do so when the process ends, but into files in colours as well, and behind the last
+    value of every metric; ``WANDB_QUIET=false`` brings these back.
     """
+    os.environ.setdefault("WANDB_QUIET", "true")
     earlier = _wandb_run()
     exit_code = 1
     try:
@@ -62,7 +69,10 @@ def finished_wandb() -> Iterator[None]:
     finally:
         run = _wandb_run()
         if run is not None and run is not earlier:
+            directory = Path(run.dir).parent
             run.finish(exit_code)
+            if run.offline:
+                log.info("W&B was offline: wandb sync %s sends the run", directory)
 
 
 def _wandb_run() -> Any:  # noqa: ANN401, W&B's

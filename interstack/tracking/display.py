@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import sys
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from interstack.tracking.position import RunPosition
+
+_SHORTEST_BAR: Final = 8
+"""Columns, with a space on either side."""
 
 
 class Reading(NamedTuple):
@@ -73,7 +76,7 @@ class LiveDisplay:
     def show(self, reading: Reading) -> None:
         """Draw the bar."""
         title = " · ".join(reading.title)
-        figures = " · ".join((reading.counted, *reading.figures, *(reading.left or ())))
+        figures = self._fitting(reading, len(title))
         done, total, _ = reading.position
         if self._progress is None:
             self._progress = self._start(own_clock=reading.left is None)
@@ -87,6 +90,15 @@ class LiveDisplay:
             figures=figures,
             refresh=True,
         )
+
+    def _fitting(self, reading: Reading, taken: int) -> str:
+        """Return what stands behind the bar; on a narrow terminal without the last figures."""
+        figures = list(reading.figures)
+        while True:
+            words = " · ".join((reading.counted, *figures, *(reading.left or ())))
+            if not figures or taken + _SHORTEST_BAR + len(words) <= self._console.width:
+                return words
+            figures.pop()
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""

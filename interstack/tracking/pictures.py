@@ -1,16 +1,21 @@
-"""Pictures for loggers, drawn without a display."""
+"""Pictures of layers' similarity, drawn without a display."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import ArrayLike
 from PIL import Image
-from torch import Tensor
 
 from interstack.tracking.layer_similarity import LayerSimilarity
+
+_EDGES: Final = "#2fb7c4"
+"""Seen on every shade of the map."""
 
 
 def similarity_figure(maps: LayerSimilarity, names: Sequence[str]) -> Figure:
@@ -20,13 +25,17 @@ def similarity_figure(maps: LayerSimilarity, names: Sequence[str]) -> Figure:
         maps: The similarities.
         names: Of the student's layers, bottom first, by block and place.
     """
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    labels = ["input", *names]
-    teacher = ["input" if layer == 0 else str(layer) for layer in maps.teacher_layers]
-    _draw(left, maps.student, labels, labels, "student")
-    _draw(right, maps.teacher, labels, teacher, "teacher's layer")
-    figure.colorbar(right.images[0], ax=[left, right], label="linear CKA", shrink=0.9)
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    for axes, values, columns in zip(
+        figure.subplots(1, 2),
+        (maps.student, maps.teacher),
+        (names, teacher_names(maps.teacher_layers)),
+        strict=True,
+    ):
+        image = draw_map(axes, values, names, columns, lowest=float(values.min()))
+        figure.colorbar(image, ax=axes, label="linear CKA", shrink=0.9)
+        axes.set_ylabel("student's layer, by block and place")
+    axes.set_xlabel("teacher's layer")
     return figure
 
 
@@ -38,9 +47,46 @@ def similarity_picture(maps: LayerSimilarity, names: Sequence[str]) -> Image.Ima
     return Image.open(buffer).convert("RGB")
 
 
-def _draw(axes: Axes, values: Tensor, rows: Sequence[str], columns: Sequence[str], of: str) -> None:
-    axes.imshow(values.numpy(), vmin=0, vmax=1, cmap="magma", origin="lower", aspect="auto")
-    axes.set_xticks(range(len(columns)), columns, rotation=90, fontsize=7)
-    axes.set_yticks(range(len(rows)), rows, fontsize=7)
-    axes.set_xlabel(of)
-    axes.set_ylabel("student's layer, by block and place")
+def teacher_names(layers: Sequence[int]) -> list[str]:
+    """Return what a teacher's hidden states are called."""
+    return ["input" if layer == 0 else str(layer) for layer in layers]
+
+
+def draw_map(
+    axes: Axes,
+    values: ArrayLike,
+    names: Sequence[str],
+    columns: Sequence[str],
+    *,
+    lowest: float = 0.0,
+    font_size: float = 7.0,
+) -> AxesImage:
+    """Draw a similarity map, with lines between the student's blocks.
+
+    Args:
+        axes: Where to.
+        values: Similarities, (1 + layers, columns); the first row is the encoder's input.
+        names: Of the student's layers, bottom first, by block and place.
+        columns: The same names, if they are the columns as well; else the teacher's.
+        lowest: Similarity that is the darkest: layers are so alike that blocks would not show if
+            that were 0.
+        font_size: Of the layers' names.
+
+    Returns:
+        The image, for a colour bar.
+    """
+    image = axes.imshow(values, vmin=lowest, vmax=1, cmap="magma", origin="lower", aspect="auto")
+    across = ["input", *names] if columns is names else columns
+    axes.set_xticks(range(len(across)), across, rotation=90, fontsize=font_size)
+    axes.set_yticks(range(len(names) + 1), ["input", *names], fontsize=font_size)
+    for edge in _block_edges(names):
+        axes.axhline(edge, color=_EDGES, linewidth=1.2)
+        if columns is names:
+            axes.axvline(edge, color=_EDGES, linewidth=1.2)
+    return image
+
+
+def _block_edges(names: Sequence[str]) -> list[float]:
+    """Return where a layer of one block lies above a layer of another, or above the input."""
+    blocks = ["input", *(name.partition(".")[0] for name in names)]
+    return [place - 0.5 for place in range(1, len(blocks)) if blocks[place] != blocks[place - 1]]

@@ -140,7 +140,8 @@ class StageProgressBar(ProgressBar):
 
     def _pause(self, trainer: L.Trainer, pl_module: L.LightningModule, reason: str) -> None:
         if self._enabled and self._open().is_live:
-            self._show(self._training_reading(trainer, pl_module)._replace(figures=(reason,)))
+            reading = self._training_reading(trainer, pl_module)
+            self._show(reading._replace(figures=(reason,), left=()))
 
     def _training_reading(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Reading:
         depth = growable(pl_module).depth
@@ -260,4 +261,6 @@ def _alike(depth: int) -> float:
 
 def _clock_time(seconds: float) -> str:
     minutes, left = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}:{left:02}"
     return f"{minutes // 60}:{minutes % 60:02}:{left:02}"

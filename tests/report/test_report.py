@@ -13,9 +13,12 @@ import pytest
 from cached_runs import fit
 
 from interstack.cli import main
+from interstack.growth.operators import get_operator, plan_growth
 from interstack.report.comparison import common_loss, group_by_recipe, reach
+from interstack.report.glance import GrowthCost, growth_costs, saving
 from interstack.report.page import render
 from interstack.report.story import read_stories
+from interstack.tracking.lineage import layer_rows
 from interstack.tracking.step_clock import PARTS
 
 LONG = ("--trainer.max_steps=12", "--trainer.log_every_n_steps=2")
@@ -37,8 +40,12 @@ def made_up(
     seed: int = 1,
     depths: Sequence[int] = (2, 4),
     lr: float = 1e-3,
+    grows_after: int | None = None,
 ) -> Path:
-    """Write the records of a run with validation losses at hours of training."""
+    """Write the records of a run with validation losses at hours of training.
+
+    With `grows_after` it grows after so many of them, by which the loss rises by a tenth.
+    """
     directory.mkdir(parents=True)
     axes = {"progress/audio_hours": 0.0, "progress/training_pflops": 0.0}
     figures: dict[str, Any] = {f"split/{part}": 0.1 for part in PARTS}
@@ -46,10 +53,18 @@ def made_up(
     events = []
     for step, (hours, loss) in enumerate(losses, start=1):
         place = {"step": step, **axes, "progress/wall_clock_hours": hours}
-        events.append(
-            {"kind": "point", **place, **figures, "train/loss": loss, "train/depth": depths[0]}
-        )
+        depth = depths[0] if grows_after is None or step <= grows_after else depths[1]
+        events.append({"kind": "point", **place, **figures, "train/loss": loss})
+        events[-1]["train/depth"] = depth
         events.append({"kind": "validation", **place, "losses": {"val/loss": loss}})
+        if step == grows_after:
+            plan = plan_growth(get_operator("interleave"), (0, 1), depths[1])
+            grown: dict[str, Any] = {"from_depth": depths[0], "to_depth": depths[1]}
+            grown["layers"] = layer_rows((0, 0, 1, 1), plan, (1, 3))
+            grown |= {"validation_before": loss, "validation_after": 1.1 * loss}
+            events.append({"kind": "growth", **place, **grown})
+            back = {"before": loss, "peak": 1.2 * loss, "after_steps": 7}
+            events.append({"kind": "recovery", **place, "step": step + 1, **back})
     (directory / "events.jsonl").write_text("".join(json.dumps(each) + "\n" for each in events))
     config = {
         "seed_everything": seed,
@@ -119,7 +134,7 @@ def test_a_run_that_died_is_shown_as_far_as_it_came(run: Path, tmp_path: Path) -
     page = tmp_path / "report.html"
     assert main(["report", str(died), "-o", str(page)]) == 0
     text = page.read_text()
-    assert "unknown" in text
+    assert "unknown, or died: its last record is of 20" in text
     assert "Lineage" not in text
     assert text.count("<svg") == 3 + 1
 
@@ -147,8 +162,8 @@ def test_the_time_to_a_loss_is_read_between_validations(tmp_path: Path) -> None:
     mine, theirs = reach(groups, loss)
     assert mine.seconds == (pytest.approx(1.75 * 3600),)
     assert theirs.seconds == (pytest.approx(6 * 3600),)
-    assert mine.speed_up == pytest.approx(6 / 1.75)
-    assert theirs.speed_up == pytest.approx(1.0)
+    assert mine.speed_ups == (pytest.approx(6 / 1.75),)
+    assert theirs.speed_ups == (pytest.approx(1.0),)
     page = render(read_stories([growing, full]))
     assert "1:45:00" in page
     assert "3.43×" in page
@@ -159,7 +174,62 @@ def test_without_a_run_at_full_depth_there_is_no_speed_up(tmp_path: Path) -> Non
     one = made_up(tmp_path / "one", [(1, 3.0), (2, 1.0)])
     other = made_up(tmp_path / "other", [(1, 3.0), (3, 1.0)], lr=2.0)
     found = reach(group_by_recipe(read_stories([one, other])), 1.0)
-    assert [each.speed_up for each in found] == [None, None]
+    assert [each.speed_ups for each in found] == [(), ()]
+
+
+def test_a_shallow_run_is_no_run_at_full_depth(tmp_path: Path) -> None:
+    """Although it never grows."""
+    growing = made_up(tmp_path / "growing", [(1, 3.0), (2, 1.0)])
+    shallow = made_up(tmp_path / "shallow", [(1, 3.0), (3, 1.0)], depths=(2,))
+    found = reach(group_by_recipe(read_stories([growing, shallow])), 1.0)
+    assert [each.speed_ups for each in found] == [(), ()]
+
+
+def test_runs_are_compared_at_a_loss_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that not all of them have reached; and seeds have their spread."""
+    runs = [
+        made_up(tmp_path / f"seed{seed}", [(1, 3.0), (1 + seed, 1.0)], seed=seed) for seed in (1, 2)
+    ]
+    runs.append(made_up(tmp_path / "full", [(2, 3.0), (6, 1.5)], depths=(4,)))
+    page = tmp_path / "report.html"
+    words = ["report", *map(str, runs), "-o", str(page)]
+    assert main(words) == 0
+    told = page.read_text()
+    assert "1.5000, the lowest that all of them reach" in told
+    assert "2:07:30 (1:45:00–2:30:00)" in told
+    assert "2.91× (2.40×–3.43×)" in told
+    assert main([*words, "--loss=1.2"]) == 0
+    told = page.read_text()
+    assert "loss of 1.2000. Speed-up" in told
+    assert "not reached" in told
+    assert main([*words, "--loss=0"]) == 2
+    assert "--loss 0" in capsys.readouterr().err
+
+
+def test_what_growing_cost_and_saved_is_told_in_a_glance(tmp_path: Path) -> None:
+    """A shallow step takes an hour, a deep one two: four would have taken eight instead of six."""
+    run = made_up(tmp_path / "run", [(1, 4.0), (2, 3.0), (4, 2.0), (6, 1.0)], grows_after=2)
+    (story,) = read_stories([run])
+    assert growth_costs(story) == [GrowthCost(4, pytest.approx(0.1), 7)]
+    found = saving(story)
+    assert found is not None
+    assert found.speed_up == pytest.approx(8 / 6)
+    page = render([story])
+    assert "4 layers: validation loss +10.0 %, training loss back after 7 steps" in page
+    assert "about 1.33×" in page
+    assert "8:00:00 instead of 6:00:00" in page
+
+
+def test_a_run_that_has_only_just_grown_does_not_guess(tmp_path: Path) -> None:
+    """One point is no pace; and one that never grew has nothing to tell."""
+    run = made_up(tmp_path / "run", [(1, 4.0), (2, 3.0), (4, 2.0)], grows_after=2)
+    shallow = made_up(tmp_path / "shallow", [(1, 4.0), (2, 3.0)])
+    stories = read_stories([run, shallow])
+    assert [saving(story) for story in stories] == [None, None]
+    assert "Growing saved" not in render(stories)
+    assert "Growing cost" not in render(stories[1:])
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from interstack.tracking.outlook import Outlook
 from interstack.tracking.progress_bar import StageProgressBar
 from interstack.tracking.throughput import AudioMeter
 
-CLOCK = r"\d+:\d\d:\d\d"
+CLOCK = r"(?:\d+:)?\d+:\d\d"
 TIMES = rf"(, grows in {CLOCK}, ends in {CLOCK}|, ends in {CLOCK})?"
 FIGURES = r"loss \d\.\d{4}(, [\d,.]+ s of audio/s)?" + TIMES
 GROWTHS = [
@@ -148,6 +148,22 @@ def test_lines_say_when_the_stage_and_the_run_will_end(
         assert "grows in" not in lines[step]
         assert re.search(rf"ends in {CLOCK}$", lines[step]), lines[step]
     assert "ends in" not in lines[9]
+
+
+def test_a_narrow_terminal_shows_the_times_and_leaves_figures_out(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is cut off at 80 columns."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    make_run([StageProgressBar(refresh_seconds=0.0)]).fit()
+    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    assert "…" not in plain
+    shown = [line for line in re.split(r"[\r\n]+", plain) if "ends in" in line]
+    assert re.search(rf"step 5/9 · loss \d\.\d{{4}} · grows in {CLOCK} · ends in {CLOCK}", plain)
+    assert max(map(len, shown)) <= 80
 
 
 STAGES = (Stage(3, 0.0, 0.5), Stage(6, 0.5, 0.75), Stage(9, 0.75, 1.0))
