@@ -14,7 +14,7 @@ READY := $(VENV)/.ready
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format types bench train train-ddp clean
+.PHONY: help setup demo notebooks test lint format types bench train train-ddp clean
 
 help: ## Say what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,6 +32,9 @@ demo: setup ## Watch a student grow from 3 to 12 layers on real speech, and see 
 		--upstream runs/interleaved/student --upstream assets/teacher \
 		--upstream log-mel --upstream random:runs/interleaved/student
 	$(BIN)/python -m interstack.cli report runs/interleaved -o runs/interleaved/report.html
+
+notebooks: setup ## Run the notebooks on what `make demo` has left, and keep their outputs
+	for each in notebooks/*.ipynb; do $(BIN)/jupyter execute --inplace $$each || exit 1; done
 
 test: setup lint types ## Lint, types and the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
