@@ -53,6 +53,8 @@ def tables(directory: Path) -> str:
         lines += bench_tables(record)
     for values in read_records(directory, "quality")[-1:]:
         lines += quality_table(values)
+    for values in read_records(directory, "logging")[-1:]:
+        lines += logging_table(values)
     return "\n".join([*lines, END])
 
 
@@ -137,6 +139,27 @@ def quality_table(values: Mapping[str, Any]) -> list[str]:
         phones = _mean([each["phone_accuracy"] for each in members])
         lines.append(f"| equal {equal} | {arm} | {steps} | {loss} | {phones} |")
     return [*lines, ""]
+
+
+def logging_table(values: Mapping[str, Any]) -> list[str]:
+    """Return what logging takes, as lines of Markdown."""
+    runs = values["runs"]
+    shares = [run["step_seconds"] / run["training_seconds"] for run in runs]
+    ends = [
+        run["stage_seconds"] / run["stages"] / (run["training_seconds"] / run["steps"])
+        for run in runs
+    ]
+    share, end = Spread.of(shares), Spread.of(ends)
+    return [
+        f"`{values['command']}`, {_where(values['surroundings'])}; medians (lowest–highest):",
+        "",
+        "| what logging takes | goal | measured | |",
+        "|---|--:|--:|---|",
+        f"| of a run's steps | < 1 % | {share.median:.2%} ({share.lowest:.2%}–{share.highest:.2%}) "
+        f"| {_verdict(share.median < 0.01)} |",
+        f"| a stage's end, in steps | | {end.median:.1f} ({end.lowest:.1f}–{end.highest:.1f}) | |",
+        "",
+    ]
 
 
 def _where(surroundings: Mapping[str, str]) -> str:

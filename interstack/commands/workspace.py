@@ -18,7 +18,7 @@ def run_workspace(arguments: Sequence[str]) -> None:
         arguments: The words after ``workspace``.
 
     Raises:
-        ConfigurationError: If the file can't be written.
+        ConfigurationError: If W&B refuses the workspace, or the file can't be written.
     """
     parser = argparse.ArgumentParser(
         prog="interstack workspace",
@@ -39,8 +39,9 @@ def run_workspace(arguments: Sequence[str]) -> None:
     workspace = make_workspace(options.entity, options.project, options.name)
     try:
         workspace.save()
-    except (wandb.errors.Error, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # the client's own are of many kinds, most of them private
+        reason = str(error).strip().splitlines()[0].rstrip(".")
+        is_reached = not isinstance(error, (wandb.errors.Error, OSError))
     else:
         print(f"the workspace is at {workspace.url}")
         return
@@ -50,7 +51,12 @@ def run_workspace(arguments: Sequence[str]) -> None:
         raise ConfigurationError(
             f"{options.output} can't be written ({error.strerror}): give --output another file"
         ) from error
+    if is_reached:
+        raise ConfigurationError(
+            f"Weights & Biases refuses the workspace ({reason}): check --entity {options.entity} "
+            f"and --project {options.project}; what was sent is in {options.output}"
+        )
     print(
-        f"Weights & Biases can't be reached ({reason.rstrip('.')}): what would be sent is in "
-        f"{options.output}; give the same command where it can"
+        f"Weights & Biases can't be reached ({reason}): what would be sent is in {options.output}; "
+        "give the same command where it can"
     )

@@ -9,8 +9,10 @@ from typing import Any
 from interstack.tracking.points import AUDIO_HOURS, PETAFLOPS, WALL_CLOCK
 from interstack.tracking.step_clock import PARTS
 
+_SPIKE = ("growth/loss_before", "growth/loss_peak")
 _STEP = "trainer/global_step"
 _LOSS_TAPS = "train/loss_tap_.*"
+_LAYERS = "grad_norm/block_.*"
 
 
 def make_workspace(entity: str, project: str, name: str) -> Any:  # noqa: ANN401, wandb-workspaces'
@@ -45,13 +47,16 @@ def make_workspace(entity: str, project: str, name: str) -> Any:  # noqa: ANN401
                 "growth/validation_before",
                 "growth/validation_after",
             ),
-            line("training loss's peak after growth", "growth/loss_peak"),
+            line("training loss before growth and at its peak", *_SPIKE),
             line("steps until the training loss was back", "growth/recovered_after_steps"),
             panels.MediaBrowser(media_keys=["similarity/layers"]),
         ],
         "Optimisation": [
             line("learning rate", "train/learning_rate"),
             line("gradient norm", "train/grad_norm"),
+            panels.LinePlot(
+                title="gradient norm by layer, block and place", x=_STEP, metric_regex=_LAYERS
+            ),
         ],
         "Speed": [
             line("seconds of audio a second", "speed/audio_seconds_per_second"),

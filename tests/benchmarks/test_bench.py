@@ -9,10 +9,11 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.growth_event import GrowthEvent
+from benchmarks.logging_cost import main as logging_cost
 from benchmarks.memory import Memory
 from benchmarks.records import BenchRecord, StepTimes
 from benchmarks.steps import time_in_turns
-from benchmarks.table import README, RECORDS, bench_tables, tables
+from benchmarks.table import README, RECORDS, bench_tables, logging_table, tables
 from benchmarks.variants import (
     REFERENCE,
     SHARED_CACHE_FULL,
@@ -88,6 +89,28 @@ def test_the_whole_bench_on_tiny_models(tmp_path: Path, capsys: pytest.CaptureFi
     assert [each.depth for each in measured.memory] == [3, 12]
     assert all(each.total > 0 for each in measured.memory)
     assert "against the reference" in capsys.readouterr().out
+
+
+def test_what_logging_takes_is_told_as_a_share() -> None:
+    """Of training, run by run; and the ends of stages in the steps that they last."""
+    run = {"steps": 10, "stages": 2, "training_seconds": 5.0}
+    runs = [run | {"step_seconds": part, "stage_seconds": 3.0} for part in (0.01, 0.04, 0.06)]
+    values = {"command": "?", "surroundings": SURROUNDINGS, "runs": runs}
+    lines = "\n".join(logging_table(values))
+    assert "| < 1 % | 0.80% (0.20%–1.20%) | reached |" in lines
+    assert "in steps | | 3.0 (3.0–3.0) |" in lines
+
+
+@pytest.mark.slow
+def test_the_cost_of_logging_is_measured(tmp_path: Path) -> None:
+    """On the embedded default, four stages of a step or two; nothing is counted twice."""
+    words = ["--repetitions=1", "--steps=6", f"--output={tmp_path}"]
+    assert logging_cost(words) == 0
+    (path,) = tmp_path.glob("logging-*.json")
+    (run,) = json.loads(path.read_text())["runs"]
+    assert (run["steps"], run["stages"]) == (6, 4)
+    assert 0 < run["step_seconds"] < run["training_seconds"]
+    assert run["stage_seconds"] > 0
 
 
 @pytest.mark.parametrize(

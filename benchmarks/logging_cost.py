@@ -1,0 +1,144 @@
+"""Times what a run's logging takes of its steps; writes a record.
+
+    python -m benchmarks.logging_cost [--repetitions N] [--steps N]
+
+Runs the embedded default with the loggers of its configuration (metrics.csv, and Weights & Biases
+offline), and adds up what is spent within them, within the dashboard and the hooks by which it
+takes a step apart, and within Lightning's own keeping of what is logged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import chdir, contextmanager
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from unittest.mock import patch
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.connectors.logger_connector import _LoggerConnector
+
+from benchmarks.options import RECORDS
+from benchmarks.records import write_record
+from benchmarks.table import logging_table
+from interstack.cli import main as interstack
+from interstack.surroundings import surroundings
+from interstack.tracking.dashboard import Dashboard
+from interstack.tracking.step_clock import StepClock
+
+_ROOT: Final = Path(__file__).parents[1]
+_IN_STEPS: Final = (
+    (Dashboard, "on_train_batch_start"),
+    (Dashboard, "on_before_backward"),
+    (Dashboard, "on_after_backward"),
+    (Dashboard, "on_before_optimizer_step"),
+    (Dashboard, "on_train_batch_end"),
+    (StepClock, "mark"),
+    (L.LightningModule, "log_dict"),
+    (_LoggerConnector, "log_metrics"),
+)
+_BETWEEN_STAGES: Final = (
+    (Dashboard, "on_growth_start"),
+    (Dashboard, "on_growth_end"),
+    (Dashboard, "on_train_end"),
+)
+
+
+class LoggingCost(NamedTuple):
+    """What logging took of a run.
+
+    Attributes:
+        steps: Optimizer steps.
+        stages: Stages that ended.
+        training_seconds: Of all steps.
+        step_seconds: Of these what logging took.
+        stage_seconds: What the ends of stages took: similarity of layers, tables, pictures.
+    """
+
+    steps: int
+    stages: int
+    training_seconds: float
+    step_seconds: float
+    stage_seconds: float
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Measure, write the record and print what it says."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.logging_cost", description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=80)
+    parser.add_argument("--output", type=Path, default=RECORDS, help="directory for the record")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as directory:
+        runs = [
+            measure(Path(directory) / str(number), options.steps)
+            for number in range(options.repetitions)
+        ]
+    record: dict[str, Any] = {
+        "command": "python -m benchmarks.logging_cost "
+        f"--repetitions {options.repetitions} --steps {options.steps}",
+        "surroundings": surroundings(torch.device("cpu"), "32-true"),
+        "runs": [run._asdict() for run in runs],
+    }
+    path = write_record(options.output, "logging", record)
+    print("\n".join(logging_table(record)))
+    print(f"the record is {path.name} in {path.parent}")
+    return 0
+
+
+def measure(directory: Path, steps: int) -> LoggingCost:
+    """Run the embedded default and add up what its logging takes.
+
+    Args:
+        directory: Of the run.
+        steps: Optimizer steps.
+    """
+    spent: Counter[str] = Counter()
+    with _timed(_IN_STEPS, spent, "steps"), _timed(_BETWEEN_STAGES, spent, "stages"):
+        words = [f"--trainer.max_steps={steps}", f"--trainer.default_root_dir={directory}"]
+        with chdir(_ROOT):  # where the configuration's paths begin
+            status = interstack(["fit", "--config=configs/interleaved.yaml", *words])
+        if status != 0:
+            raise SystemExit("the run has failed; its messages are above")
+    stages = json.loads((directory / "stages.json").read_text())["stages"]
+    seconds = sum(stage["training_seconds"] for stage in stages)
+    return LoggingCost(steps, len(stages), seconds, spent["steps"], spent["stages"])
+
+
+@contextmanager
+def _timed(places: Sequence[tuple[type, str]], spent: Counter[str], kind: str) -> Iterator[None]:
+    """Add up the time within functions, that of one which another calls once."""
+    within = 0
+
+    def timed(work: Callable[..., Any]) -> Callable[..., Any]:
+        def measured(*words: Any, **named: Any) -> Any:  # noqa: ANN401, whatever it is of
+            nonlocal within
+            begun, within = time.perf_counter(), within + 1
+            try:
+                return work(*words, **named)
+            finally:
+                within -= 1
+                if not within:
+                    spent[kind] += time.perf_counter() - begun
+
+        return measured
+
+    patches = [patch.object(of, name, timed(getattr(of, name))) for of, name in places]
+    for each in patches:
+        each.start()
+    try:
+        yield
+    finally:
+        for each in patches:
+            each.stop()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
