@@ -28,7 +28,7 @@ def similarity_figure(maps: LayerSimilarity, names: Sequence[str]) -> Figure:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     for axes, values, columns in zip(
         figure.subplots(1, 2),
-        (maps.student, maps.teacher),
+        (maps.student.numpy(), maps.teacher.numpy()),
         (names, teacher_names(maps.teacher_layers)),
         strict=True,
     ):
