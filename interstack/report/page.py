@@ -149,8 +149,8 @@ def _columns(story: Story) -> list[_Column]:
     return columns
 
 
-def _compared_rows(groups: Sequence[Group], loss: float | None) -> list[list[str]]:
-    """Return a row for each group; nothing to compare in a single run, but with a loss."""
+def _compared_rows(groups: Sequence[Group], loss: float | None) -> list[list[tuple[str, str]]]:
+    """Return a row of means and their spreads for each group; a single run has none."""
     if len(groups) < 2 and all(len(group.stories) < 2 for group in groups):
         return []
     reached = [None] * len(groups) if loss is None else reach(groups, loss)
@@ -160,7 +160,7 @@ def _compared_rows(groups: Sequence[Group], loss: float | None) -> list[list[str
         ends = [found[-1][1] for story in group.stories if (found := story.losses())]
         rows.append(
             [
-                group.name,
+                (group.name, ""),
                 _spread(ends, _loss),
                 _spread([last[PETAFLOPS] for last in lasts], lambda value: f"{value:.3g}"),
                 _spread([_HOUR * last[WALL_CLOCK] for last in lasts], _clock),
@@ -171,12 +171,12 @@ def _compared_rows(groups: Sequence[Group], loss: float | None) -> list[list[str
     return rows
 
 
-def _spread(values: Sequence[float], told: Callable[[float], str]) -> str:
+def _spread(values: Sequence[float], told: Callable[[float], str]) -> tuple[str, str]:
     """Return a mean, and the lowest and highest of several values; a dash for none."""
     if not values:
-        return "–"
-    mean = told(sum(values) / len(values))
-    return f"{mean} ({told(min(values))}–{told(max(values))})" if len(values) > 1 else mean
+        return "–", ""
+    mean, lowest, highest = told(sum(values) / len(values)), told(min(values)), told(max(values))
+    return mean, f"{lowest}–{highest}" if highest != lowest else ""
 
 
 def _colour(block: int) -> str:

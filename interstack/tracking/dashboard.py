@@ -39,12 +39,13 @@ class Dashboard(L.Callback):
 
     A point is logged at the Trainer's ``log_every_n_steps``, and only then is anything read from
     the device, or a step's time taken apart. Training is the same bit by bit with this callback and
-    without. It has to come after the ``StageRecorder``, whose validation losses it tells.
+    without. It has to come after the ``StageRecorder``, whose counts and losses it tells.
     """
 
     def __init__(self) -> None:
         self._meters = RunMeters()
-        self._module: Distillation | None = None  # while it trains
+        self._module: Distillation | None = None  # while it trains, as the three below
+        self._recorder: StageRecorder | None = None
         self._clock: StepClock | None = None
         self._gradient_norm: Tensor | None = None
         self._layer_norms: Tensor | None = None
@@ -64,7 +65,7 @@ class Dashboard(L.Callback):
         self._clock = StepClock(module.device)
         teacher = module.teacher
         self._clock.watch(teacher if isinstance(teacher, Teacher) else None, module.student)
-        self._module = module
+        self._module, self._recorder = module, _recorder(trainer)
         if trainer.global_step == 0:
             self._meters = RunMeters()
         self._rest()
@@ -110,22 +111,16 @@ class Dashboard(L.Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """Count, and log a point if it is time to."""
-        del outputs, batch_idx
+        """Log a point if it is time to."""
+        del outputs, batch, batch_idx
         module = _distillation(pl_module)
         assert self._clock is not None
         parts = self._clock.end()
-        self._meters.add_batch(batch, trainer.world_size)
         if trainer.fit_loop._should_accumulate():
             return
         self._meters.add_step(module.latest_loss)
         if self._looks:
             self._point(trainer, module, parts)
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count the time up to here."""
-        del trainer, pl_module
-        self._meters.totals.count_time()
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the axes beside the validation losses: W&B draws only what shares a row with them."""
@@ -156,7 +151,7 @@ class Dashboard(L.Callback):
         operator = None if growth is None else growth.operator_name
         self._meters.spike.grown()
         content = growth_summary(
-            plan, operator, module.lineage, module.student.tap_layers, _stages(trainer)
+            plan, operator, module.lineage, module.student.tap_layers, _recorder(trainer).stages
         )
         axes = self._axes()
         outlets.tell("growth", **axes, **content)
@@ -225,11 +220,8 @@ class Dashboard(L.Callback):
     def _end_stage(self, trainer: L.Trainer, module: Distillation) -> None:
         self._read()
         self._tell_recovery(trainer)
-        stages = _stages(trainer)
-        if not stages:
-            return
         outlets = self._open()
-        summary = stage_summary(stages[-1], self._meters.spike)
+        summary = stage_summary(_recorder(trainer).stages[-1], self._meters.spike)
         outlets.tell("stage", **self._axes(), **summary)
         outlets.show_stage(summary)
         similarity = measure_similarity(trainer, module) if trainer.is_global_zero else None
@@ -239,23 +231,25 @@ class Dashboard(L.Callback):
 
     def _read(self) -> None:
         """Bring all counts up to date; waits for the device."""
-        if self._module is not None:
-            self._meters.read(self._module)
+        if self._module is not None and self._recorder is not None:
+            self._meters.read(self._recorder, self._module)
 
     def _axes(self) -> dict[str, float]:
-        return axes_of(self._meters.totals.totals)
+        return axes_of(self._meters.totals)
 
     def _open(self) -> Outlets:
         assert self._outlets is not None  # since training began
         return self._outlets
 
     def _rest(self) -> None:
-        self._meters.totals.rest()
+        """Leave what comes between two steps out of their time: validations, what is told."""
+        if self._recorder is not None:
+            self._recorder.rest()
         if self._clock is not None:
             self._clock.rest()
 
     def _leave(self) -> None:
-        self._module = self._outlets = None
+        self._module = self._recorder = self._outlets = None
         if self._clock is not None:
             self._clock.leave()
             self._clock = None
@@ -272,11 +266,16 @@ def _logged(trainer: L.Trainer, prefix: str) -> dict[str, float]:
     return {name: float(value) for name, value in logged if name.startswith(prefix)}
 
 
-def _stages(trainer: L.Trainer) -> list[Any]:
+def _recorder(trainer: L.Trainer) -> StageRecorder:
+    """Return the callback that counts what the points tell.
+
+    Raises:
+        TypeError: If there is none.
+    """
     for callback in callbacks_of(trainer):
         if isinstance(callback, StageRecorder):
-            return list(callback.stages)
-    return []
+            return callback
+    raise TypeError("a Dashboard tells what a StageRecorder counts: put one before it")
 
 
 def _distillation(pl_module: L.LightningModule) -> Distillation:

@@ -87,6 +87,11 @@ def draw_map(
 
 
 def _block_edges(names: Sequence[str]) -> list[float]:
-    """Return where a layer of one block lies above a layer of another, or above the input."""
+    """Return where a layer of one block lies above another's, or above the input.
+
+    In a stack that has not grown each layer is a block; lines around all of them would say nothing.
+    """
     blocks = ["input", *(name.partition(".")[0] for name in names)]
+    if len(set(blocks)) == len(blocks):
+        return []
     return [place - 0.5 for place in range(1, len(blocks)) if blocks[place] != blocks[place - 1]]

@@ -90,7 +90,7 @@ class StageProgressBar(ProgressBar):
             self._outlook.look(growable(pl_module).depth, done)
         is_due = self._is_due()
         if self._enabled and (is_due or self._throughput.is_idle):
-            self._rate = self._throughput.update(self._audio.take()) or self._rate
+            self._rate = self._throughput.update(self._audio.take().seconds) or self._rate
         if is_due:
             self._show(self._training_reading(trainer, pl_module))
 

@@ -29,6 +29,7 @@ class StageRecord:
         validation_loss_before: Just after growth, or at the run's start; None without validation.
         validation_loss_after: At the stage's end; None before that.
         finished: Whether the stage has come to its end.
+        padded_seconds: As `audio_seconds`, with the padding.
     """
 
     stage: int
@@ -41,6 +42,7 @@ class StageRecord:
     validation_loss_before: float | None = None
     validation_loss_after: float | None = None
     finished: bool = False
+    padded_seconds: float = 0.0
 
 
 def write_stages(directory: Path, stages: Sequence[StageRecord], status: RunStatus) -> None:

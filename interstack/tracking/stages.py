@@ -55,13 +55,13 @@ class StageRecorder(L.Callback):
             self.stages[-1].validation_loss_after = None
         else:
             self._begin(trainer, pl_module)
-        self._stopwatch.lap()
+        self.rest()
 
     def on_growth_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End a stage."""
         self._end(trainer, pl_module)
         self._write(trainer, "running")
-        self._stopwatch.lap()
+        self.rest()
 
     def on_growth_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, plan: GrowthPlan
@@ -70,7 +70,7 @@ class StageRecorder(L.Callback):
         del plan
         growing_seconds = self._stopwatch.lap()
         self._begin(trainer, pl_module, growing_seconds)
-        self._stopwatch.lap()
+        self.rest()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End the last stage."""
@@ -93,7 +93,7 @@ class StageRecorder(L.Callback):
             return  # the record of an earlier process may know more than the checkpoint
         self._training = False
         try:
-            self._read_audio()
+            self.read()
             self._write(trainer, "interrupted")
         except (OSError, RuntimeError):  # a full disk or a dead device must not hide the cause
             log.warning("the record of the interrupted stage is lost", exc_info=True)
@@ -115,7 +115,7 @@ class StageRecorder(L.Callback):
 
     def _end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         stage = self.stages[-1]
-        self._read_audio()  # waits for the device, so that the last lap holds all of its work
+        self.read()  # waits for the device, so that the last lap holds all of its work
         stage.training_seconds += self._stopwatch.lap()
         stage.validation_loss_after = validation_loss(trainer, _distillation(pl_module))
         stage.finished = True
@@ -140,22 +140,29 @@ class StageRecorder(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let the time since the last batch go uncounted."""
         del trainer, pl_module
-        self._stopwatch.lap()
+        self.rest()
 
     # Records ------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return the record as primitives."""
-        self._read_audio()
+        self.read()
         return {"stages": [asdict(stage) for stage in self.stages]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the record of a run that is resumed."""
         self.stages = [StageRecord(**stage) for stage in state_dict["stages"]]
 
-    def _read_audio(self) -> None:
+    def read(self) -> None:
+        """Bring the counts of audio up to date; waits for the device."""
         if self.stages:
-            self.stages[-1].audio_seconds += self._audio.take()
+            audio = self._audio.take()
+            self.stages[-1].audio_seconds += audio.seconds
+            self.stages[-1].padded_seconds += audio.padded_seconds
+
+    def rest(self) -> None:
+        """Let the time since the last batch, or since growth began, go uncounted."""
+        self._stopwatch.lap()
 
     def _write(self, trainer: L.Trainer, status: RunStatus) -> None:
         if trainer.is_global_zero:

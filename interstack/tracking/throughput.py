@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,11 +16,18 @@ from interstack.data.batch import Batch
 Clock = Callable[[], float]
 
 
+class Audio(NamedTuple):
+    """Seconds of audio, without the padding and with it."""
+
+    seconds: float
+    padded_seconds: float
+
+
 class AudioMeter:
     """Counts the audio of all ranks on the device, and stalls it only when it is read."""
 
     def __init__(self) -> None:
-        self._num_samples: Tensor | None = None
+        self._num_samples: Tensor | None = None  # (2,): without padding, with it
 
     def add(self, batch: Batch, world_size: int = 1) -> None:
         """Count a batch; every rank has to call it.
@@ -28,7 +36,8 @@ class AudioMeter:
             batch: One rank's batch.
             world_size: Number of ranks.
         """
-        num_samples = batch.num_samples.sum()
+        padded = batch.num_samples.max() * len(batch.ids)
+        num_samples = torch.stack([batch.num_samples.sum(), padded])
         if world_size > 1:
             # Not the strategy's reduce: it begins with a barrier, which would stall the device.
             torch.distributed.all_reduce(num_samples)
@@ -36,13 +45,13 @@ class AudioMeter:
             num_samples = num_samples + self._num_samples
         self._num_samples = num_samples
 
-    def take(self) -> float:
-        """Return the seconds of audio since the last call; waits for the device."""
+    def take(self) -> Audio:
+        """Return the audio since the last call; waits for the device."""
         if self._num_samples is None:
-            return 0.0
-        seconds = int(self._num_samples) / SAMPLE_RATE
+            return Audio(0.0, 0.0)
+        samples, padded = self._num_samples.tolist()
         self._num_samples = None
-        return seconds
+        return Audio(samples / SAMPLE_RATE, padded / SAMPLE_RATE)
 
 
 class Stopwatch:

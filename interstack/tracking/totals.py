@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-import torch
-from torch import Tensor
-
-from interstack.constants import SAMPLE_RATE
-from interstack.data.batch import Batch
-from interstack.tracking.throughput import AudioMeter, Stopwatch
+from interstack.tracking.record import StageRecord
 
 
-@dataclass
+@dataclass(frozen=True)
 class Totals:
     """Sums over a run.
 
@@ -29,10 +25,10 @@ class Totals:
     training_seconds: float = 0.0
     flops: float = 0.0
 
-    def __add__(self, other: Totals) -> Totals:
-        """Return the sums of both."""
+    def __sub__(self, other: Totals) -> Totals:
+        """Return what has come since another moment of the run."""
         pairs = zip(asdict(self).values(), asdict(other).values(), strict=True)
-        return Totals(*(mine + theirs for mine, theirs in pairs))
+        return Totals(*(mine - theirs for mine, theirs in pairs))
 
     def state_dict(self) -> dict[str, Any]:
         """Return it as primitives."""
@@ -44,53 +40,17 @@ class Totals:
         return cls(**state)
 
 
-class TotalsMeter:
-    """Adds to the totals step by step, and waits for the device only when they are read.
+def totals_of(stages: Sequence[StageRecord], flops_at: Callable[[int], float]) -> Totals:
+    """Add up a run's stages.
 
-    Attributes:
-        totals: As of the last reading.
-        since: The part of them that has come since it was last taken, as of the last reading.
+    Args:
+        stages: As far as they are read.
+        flops_at: Returns the operations of training on a second of audio at a depth, padding
+            included.
     """
-
-    def __init__(self, totals: Totals | None = None, since: Totals | None = None) -> None:
-        self.totals = totals or Totals()
-        self.since = since or Totals()
-        self._audio = AudioMeter()
-        self._padded: Tensor | None = None
-        self._stopwatch = Stopwatch()
-        self._seconds = 0.0
-
-    def rest(self) -> None:
-        """Leave the time since the last batch out."""
-        self._stopwatch.lap()
-
-    def count_time(self) -> None:
-        """Count the time since the last call."""
-        self._seconds += self._stopwatch.lap()
-
-    def add(self, batch: Batch, world_size: int) -> None:
-        """Count a batch; every rank has to call it."""
-        self.count_time()
-        self._audio.add(batch, world_size)
-        padded = batch.num_samples.max() * len(batch.ids)
-        if world_size > 1:
-            torch.distributed.all_reduce(padded)
-        self._padded = padded if self._padded is None else self._padded + padded
-
-    def read(self, flops_per_second: float) -> None:
-        """Bring the totals up to date; waits for the device.
-
-        Args:
-            flops_per_second: Operations of training on a second of padded audio since the last
-                reading.
-        """
-        padded = 0.0 if self._padded is None else int(self._padded) / SAMPLE_RATE
-        new = Totals(self._audio.take(), padded, self._seconds, padded * flops_per_second)
-        self._padded, self._seconds = None, 0.0
-        self.totals += new
-        self.since += new
-
-    def take_since(self) -> Totals:
-        """Return what has come since the last call, as of the last reading."""
-        since, self.since = self.since, Totals()
-        return since
+    return Totals(
+        sum(stage.audio_seconds for stage in stages),
+        sum(stage.padded_seconds for stage in stages),
+        sum(stage.training_seconds for stage in stages),
+        sum(stage.padded_seconds * flops_at(stage.depth) for stage in stages),
+    )

@@ -198,8 +198,8 @@ def test_runs_are_compared_at_a_loss_that_is_asked_for(
     assert main(words) == 0
     told = page.read_text()
     assert "1.5000, the lowest that all of them reach" in told
-    assert "2:07:30 (1:45:00–2:30:00)" in told
-    assert "2.91× (2.40×–3.43×)" in told
+    assert "2:07:30<br><small>1:45:00–2:30:00</small>" in told
+    assert "2.91×<br><small>2.40×–3.43×</small>" in told
     assert main([*words, "--loss=1.2"]) == 0
     told = page.read_text()
     assert "loss of 1.2000. Speed-up" in told

@@ -157,6 +157,17 @@ def test_points_hold_everything_that_is_promised(run: Path) -> None:
     assert cost(points[6], points[11]) > 1.02 * cost(points[0], points[5])
 
 
+def test_the_axes_are_the_sums_of_the_stages(run: Path) -> None:
+    """One count of audio and of time, whichever file tells it; without validation."""
+    stages = json.loads((run / "stages.json").read_text())["stages"]
+    told = of_kind(run, "stage")
+    for number, event in enumerate(told, start=1):
+        for axis, name in zip(AXES, ("audio_seconds", "training_seconds"), strict=False):
+            total = sum(stage[name] for stage in stages[:number])
+            assert 3600 * event[axis] == pytest.approx(total)
+    assert all(stage["padded_seconds"] >= stage["audio_seconds"] > 0 for stage in stages)
+
+
 def test_a_growth_is_told_with_its_lineage_and_its_losses(run: Path) -> None:
     """The validation losses are those of the table of stages."""
     (growth,) = of_kind(run, "growth")

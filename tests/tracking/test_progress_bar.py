@@ -13,7 +13,7 @@ from tracked_runs import DEPTHS, NUM_STEPS, MakeRun
 from interstack.growth.schedule import Stage
 from interstack.tracking.outlook import Outlook
 from interstack.tracking.progress_bar import StageProgressBar
-from interstack.tracking.throughput import AudioMeter
+from interstack.tracking.throughput import Audio, AudioMeter
 
 CLOCK = r"(?:\d+:)?\d+:\d\d"
 TIMES = rf"(, grows in {CLOCK}, ends in {CLOCK}|, ends in {CLOCK})?"
@@ -61,10 +61,10 @@ def test_nothing_is_read_between_two_lines(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a long interval the device is asked once a stretch, where it begins, not every step."""
-    readings: list[float] = []
+    readings: list[Audio] = []
     take = AudioMeter.take
 
-    def count(meter: AudioMeter) -> float:
+    def count(meter: AudioMeter) -> Audio:
         readings.append(take(meter))
         return readings[-1]
 

@@ -19,14 +19,14 @@ class FakeClock:
         return self.now
 
 
-def test_audio_is_counted_without_padding_and_taken_once() -> None:
-    """Two utterances of 1 and 0.5 s are 1.5 s, whatever the batch's width."""
+def test_audio_is_counted_without_padding_and_with_it_and_taken_once() -> None:
+    """Two utterances of 1 and 0.5 s are 1.5 s, and 2 s as wide as the batch."""
     meter = AudioMeter()
     batch = collate([torch.zeros(16_000), torch.zeros(8_000)], ["long", "short"])
     meter.add(batch)
     meter.add(batch)
-    assert meter.take() == 3.0
-    assert meter.take() == 0.0
+    assert meter.take() == (3.0, 4.0)
+    assert meter.take() == (0.0, 0.0)
 
 
 def test_counting_leaves_the_batch_alone() -> None:
@@ -36,7 +36,7 @@ def test_counting_leaves_the_batch_alone() -> None:
     for _ in range(3):
         meter.add(batch)
     assert batch.num_samples.tolist() == [16_000]
-    assert meter.take() == 3.0
+    assert meter.take().seconds == 3.0
 
 
 def test_the_audio_of_all_ranks_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +44,7 @@ def test_the_audio_of_all_ranks_is_counted(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda num_samples: num_samples.mul_(2))
     meter = AudioMeter()
     meter.add(collate([torch.zeros(16_000)], ["alone"]), world_size=2)
-    assert meter.take() == 2.0
+    assert meter.take() == (2.0, 2.0)
 
 
 def test_laps_follow_each_other_without_a_gap() -> None:
