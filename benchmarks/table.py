@@ -144,9 +144,9 @@ def quality_table(values: Mapping[str, Any]) -> list[str]:
 def logging_table(values: Mapping[str, Any]) -> list[str]:
     """Return what logging takes, as lines of Markdown."""
     runs = values["runs"]
-    shares = [run["step_seconds"] / run["training_seconds"] for run in runs]
+    shares = [sum(run["step_seconds"].values()) / run["training_seconds"] for run in runs]
     ends = [
-        run["stage_seconds"] / run["stages"] / (run["training_seconds"] / run["steps"])
+        sum(run["stage_seconds"].values()) / run["stages"] * run["steps"] / run["training_seconds"]
         for run in runs
     ]
     share, end = Spread.of(shares), Spread.of(ends)

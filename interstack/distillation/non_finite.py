@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from interstack.data.batch import Batch
 from interstack.distillation.finite import BatchLoss
+from interstack.distillation.logged_steps import step_is_logged
 from interstack.distillation.pending import MOST_PENDING, PendingBatches
 from interstack.errors import ConfigurationError, DataError
 
@@ -83,9 +84,7 @@ class NonFiniteBatches:
         """
         step = trainer.global_step
         self._pending.add(step, mine.batch, loss, mine.sums.by_tap)
-        every: int = vars(trainer)["log_every_n_steps"]  # set by Lightning without a declaration
-        is_logged = every > 0 and (step + 1) % every == 0
-        return is_logged or len(self._pending) >= self._patience(trainer)
+        return step_is_logged(trainer) or len(self._pending) >= self._patience(trainer)
 
     def forget(self) -> None:
         """Forget what a fit that broke off has left to be looked at."""

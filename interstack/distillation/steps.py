@@ -12,6 +12,7 @@ from torch import Tensor
 
 from interstack.data.batch import Batch
 from interstack.distillation.finite import BatchLoss
+from interstack.distillation.logged_steps import step_is_logged
 from interstack.distillation.metrics import DistillationLoss
 from interstack.distillation.non_finite import NonFiniteBatches
 from interstack.distillation.objective import ObjectiveConfig
@@ -63,7 +64,10 @@ class DistillationSteps(L.LightningModule):
             return self.non_finite.refuse(mine, step, self.student.parameters())
         self.non_finite.count()
         self.latest_loss = loss.loss
-        self._log_losses("train", loss.loss, loss.by_tap, on_step=True)
+        if step_is_logged(self.trainer):
+            self._log_losses("train", loss.loss, loss.by_tap, on_step=True)
+        else:  # for whoever asks the Trainer for it
+            self.log("train/loss", loss.loss, on_step=True, on_epoch=False, batch_size=1)
         return loss.to_minimise
 
     def look_at_losses(self) -> None:
@@ -102,12 +106,13 @@ class DistillationSteps(L.LightningModule):
 
     def _log_numbers(self, numbers: Mapping[str, float]) -> None:
         """Log what the processor knows; filled in on the device, which a copy would wait for."""
-        self.log_dict(
-            {
-                name: torch.full((), float(number), device=self.device)
-                for name, number in numbers.items()
-            }
-        )
+        if step_is_logged(self.trainer):
+            self.log_dict(
+                {
+                    name: torch.full((), float(number), device=self.device)
+                    for name, number in numbers.items()
+                }
+            )
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Gather the validation loss."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from interstack.data.batch import Batch
+from interstack.distillation.logged_steps import step_is_logged
 from interstack.distillation.module import Distillation
 from interstack.growth.callback import callbacks_of
 from interstack.growth.plan import GrowthPlan
@@ -25,7 +26,6 @@ from interstack.tracking.points import (
     layer_metrics,
     loss_metrics,
     point_figures,
-    point_is_due,
 )
 from interstack.tracking.position import growth_of, stage_number
 from interstack.tracking.run_meters import RunMeters
@@ -75,7 +75,7 @@ class Dashboard(L.Callback):
     ) -> None:
         """Look at this step, if a point is due after it."""
         del pl_module, batch, batch_idx
-        self._looks = point_is_due(trainer)
+        self._looks = step_is_logged(trainer)
         assert self._clock is not None
         self._clock.begin(self._looks)
 

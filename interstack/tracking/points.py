@@ -1,4 +1,4 @@
-"""A point of a run: what it is made of, where it is read, when it is due."""
+"""A point of a run: what it is made of, and where it is read."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import resource
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-import lightning as L
 import torch
 from torch import Tensor
 
@@ -110,13 +109,6 @@ def point_figures(
         "memory/peak_mebibytes": _peak_mebibytes(device),
         "data/padding": padding,
     }
-
-
-def point_is_due(trainer: L.Trainer) -> bool:
-    """Tell whether Lightning's loggers will be given the step that begins now."""
-    step = trainer.fit_loop.epoch_loop._batches_that_stepped + 1
-    every = int(trainer.log_every_n_steps)  # type: ignore[attr-defined] # set, but not declared
-    return every > 0 and step % every == 0
 
 
 def _peak_mebibytes(device: torch.device) -> float:

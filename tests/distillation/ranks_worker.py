@@ -174,6 +174,7 @@ def run(
         accumulate_grad_batches=accumulate,
         use_distributed_sampler=False,
         val_check_interval=steps * accumulate,
+        log_every_n_steps=1 if patience is None else 50,  # what is logged is looked at
         **ranks,
     )
     training = loader(rank_batches(rank, steps * accumulate, bad=bad))

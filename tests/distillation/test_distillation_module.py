@@ -264,6 +264,21 @@ def test_channel_statistics_are_kept_in_the_checkpoint(
     assert not resumed.target_norm.wants_statistics
 
 
+def test_only_what_loggers_are_given_is_kept(teacher_directory: Path) -> None:
+    """But the loss, which callbacks may ask for at any step."""
+    kept: list[set[str]] = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+            results: Any = trainer._results
+            kept.append({key.partition(".")[2] for key in results})
+
+    trainer = make_trainer(Look(), max_steps=4, log_every_n_steps=3)
+    fit(trainer, make_module(teacher_directory), training_batches(4))
+    assert kept[0] == kept[1] == {"train/loss"}
+    assert kept[2] > {"train/loss", "train/loss_tap_4", "train/learning_rate", "train/depth"}
+
+
 # Real data --------------------------------------------------------------------------------------
 
 
@@ -276,7 +291,10 @@ def test_a_run_on_the_embedded_speech_grows_and_validates(teacher_directory: Pat
         teacher_directory, objective=objective, optimizer=OptimizerConfig(learning_rate=3e-3)
     )
     trainer = make_trainer(
-        max_epochs=2, reload_dataloaders_every_n_epochs=1, use_distributed_sampler=False
+        max_epochs=2,
+        reload_dataloaders_every_n_epochs=1,
+        use_distributed_sampler=False,
+        log_every_n_steps=1,
     )
     (before,) = trainer.validate(module, data, verbose=False)
     trainer.fit(module, datamodule=data)
