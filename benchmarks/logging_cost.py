@@ -43,6 +43,7 @@ _IN_STEPS: Final = (
     (Dashboard, "on_before_optimizer_step"),
     (Dashboard, "on_train_batch_end"),
     (StepClock, "mark"),
+    (L.LightningModule, "log"),
     (L.LightningModule, "log_dict"),
     (_LoggerConnector, "log_metrics"),
 )

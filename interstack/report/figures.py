@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from interstack.report.comparison import Group
 from interstack.report.story import Story
 from interstack.tracking.events import Event
-from interstack.tracking.lineage import block_names
 from interstack.tracking.pictures import draw_map, teacher_names
 from interstack.tracking.points import AUDIO_HOURS, WALL_CLOCK
 from interstack.tracking.step_clock import PARTS
@@ -103,11 +102,11 @@ def similarity_figures(story: Story) -> list[str]:
         lowest = [
             min((np.min(maps[kind]) for maps in story.similarities), default=0.0) for kind in _MAPS
         ]
-        return [_similarity_figure(story, each, lowest) for each in story.similarities]
+        return [_similarity_figure(each, lowest) for each in story.similarities]
 
 
-def _similarity_figure(story: Story, maps: Event, lowest: Sequence[float]) -> str:
-    names = block_names(_lineage_at(story, int(maps["depth"])))
+def _similarity_figure(maps: Event, lowest: Sequence[float]) -> str:
+    names = maps["layers"]
     figure = Figure(figsize=(3.4, 5.6), layout="constrained")
     panels = figure.subplots(2, 1)
     columns = (names, teacher_names(maps["teacher_layers"]))
@@ -187,13 +186,6 @@ def _band(group: Group, key: str, scale: float) -> tuple[Line, Line, Line, Line]
 def _usual(story: Story, depth: int, key: str) -> float:
     values = [float(point[key]) for point in story.points if int(point["train/depth"]) == depth]
     return float(np.median(values))
-
-
-def _lineage_at(story: Story, depth: int) -> list[int]:
-    for growth in story.growths:
-        if growth["to_depth"] == depth:
-            return [row["block"] - 1 for row in growth["layers"]]
-    return list(range(depth))
 
 
 def _svg(figure: Figure) -> str:

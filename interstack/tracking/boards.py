@@ -14,9 +14,11 @@ import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from interstack.errors import RunInterrupted
-from interstack.tracking.layer_similarity import LayerSimilarity
-from interstack.tracking.lineage import COLUMNS, block_names
+from interstack.tracking.event_figures import event_figures, step_index
+from interstack.tracking.events import Event
+from interstack.tracking.lineage import COLUMNS
 from interstack.tracking.pictures import similarity_picture
+from interstack.tracking.summaries import STAGE_COLUMNS
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +31,11 @@ class Board(Protocol):
     def define(self, metrics: Sequence[str]) -> None:
         """Announce metrics by their exact names."""
 
-    def growth(self, step: int, content: Mapping[str, Any]) -> None:
-        """Show a growth: its lineage, and what it did to the validation loss."""
+    def catch_up(self, history: Sequence[Event]) -> None:
+        """Learn what the run told before it was cut."""
 
-    def stage(self, step: int, summary: Mapping[str, Any]) -> None:
-        """Show what a stage took and brought."""
-
-    def similarity(self, step: int, lineage: Sequence[int], maps: LayerSimilarity) -> None:
-        """Show how alike layers are."""
+    def show(self, event: Event) -> None:
+        """Show what scalars can't tell: lineages, tables of stages, maps of similarity."""
 
 
 def open_boards(trainer: L.Trainer) -> list[Board]:
@@ -95,7 +94,7 @@ class WandbBoard:
 
     def __init__(self, logger: WandbLogger) -> None:
         self._logger = logger
-        self._stages: list[Mapping[str, Any]] = []
+        self._stages: list[Event] = []
 
     def define(self, metrics: Sequence[str]) -> None:
         """Let each metric be drawn against the optimizer step; any of the axes serves as well.
@@ -107,34 +106,48 @@ class WandbBoard:
         for name in metrics:
             run.define_metric(name, step_metric=_STEP)
 
-    def growth(self, step: int, content: Mapping[str, Any]) -> None:
-        """Log the lineage table, and an alert that names both depths and both losses."""
+    def catch_up(self, history: Sequence[Event]) -> None:
+        """Tell an offline run its own beginning.
+
+        A run that goes on offline is a new directory of the same id, which takes the place of the
+        earlier one when it is synced: so it has to hold everything. Online the server knows it.
+        """
+        if not self._logger.experiment.offline:
+            self._stages = [event for event in history if event["kind"] == "stage"]
+            return
+        for event in history:
+            if figures := event_figures(event):
+                self._log(event, figures)
+            self._show(event)
+
+    def show(self, event: Event) -> None:
+        """Log tables and pictures, and an alert at a growth."""
+        self._show(event)
+        if event["kind"] == "growth":
+            before, after = event["validation_before"], event["validation_after"]
+            known = before is not None and after is not None
+            loss = f": validation {before:.4f} → {after:.4f}" if known else ""
+            title = f"grown from {event['from_depth']} to {event['to_depth']} layers"
+            text = f"step {event['step']:,}, {event['operator']}{loss}"
+            self._logger.experiment.alert(title, text)
+
+    def _show(self, event: Event) -> None:
         import wandb
 
-        rows = [[row[column] for column in COLUMNS] for row in content["layers"]]
-        self._log(step, {f"growth/lineage_{content['to_depth']}": wandb.Table([*COLUMNS], rows)})
-        before, after = content["validation_before"], content["validation_after"]
-        title = f"grown from {content['from_depth']} to {content['to_depth']} layers"
-        loss = "" if before is None or after is None else f": validation {before:.4f} → {after:.4f}"
-        self._logger.experiment.alert(title, f"step {step:,}, {content['operator']}{loss}")
+        match event["kind"]:
+            case "growth":
+                rows = [[row[column] for column in COLUMNS] for row in event["layers"]]
+                table = wandb.Table([*COLUMNS], rows)
+                self._log(event, {f"growth/lineage_{event['to_depth']}": table})
+            case "stage":
+                self._stages.append(event)
+                rows = [[stage[column] for column in STAGE_COLUMNS] for stage in self._stages]
+                self._log(event, {"stages/summary": wandb.Table([*STAGE_COLUMNS], rows)})
+            case "similarity":
+                self._log(event, {"similarity/layers": wandb.Image(similarity_picture(event))})
 
-    def stage(self, step: int, summary: Mapping[str, Any]) -> None:
-        """Log the table of the stages so far."""
-        import wandb
-
-        self._stages.append(summary)
-        rows = [[stage[column] for column in summary] for stage in self._stages]
-        self._log(step, {"stages/summary": wandb.Table([*summary], rows)})
-
-    def similarity(self, step: int, lineage: Sequence[int], maps: LayerSimilarity) -> None:
-        """Log the two maps as one picture."""
-        import wandb
-
-        picture = similarity_picture(maps, block_names(lineage))
-        self._log(step, {"similarity/layers": wandb.Image(picture)})
-
-    def _log(self, step: int, content: Mapping[str, Any]) -> None:
-        self._logger.experiment.log({**content, _STEP: step})
+    def _log(self, event: Event, content: Mapping[str, Any]) -> None:
+        self._logger.experiment.log({**content, _STEP: step_index(event)})
 
 
 class TensorBoardBoard:
@@ -150,23 +163,23 @@ class TensorBoardBoard:
     def define(self, metrics: Sequence[str]) -> None:
         """Nothing: TensorBoard has its steps."""
 
-    def growth(self, step: int, content: Mapping[str, Any]) -> None:
-        """Write the lineage as a table."""
-        rows = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
-        rows += [
-            "| " + " | ".join(str(row[column]) for column in COLUMNS) + " |"
-            for row in content["layers"]
-        ]
-        self._logger.experiment.add_text("growth/lineage", "\n".join(rows), step)
+    def catch_up(self, history: Sequence[Event]) -> None:
+        """Nothing: the earlier part's file is beside this one's."""
 
-    def stage(self, step: int, summary: Mapping[str, Any]) -> None:
-        """Write the stage as text."""
-        lines = [f"- {name}: {value}" for name, value in summary.items()]
-        self._logger.experiment.add_text("stages/summary", "\n".join(lines), step)
+    def show(self, event: Event) -> None:
+        """Write tables and pictures."""
+        writer, step = self._logger.experiment, step_index(event)
+        match event["kind"]:
+            case "growth":
+                rows = [COLUMNS, ["---"] * len(COLUMNS)]
+                rows += [[str(row[column]) for column in COLUMNS] for row in event["layers"]]
+                table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+                writer.add_text("growth/lineage", table, step)
+            case "stage":
+                lines = [f"- {column}: {event[column]}" for column in STAGE_COLUMNS]
+                writer.add_text("stages/summary", "\n".join(lines), step)
+            case "similarity":
+                import numpy as np
 
-    def similarity(self, step: int, lineage: Sequence[int], maps: LayerSimilarity) -> None:
-        """Write the two maps as one picture."""
-        import numpy as np
-
-        picture = np.asarray(similarity_picture(maps, block_names(lineage)))
-        self._logger.experiment.add_image("similarity/layers", picture, step, dataformats="HWC")
+                picture = np.asarray(similarity_picture(event))
+                writer.add_image("similarity/layers", picture, step, dataformats="HWC")

@@ -15,11 +15,12 @@ from interstack.distillation.module import Distillation
 from interstack.growth.callback import callbacks_of
 from interstack.growth.plan import GrowthPlan
 from interstack.models.teacher import Teacher
+from interstack.tracking.event_figures import GROWTH_METRICS
 from interstack.tracking.layer_similarity import measure_similarity
+from interstack.tracking.lineage import block_names
 from interstack.tracking.outlets import Outlets
 from interstack.tracking.points import (
     AXES,
-    GROWTH_METRICS,
     POINT_METRICS,
     axes_of,
     gradient_norms,
@@ -62,6 +63,7 @@ class Dashboard(L.Callback):
         losses = loss_metrics(module.student.teacher_taps)
         layers = layer_metrics(module.lineage)
         self._outlets.define((*AXES, *losses, *POINT_METRICS, *GROWTH_METRICS, *layers))
+        self._outlets.catch_up()
         self._clock = StepClock(module.device)
         teacher = module.teacher
         self._clock.watch(teacher if isinstance(teacher, Teacher) else None, module.student)
@@ -153,16 +155,8 @@ class Dashboard(L.Callback):
         content = growth_summary(
             plan, operator, module.lineage, module.student.tap_layers, _recorder(trainer).stages
         )
-        axes = self._axes()
-        outlets.tell("growth", **axes, **content)
         outlets.define(layer_metrics(module.lineage))
-        figures = {
-            "growth/depth": plan.depth,
-            "growth/validation_before": content["validation_before"],
-            "growth/validation_after": content["validation_after"],
-        }
-        outlets.log(trainer.global_step, {**axes, **figures})
-        outlets.show_growth(content)
+        outlets.tell("growth", **self._axes(), **content)
         self._rest()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -190,7 +184,7 @@ class Dashboard(L.Callback):
 
     def _point(self, trainer: L.Trainer, module: Distillation, parts: Mapping[str, float]) -> None:
         self._read()
-        self._tell_recovery(trainer)
+        self._tell_recovery()
         since, steps = self._meters.take_since()
         stage = stage_number(trainer, module.depth).number
         figures = point_figures(since, steps, parts, stage, self._gradient_norm, module.device)
@@ -201,33 +195,26 @@ class Dashboard(L.Callback):
         module.log_dict(_on_device({**axes, **figures}, module.device))
         self._open().tell("point", **axes, **{**_logged(trainer, "train/"), **figures})
 
-    def _tell_recovery(self, trainer: L.Trainer) -> None:
+    def _tell_recovery(self) -> None:
         """Tell that the training loss is back where it was before the last growth."""
         spike = self._meters.spike
         if not spike.has_news:
             return
         spike.has_news = False
-        axes = self._axes()
         before, peak, after = spike.before, spike.peak, spike.recovered_after
-        self._open().tell("recovery", **axes, before=before, peak=peak, after_steps=after)
-        figures = {
-            "growth/loss_before": before,
-            "growth/loss_peak": peak,
-            "growth/recovered_after_steps": after,
-        }
-        self._open().log(trainer.global_step - 1, {**axes, **figures})
+        self._open().tell("recovery", **self._axes(), before=before, peak=peak, after_steps=after)
 
     def _end_stage(self, trainer: L.Trainer, module: Distillation) -> None:
         self._read()
-        self._tell_recovery(trainer)
+        self._tell_recovery()
         outlets = self._open()
         summary = stage_summary(_recorder(trainer).stages[-1], self._meters.spike)
         outlets.tell("stage", **self._axes(), **summary)
-        outlets.show_stage(summary)
         similarity = measure_similarity(trainer, module) if trainer.is_global_zero else None
         if similarity is not None:
-            outlets.tell("similarity", depth=module.depth, **similarity.to_primitives())
-            outlets.show_similarity(module.lineage, similarity)
+            names = block_names(module.lineage)
+            maps = similarity.to_primitives()
+            outlets.tell("similarity", depth=module.depth, layers=names, **maps)
 
     def _read(self) -> None:
         """Bring all counts up to date; waits for the device."""

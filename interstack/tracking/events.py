@@ -23,16 +23,14 @@ Event = Mapping[str, Any]
 """``kind``, ``step`` (optimizer steps done), and what belongs to the kind."""
 
 
-def append_event(directory: Path, kind: EventKind, step: int, **content: Any) -> None:  # noqa: ANN401
+def append_event(directory: Path, event: Event) -> None:
     """Write an event behind the others; a disk that is full costs the event, and not the run.
 
     Args:
         directory: The run's.
-        kind: What it is.
-        step: Optimizer steps that the run has done.
-        **content: The rest, as JSON can hold it.
+        event: What JSON can hold.
     """
-    line = json.dumps({"kind": kind, "step": step, **content}) + "\n"
+    line = json.dumps(event) + "\n"
     path = directory / EVENTS_FILE
     try:
         directory.mkdir(parents=True, exist_ok=True)

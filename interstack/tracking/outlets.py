@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
 from interstack.tracking.boards import open_boards
-from interstack.tracking.events import EventKind, append_event
-from interstack.tracking.layer_similarity import LayerSimilarity
+from interstack.tracking.event_figures import event_figures, step_index
+from interstack.tracking.events import Event, EventKind, append_event, read_events
 
 
 class Outlets:
@@ -31,35 +31,25 @@ class Outlets:
         for board in self._boards:
             board.define(metrics)
 
+    def catch_up(self) -> None:
+        """Let boards know what the run told before it was cut, if it goes on now."""
+        if self._boards and self._trainer.global_step > 0:
+            history = read_events(self._directory)
+            for board in self._boards:
+                board.catch_up(history)
+
     def tell(self, kind: EventKind, **content: Any) -> None:  # noqa: ANN401, what JSON holds
-        """Write an event into the run's own file."""
-        if self._speaks:
-            append_event(self._directory, kind, self._trainer.global_step, **content)
+        """Tell an event.
 
-    def log(self, step: int, figures: Mapping[str, float | None]) -> None:
-        """Give every logger scalars, as one row; figures that aren't known are left out.
-
-        Args:
-            step: Index of the optimizer step that they belong to, counted from 0 as by Lightning.
-            figures: By their names, those of the axes among them.
+        Loggers are given the scalars of growths and recoveries here; those of points and
+        validations come to them from Lightning, as what the module has logged.
         """
         if not self._speaks:
             return
-        known = {name: float(value) for name, value in figures.items() if value is not None}
-        for logger in self._trainer.loggers:
-            logger.log_metrics(known, step)
-
-    def show_growth(self, content: Mapping[str, Any]) -> None:
-        """Show a growth: its lineage, and a note that it has come."""
+        event: Event = {"kind": kind, "step": self._trainer.global_step, **content}
+        append_event(self._directory, event)
+        if kind in ("growth", "recovery"):
+            for logger in self._trainer.loggers:
+                logger.log_metrics(event_figures(event), step_index(event))
         for board in self._boards:
-            board.growth(self._trainer.global_step, content)
-
-    def show_stage(self, summary: Mapping[str, Any]) -> None:
-        """Show what a stage took and brought."""
-        for board in self._boards:
-            board.stage(self._trainer.global_step, summary)
-
-    def show_similarity(self, lineage: Sequence[int], maps: LayerSimilarity) -> None:
-        """Show how alike layers are."""
-        for board in self._boards:
-            board.similarity(self._trainer.global_step, lineage, maps)
+            board.show(event)

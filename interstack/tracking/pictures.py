@@ -6,43 +6,44 @@ import io
 from collections.abc import Sequence
 from typing import Final
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from interstack.tracking.layer_similarity import LayerSimilarity
+from interstack.tracking.events import Event
 
 _EDGES: Final = "#2fb7c4"
 """Seen on every shade of the map."""
 
 
-def similarity_figure(maps: LayerSimilarity, names: Sequence[str]) -> Figure:
+def similarity_figure(event: Event) -> Figure:
     """Draw layers against each other and against the teacher's.
 
     Args:
-        maps: The similarities.
-        names: Of the student's layers, bottom first, by block and place.
+        event: Of the kind ``similarity``.
     """
+    names = event["layers"]
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     for axes, values, columns in zip(
         figure.subplots(1, 2),
-        (maps.student.numpy(), maps.teacher.numpy()),
-        (names, teacher_names(maps.teacher_layers)),
+        (event["student"], event["teacher"]),
+        (names, teacher_names(event["teacher_layers"])),
         strict=True,
     ):
-        image = draw_map(axes, values, names, columns, lowest=float(values.min()))
+        image = draw_map(axes, values, names, columns, lowest=float(np.min(values)))
         figure.colorbar(image, ax=axes, label="linear CKA", shrink=0.9)
         axes.set_ylabel("student's layer, by block and place")
     axes.set_xlabel("teacher's layer")
     return figure
 
 
-def similarity_picture(maps: LayerSimilarity, names: Sequence[str]) -> Image.Image:
+def similarity_picture(event: Event) -> Image.Image:
     """Return the same as pixels."""
     buffer = io.BytesIO()
-    similarity_figure(maps, names).savefig(buffer, format="png", dpi=110)
+    similarity_figure(event).savefig(buffer, format="png", dpi=110)
     buffer.seek(0)
     return Image.open(buffer).convert("RGB")
 

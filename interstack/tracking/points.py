@@ -31,15 +31,6 @@ POINT_METRICS: Final = (
 )
 """What a point has beside losses, learning rate and depth, which the module logs, and the norms of
 the layers' gradients, whose names go by the lineage."""
-GROWTH_METRICS: Final = (
-    "growth/depth",
-    "growth/validation_before",
-    "growth/validation_after",
-    "growth/loss_before",
-    "growth/loss_peak",
-    "growth/recovered_after_steps",
-)
-"""What a growth has, and the recovery from it: training losses, and the steps it took."""
 _HOUR: Final = 3600.0
 
 

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from interstack.growth.plan import GrowthPlan
 from interstack.tracking.lineage import layer_rows
 from interstack.tracking.record import StageRecord
 from interstack.tracking.spike import SpikeMeter
+
+STAGE_COLUMNS: Final = (
+    "stage",
+    "depth",
+    "num_parameters",
+    "steps",
+    "audio_seconds",
+    "training_seconds",
+    "validation_before",
+    "validation_after",
+    "loss_before_growth",
+    "loss_peak",
+    "recovered_after_steps",
+)
+"""What a stage's summary holds, in the order of its table."""
 
 
 def stage_summary(stage: StageRecord, spike: SpikeMeter) -> dict[str, Any]:
@@ -18,19 +33,20 @@ def stage_summary(stage: StageRecord, spike: SpikeMeter) -> dict[str, Any]:
         stage: The stage, at its end.
         spike: Of the growth that began it.
     """
-    return {
-        "stage": stage.stage,
-        "depth": stage.depth,
-        "num_parameters": stage.num_parameters,
-        "steps": stage.steps,
-        "audio_seconds": stage.audio_seconds,
-        "training_seconds": stage.training_seconds,
-        "validation_before": stage.validation_loss_before,
-        "validation_after": stage.validation_loss_after,
-        "loss_before_growth": spike.before,
-        "loss_peak": spike.peak,
-        "recovered_after_steps": spike.recovered_after,
-    }
+    values = (
+        stage.stage,
+        stage.depth,
+        stage.num_parameters,
+        stage.steps,
+        stage.audio_seconds,
+        stage.training_seconds,
+        stage.validation_loss_before,
+        stage.validation_loss_after,
+        spike.before,
+        spike.peak,
+        spike.recovered_after,
+    )
+    return dict(zip(STAGE_COLUMNS, values, strict=True))
 
 
 def growth_summary(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import struct
+import time
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -19,12 +20,12 @@ from wandb.proto import wandb_internal_pb2
 
 from interstack.distillation.module import Distillation
 from interstack.growth.operators import get_operator, plan_growth
+from interstack.tracking.event_figures import GROWTH_METRICS
 from interstack.tracking.events import append_event, read_events, trim_events
 from interstack.tracking.lineage import COLUMNS, layer_rows
 from interstack.tracking.metrics_file import MetricsFile, read_rows, trim_rows
 from interstack.tracking.points import (
     AXES,
-    GROWTH_METRICS,
     POINT_METRICS,
     layer_metrics,
     loss_metrics,
@@ -84,7 +85,7 @@ def offline_records(file: Path) -> Iterator[bytes]:
 
 
 class Offline:
-    """An offline W&B run, read back.
+    """An offline W&B run, read back; of one that was cut and went on the last part.
 
     Attributes:
         rows: Its history, numbers only by their names, media as what is said of their files.
@@ -93,8 +94,8 @@ class Offline:
         exit_code: With which it ended; None if it has not.
     """
 
-    def __init__(self, directory: Path) -> None:
-        (self.directory,) = directory.glob("wandb/offline-run-*")
+    def __init__(self, directory: Path, part: int = -1) -> None:
+        self.directory = sorted(directory.glob("wandb/offline-run-*"))[part]
         self.rows: list[dict[str, Any]] = []
         self.defined: list[str] = []
         self.alerts: list[tuple[str, str]] = []
@@ -310,6 +311,35 @@ def test_a_cut_run_tells_everything_once(
         assert without_clock(stopped) == without_clock(whole), cut
 
 
+def test_a_resumed_offline_run_holds_its_beginning_too(
+    teacher_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its part takes the place of the earlier one when it is synced, and has everything once."""
+    words = (*LONG, f"--trainer.logger={LOGGERS}", "--trainer.check_val_every_n_epoch=1")
+    directory = tmp_path / "cut"
+    with monkeypatch.context() as patched:
+        step = stopping_at(19, Distillation.training_step)
+        patched.setattr(Distillation, "training_step", step)
+        assert fit(directory, teacher_directory, *words) == 75
+    time.sleep(1.1)  # parts are named by the second
+    assert fit(directory, teacher_directory, *words, "--ckpt_path=last") == 0
+    first, second = Offline(directory, 0), Offline(directory, 1)
+    assert (first.exit_code, second.exit_code) == (75, 0)
+    losses = {event["step"]: event["train/loss"] for event in of_kind(directory, "point")}
+    told = [row for row in second.rows if "train/loss" in row]
+    assert [row["trainer/global_step"] + 1 for row in told] == list(losses)
+    for row, loss in zip(told, losses.values(), strict=True):
+        assert row["train/loss"] == pytest.approx(loss)
+        assert row.keys() >= set(AXES)
+    keys = [key for row in second.rows for key in row]
+    for name in ("growth/lineage_4", "growth/validation_after", "val/loss"):
+        assert keys.count(name) == 1
+    assert [row["depth"] for row in second.table("stages/summary")] == [2, 4]
+    assert len(second.media("similarity/layers")) == 2
+    assert len(first.alerts) == 1
+    assert second.alerts == []
+
+
 def test_with_a_cache_the_map_is_of_the_taps(teacher_directory: Path, tmp_path: Path) -> None:
     """There is no teacher whose other layers could be asked."""
     assert cache(tmp_path / "cache", teacher_directory, "--dtype=float32") == 0
@@ -372,7 +402,7 @@ def test_events_are_trimmed_to_a_checkpoint(tmp_path: Path) -> None:
         ("point", 5, {}),
     ]
     for kind, step, content in told:
-        append_event(tmp_path, kind, step, **content)  # type: ignore[arg-type]
+        append_event(tmp_path, {"kind": kind, "step": step, **content})
     with (tmp_path / "events.jsonl").open("a") as file:
         file.write('{"kind": "point", "ste')
     assert len(read_events(tmp_path)) == 4
@@ -388,7 +418,7 @@ def test_a_full_disk_costs_an_event_and_not_the_run(
     """Which is said."""
     blocked = tmp_path / "file"
     blocked.touch()
-    append_event(blocked, "point", 1)
+    append_event(blocked, {"kind": "point", "step": 1})
     assert "an event is lost" in caplog.text
 
 
