@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from interstack.errors import RunInterrupted
+from interstack.errors import ConfigurationError, RunInterrupted
 from interstack.tracking.event_figures import event_figures, step_index
 from interstack.tracking.events import Event
 from interstack.tracking.lineage import COLUMNS
@@ -55,6 +55,9 @@ def finished_wandb() -> Iterator[None]:
 
     W&B would do so when the process ends, but into files in colours as well, and behind the last
     value of every metric; ``WANDB_QUIET=false`` brings these back.
+
+    Raises:
+        ConfigurationError: If W&B knows no account, or can't be reached.
     """
     os.environ.setdefault("WANDB_QUIET", "true")
     earlier = _wandb_run()
@@ -64,6 +67,14 @@ def finished_wandb() -> Iterator[None]:
         exit_code = 0
     except RunInterrupted as stop:
         exit_code = stop.exit_status
+        raise
+    except Exception as error:
+        if type(error).__module__.startswith("wandb."):
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise ConfigurationError(
+                f"Weights & Biases: {reason}: mend that, or give its logger offline: true and send "
+                "the run later"
+            ) from error
         raise
     finally:
         run = _wandb_run()

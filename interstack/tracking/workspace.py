@@ -50,6 +50,7 @@ def make_workspace(entity: str, project: str, name: str) -> Any:  # noqa: ANN401
             line("training loss before growth and at its peak", *_SPIKE),
             line("steps until the training loss was back", "growth/recovered_after_steps"),
             panels.MediaBrowser(media_keys=["similarity/layers"]),
+            panels.WeavePanelSummaryTable(table_name="stages/summary"),
         ],
         "Optimisation": [
             line("learning rate", "train/learning_rate"),

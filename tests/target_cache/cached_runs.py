@@ -43,6 +43,11 @@ def cache(output: Path, teacher: Path, *more: str) -> int:
 
 def fit(directory: Path, teacher: Path, *more: str) -> int:
     """Train for four steps in two stages and return the exit status."""
+    return main(fit_words(directory, teacher, *more))
+
+
+def fit_words(directory: Path, teacher: Path, *more: str) -> list[str]:
+    """Return the words of the command that `fit` gives."""
     logger = json.dumps([{"class_path": "MetricsFile", "init_args": {"save_dir": "."}}])
     trainer = [
         f"--trainer.default_root_dir={directory}",
@@ -51,7 +56,7 @@ def fit(directory: Path, teacher: Path, *more: str) -> int:
         "--trainer.limit_val_batches=2",
         f"--trainer.logger={logger}",
     ]
-    return main(["fit", *settings(teacher, *trainer, *more)])
+    return ["fit", *settings(teacher, *trainer, *more)]
 
 
 def losses(directory: Path) -> dict[str, list[float]]:

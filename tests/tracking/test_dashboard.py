@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import re
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from itertools import pairwise
@@ -13,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from cached_runs import cache, fit, stopping_at
+from cached_runs import cache, fit, fit_words, stopping_at
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto import wandb_internal_pb2
@@ -277,6 +281,24 @@ def test_tensorboard_gets_the_same_scalars_tables_and_pictures(run: Path) -> Non
         assert told == pytest.approx(wanted, rel=1e-5)
     assert {"growth/lineage/text_summary", "stages/summary/text_summary"} <= set(tags["tensors"])
     assert len(board.Images("similarity/layers")) == 2
+
+
+def test_without_an_account_the_mend_is_told(teacher_directory: Path, tmp_path: Path) -> None:
+    """In a line, before anything is trained; in a process that no offline run came before."""
+    online = '[{"class_path": "WandbLogger", "init_args": {"project": "x", "save_dir": "."}}]'
+    words = fit_words(tmp_path / "run", teacher_directory, f"--trainer.logger={online}")
+    secrets = ("WANDB_API_KEY", "WANDB_MODE")
+    surroundings = {name: value for name, value in os.environ.items() if name not in secrets}
+    done = subprocess.run(
+        [sys.executable, "-m", "interstack.cli", *words],
+        env=surroundings | {"HOME": str(tmp_path), "NETRC": str(tmp_path / "netrc")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    told = r"^error: Weights & Biases: No API key.*offline: true"
+    assert re.search(told, done.stderr, re.MULTILINE), done.stderr
+    assert not (tmp_path / "run" / "events.jsonl").exists()
 
 
 def test_without_any_logger_the_run_tells_the_same(teacher_directory: Path, tmp_path: Path) -> None:

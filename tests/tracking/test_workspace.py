@@ -49,7 +49,14 @@ def test_without_a_network_it_writes_what_it_would_send(
     content = json.loads(path.read_text())
     assert (content["entity"], content["project"]) == ("somebody", "growing")
     found = strings(content)
-    wanted = {*AXES, *POINT_METRICS, "val/loss", "train/loss", "similarity/layers"}
+    wanted = {
+        *AXES,
+        *POINT_METRICS,
+        "val/loss",
+        "train/loss",
+        "similarity/layers",
+        "stages/summary",
+    }
     assert wanted - {"train/stage"} <= found
     assert set(GROWTH_METRICS) - {"growth/depth"} <= found
     assert {"grad_norm/block_.*", "train/loss_tap_.*"} <= found
