@@ -10,6 +10,7 @@ from interstack.checkpointing.atomic import write_whole
 from interstack.errors import ConfigurationError
 from interstack.report.page import render
 from interstack.report.story import read_stories
+from interstack.tracking.events import EVENTS_FILE
 
 
 def run_report(arguments: Sequence[str]) -> None:
@@ -19,7 +20,8 @@ def run_report(arguments: Sequence[str]) -> None:
         arguments: The words after ``report``.
 
     Raises:
-        ConfigurationError: If a directory is none of a run, or the page can't be written.
+        ConfigurationError: If a directory is none of a run, its records are damaged, or the page
+            can't be written.
     """
     parser = argparse.ArgumentParser(
         prog="interstack report",
@@ -35,7 +37,14 @@ def run_report(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.loss is not None and not options.loss > 0:
         raise ConfigurationError(f"--loss {options.loss:g} has to be above 0")
-    page = render(read_stories(options.runs), options.loss)
+    stories = read_stories(options.runs)
+    try:
+        page = render(stories, options.loss)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigurationError(
+            f"the runs' {EVENTS_FILE} can't be drawn ({type(error).__name__}: {error}): one is "
+            "damaged, or another version of interstack has written it"
+        ) from error
     try:
         write_whole(options.output, page.encode())
     except OSError as error:

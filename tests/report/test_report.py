@@ -249,6 +249,21 @@ def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "give -o another file" in capsys.readouterr().err
 
 
+def test_records_that_can_not_be_drawn_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Bytes that are no text are no events; events without what they need are named."""
+    run = made_up(tmp_path / "run", [(1, 2.0), (2, 1.0)])
+    events = run / "events.jsonl"
+    whole = events.read_text()
+    events.write_bytes(b"\xff\xfe\n" + whole.encode() + b"\x00[1]\n")
+    page = tmp_path / "report.html"
+    assert main(["report", str(run), "-o", str(page)]) == 0
+    events.write_text(whole.replace("progress/audio_hours", "elsewhere"))
+    assert main(["report", str(run), "-o", str(page)]) == 2
+    assert "KeyError: 'progress/audio_hours'" in capsys.readouterr().err
+
+
 def test_names_of_runs_are_text_and_never_markup(tmp_path: Path) -> None:
     """A directory may be called anything."""
     run = made_up(tmp_path / "<script>alert(1)<", [(1, 1.0)])
