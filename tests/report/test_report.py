@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,18 @@ def test_what_growing_cost_and_saved_is_told_in_a_glance(tmp_path: Path) -> None
     assert "4 layers: validation loss +10.0 %, training loss back after 7 steps" in page
     assert "about 1.33×" in page
     assert "8:00:00 instead of 6:00:00" in page
+
+
+def test_a_recovery_belongs_to_the_growth_before_it(tmp_path: Path) -> None:
+    """Told at the very step of the next growth, it is still of the one before it."""
+    run = made_up(tmp_path / "run", [(1, 4.0), (2, 3.0), (4, 2.0), (6, 1.0)], grows_after=2)
+    (story,) = read_stories([run])
+    growths = [{**story.growths[0], "step": 2}, {**story.growths[0], "step": 4}]
+    back = story.recoveries[0]
+    story = replace(story, growths=growths, recoveries=[{**back, "step": 4}])
+    assert [cost.recovered_after for cost in growth_costs(story)] == [7, None]
+    story = replace(story, recoveries=[{**back, "step": 5}])
+    assert [cost.recovered_after for cost in growth_costs(story)] == [None, 7]
 
 
 def test_a_run_that_has_only_just_grown_does_not_guess(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from cached_runs import cache, fit, fit_words, stopping_at
@@ -28,6 +29,7 @@ from interstack.tracking.event_figures import GROWTH_METRICS
 from interstack.tracking.events import append_event, read_events, trim_events
 from interstack.tracking.lineage import COLUMNS, layer_rows
 from interstack.tracking.metrics_file import MetricsFile, read_rows, trim_rows
+from interstack.tracking.pictures import similarity_figure
 from interstack.tracking.points import (
     AXES,
     POINT_METRICS,
@@ -36,6 +38,7 @@ from interstack.tracking.points import (
 )
 from interstack.tracking.run_meters import RunMeters
 from interstack.tracking.step_clock import PARTS
+from interstack.tracking.totals import Totals
 
 LOGGERS = json.dumps(
     [
@@ -399,6 +402,30 @@ def test_a_recovery_that_nobody_was_told_of_outlives_a_checkpoint() -> None:
     resumed = RunMeters.of_state(json.loads(json.dumps(meters.state_dict())))
     assert resumed.spike.has_news
     assert resumed.spike.recovered_after == 6
+
+
+def test_a_resumed_run_goes_on_counting_since_its_last_point() -> None:
+    """What came between the point and the checkpoint belongs to the next point."""
+    meters = RunMeters()
+    meters.totals = Totals(10.0, 12.0, 5.0, 1.0)
+    meters.add_step(None)
+    assert meters.take_since() == (meters.totals, 1)
+    meters.add_step(None)
+    resumed = RunMeters.of_state(json.loads(json.dumps(meters.state_dict())))
+    resumed.totals = Totals(15.0, 18.0, 8.0, 3.0)
+    resumed.add_step(None)
+    assert resumed.take_since() == (Totals(5.0, 6.0, 3.0, 2.0), 2)
+
+
+def test_maps_have_lines_between_blocks() -> None:
+    """Across and along where both sides are the student's; none in a stack that has not grown."""
+    event: dict[str, Any] = {"teacher": np.eye(5, 3), "teacher_layers": [0, 2, 4]}
+    event |= {"student": np.eye(5), "layers": ["1.1", "1.2", "2.1", "2.2"]}
+    with_student, with_teacher = similarity_figure(event).axes[:2]
+    assert [line.get_ydata()[0] for line in with_teacher.lines] == [0.5, 2.5]
+    assert len(with_student.lines) == 4
+    event["layers"] = ["1.1", "2.1", "3.1", "4.1"]
+    assert not any(axes.lines for axes in similarity_figure(event).axes)
 
 
 def test_metrics_are_trimmed_to_a_checkpoint(tmp_path: Path) -> None:
