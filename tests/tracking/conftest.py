@@ -10,6 +10,8 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from cached_runs import fit
+from told_runs import TOLD
 from tracked_runs import CONV_DIM, DEPTHS, EPOCH_BATCHES, NUM_STEPS, SPEECH, MakeRun, Run
 from transformers import HubertConfig, HubertModel
 
@@ -35,6 +37,14 @@ def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_conv_pos_embedding_groups=2,
     )
     HubertModel(config).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def told_run(tmp_path_factory: pytest.TempPathFactory, teacher_directory: Path) -> Path:
+    """A finished run of the command line that told everything to everyone."""
+    directory = tmp_path_factory.mktemp("runs") / "told"
+    assert fit(directory, teacher_directory, *TOLD) == 0
     return directory
 
 

@@ -1,0 +1,33 @@
+"""Runs that tell of themselves, and what is read back of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from interstack.tracking.event_figures import GROWTH_METRICS
+from interstack.tracking.events import read_events
+from interstack.tracking.points import POINT_METRICS, layer_metrics, loss_metrics
+
+LOGGERS = json.dumps(
+    [
+        {"class_path": "MetricsFile", "init_args": {"save_dir": "."}},
+        {
+            "class_path": "WandbLogger",
+            "init_args": {"project": "interstack", "save_dir": ".", "offline": True},
+        },
+        {"class_path": "TensorBoardLogger", "init_args": {"save_dir": ".", "name": "board"}},
+    ]
+)
+LAYERS = {2: layer_metrics((0, 1)), 4: layer_metrics((0, 0, 1, 1))}
+"""Names of the gradients' norms at both depths."""
+SCALARS = (*loss_metrics((2, 4)), *POINT_METRICS, *GROWTH_METRICS)
+LONG = ("--trainer.max_steps=24", "--trainer.log_every_n_steps=2")
+TOLD = (*LONG, f"--trainer.logger={LOGGERS}", "--trainer.check_val_every_n_epoch=1")
+"""Of a run of 24 steps that grows once, told to a file of metrics, W&B offline and TensorBoard."""
+
+
+def of_kind(directory: Path, kind: str) -> list[Any]:
+    """Return a run's events of a kind."""
+    return [event for event in read_events(directory) if event["kind"] == kind]
