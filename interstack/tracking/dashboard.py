@@ -129,7 +129,7 @@ class Dashboard(L.Callback):
         if self._outlets is not None and not trainer.sanity_checking:
             self._read()
             axes = _on_device(self._axes(), pl_module.device)
-            pl_module.log_dict(axes, sync_dist=trainer.world_size > 1)
+            pl_module.log_dict(axes, rank_zero_only=True)  # its clock, as everywhere
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Leave validation out of the time, and keep its loss."""
