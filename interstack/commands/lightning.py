@@ -113,10 +113,9 @@ def run_lightning(arguments: Sequence[str], *, run: bool = True) -> InterstackCL
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
         # it warns that arguments come from Python although there is a command line: they are it
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
-        # losses of validation and test are of all ranks already, and the same on each
-        warnings.filterwarnings(
-            "ignore", message=r"It is recommended to use `self.log\('(val|test)/"
-        )
+        # losses of validation and test are of all ranks already, and their axes rank zero's alone
+        on_epochs = r"It is recommended to use `self.log\('(val|test|progress)/"
+        warnings.filterwarnings("ignore", message=on_epochs)
         # predictions are written by utterance, so nobody asks for a batch's indices
         warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
         resources.enter_context(finished_wandb())
