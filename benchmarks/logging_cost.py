@@ -79,6 +79,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--steps", type=int, default=80)
     parser.add_argument("--output", type=Path, default=RECORDS, help="directory for the record")
     options = parser.parse_args(arguments)
+    if options.repetitions < 1:
+        parser.error(f"--repetitions {options.repetitions} has to be 1 or more")
     with tempfile.TemporaryDirectory() as directory:
         runs = []
         for number in range(options.repetitions):

@@ -42,3 +42,9 @@ class RunInterrupted(InterstackError):  # noqa: N818, what it tells of is no err
     def __init__(self, message: str, signum: signal.Signals) -> None:
         super().__init__(message)
         self.exit_status = 130 if signum == signal.SIGINT else 75
+
+
+def first_line(error: Exception) -> str:
+    """Return what a foreign error says, as words within a line of ours; its kind if nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

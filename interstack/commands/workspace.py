@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from interstack.checkpointing.atomic import write_whole
-from interstack.errors import ConfigurationError
+from interstack.errors import ConfigurationError, first_line
 from interstack.tracking.workspace import make_workspace, workspace_json
 
 
@@ -40,7 +40,7 @@ def run_workspace(arguments: Sequence[str]) -> None:
     try:
         workspace.save()
     except Exception as error:  # the client's own are of many kinds, most of them private
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = first_line(error)
         is_reached = not isinstance(error, (wandb.errors.Error, OSError))
     else:
         print(f"the workspace is at {workspace.url}")

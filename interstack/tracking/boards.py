@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from interstack.errors import ConfigurationError, RunInterrupted
+from interstack.errors import ConfigurationError, RunInterrupted, first_line
 from interstack.tracking.event_figures import event_figures, step_index
 from interstack.tracking.events import Event
 from interstack.tracking.lineage import COLUMNS
@@ -70,10 +70,9 @@ def finished_wandb() -> Iterator[None]:
         raise
     except Exception as error:
         if type(error).__module__.startswith("wandb."):
-            reason = str(error).strip().splitlines()[0].rstrip(".")
             raise ConfigurationError(
-                f"Weights & Biases: {reason}: mend that, or give its logger offline: true and send "
-                "the run later"
+                f"Weights & Biases: {first_line(error)}: mend that, or give its logger offline: "
+                "true and send the run later"
             ) from error
         raise
     finally:

@@ -32,6 +32,19 @@ class Terminal(io.StringIO):
         return True
 
 
+def shown_on_a_terminal(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, columns: int
+) -> tuple[str, str]:
+    """Run with a bar drawn at every step; return what it wrote, with its codes and without."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    make_run([StageProgressBar(refresh_seconds=0.0)]).fit()
+    text = terminal.getvalue()
+    return text, re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+
+
 def test_lines_name_stage_depth_step_loss_and_throughput(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,13 +106,7 @@ def test_a_terminal_shows_a_bar_and_keeps_the_growths_above_it(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last look of the bar has it all, and the cursor is shown again."""
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "100")
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stdout", terminal)
-    make_run([StageProgressBar(refresh_seconds=0.0)]).fit()
-    text = terminal.getvalue()
-    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+    text, plain = shown_on_a_terminal(make_run, monkeypatch, columns=100)
     assert "\x1b[?25l" in text
     assert text.rindex("\x1b[?25h") > text.rindex("\x1b[?25l")
     for line in GROWTHS:
@@ -154,12 +161,7 @@ def test_a_narrow_terminal_shows_the_times_and_leaves_figures_out(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing is cut off at 80 columns."""
-    monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setenv("COLUMNS", "80")
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stdout", terminal)
-    make_run([StageProgressBar(refresh_seconds=0.0)]).fit()
-    plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", terminal.getvalue())
+    _, plain = shown_on_a_terminal(make_run, monkeypatch, columns=80)
     assert "…" not in plain
     shown = [line for line in re.split(r"[\r\n]+", plain) if "ends in" in line]
     assert re.search(rf"step 5/9 · loss \d\.\d{{4}} · grows in {CLOCK} · ends in {CLOCK}", plain)
