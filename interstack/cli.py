@@ -153,6 +153,18 @@ def main(arguments: Arguments | None = None) -> int:
     except InterstackError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        from interstack.checkpointing.disk import is_disk_error, reason
+
+        if not is_disk_error(error):
+            raise  # a defect of ours
+        named = f"{error.filename} " if error.filename else "a file "
+        print(
+            f"error: {named}can't be read or written ({reason(error)}): mend that (free space on a "
+            "full disk), then give the same command again",
+            file=sys.stderr,
+        )
+        return 2
     return 0
 
 

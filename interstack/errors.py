@@ -28,6 +28,10 @@ class CheckpointError(InterstackError):
     """A checkpoint is missing, damaged, or of another run than the one that wants it."""
 
 
+class CheckpointReadError(CheckpointError):
+    """The disk or file server fails where a checkpoint is; the checkpoint itself may be sound."""
+
+
 class RunInterrupted(InterstackError):  # noqa: N818, what it tells of is no error
     """A signal ended a run, and its checkpoint is written.
 

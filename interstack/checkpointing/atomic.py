@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
-_PART = ".part"
+PART = ".part"
+"""What the name of a file that is being written ends with."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -41,16 +42,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             path: Where; object stores write whole objects by themselves, and are Lightning's.
             storage_options: Nothing that a file wants.
         """
-        if "://" in str(path):
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
         self.failure = None
-        buffer = io.BytesIO()  # torch hides a full disk behind an error of its own writer
-        torch.save(checkpoint, buffer)
         try:
-            write_whole(Path(path), buffer.getbuffer())
+            if "://" in str(path):
+                super().save_checkpoint(checkpoint, path, storage_options)
+                return
+            buffer = io.BytesIO()  # torch hides a full disk behind an error of its own writer
+            torch.save(checkpoint, buffer)
+            with buffer.getbuffer() as content:
+                write_whole(Path(path), content)
         except OSError as error:
-            self.failure = error
+            # The traceback's frames would hold the buffer as long as the failure is kept.
+            self.failure = error.with_traceback(None)
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
@@ -74,6 +77,24 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     _sync_directory(path.parent)
 
 
+def append_whole(path: Path, content: bytes) -> None:
+    """Append to a file so that all of the content is there, or, after an error, nothing of it.
+
+    Raises:
+        OSError: If it can't be written; the file is as it was then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab", buffering=0) as file:  # a buffer would try again at its end
+        size = file.seek(0, os.SEEK_END)
+        try:
+            written = 0
+            while written < len(content):  # a disk that gets full takes a part without an error
+                written += file.write(content[written:])
+        except OSError:
+            file.truncate(size)
+            raise
+
+
 def link_whole(target: Path, link: Path) -> None:
     """Give a file a second name, replacing what had it; a copy where there are no hard links.
 
@@ -83,20 +104,25 @@ def link_whole(target: Path, link: Path) -> None:
     part = _part_of(link)
     part.unlink(missing_ok=True)
     try:
-        os.link(target, part)
-    except OSError:
-        shutil.copyfile(target, part)
-    part.replace(link)
+        try:
+            os.link(target, part)
+        except OSError:
+            shutil.copyfile(target, part)
+        part.replace(link)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
 
 
 def remove_parts(directory: Path) -> None:
     """Remove what a killed process left half-written."""
-    for part in directory.glob(f".*{_PART}"):
+    for part in directory.glob(f".*{PART}"):
         part.unlink(missing_ok=True)
 
 
 def _part_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}{_PART}")
+    return path.with_name(f".{path.name}{PART}")
 
 
 def _sync_directory(directory: Path) -> None:

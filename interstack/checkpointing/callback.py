@@ -15,6 +15,7 @@ from torch import distributed
 
 from interstack.checkpointing.agreement import Agreement
 from interstack.checkpointing.atomic import AtomicCheckpointIO, remove_parts
+from interstack.checkpointing.disk import try_writing, write_errors
 from interstack.checkpointing.position import (
     Position,
     align_logging_step,
@@ -93,7 +94,12 @@ class Checkpoints(Checkpoint):
         directory = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
         self._writer = CheckpointWriter(directory, self._agreement)
         if trainer.is_global_zero:
-            remove_parts(directory)
+            with write_errors(
+                directory, "free space on its disk, or give another checkpoint.dirpath"
+            ):
+                directory.mkdir(parents=True, exist_ok=True)
+                remove_parts(directory)
+                try_writing(directory)
 
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
@@ -199,6 +205,7 @@ class Checkpoints(Checkpoint):
             self.writer.save_surely(trainer)
         self._training = False
         self._stop.leave()
+        self.writer.finish_records()
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException

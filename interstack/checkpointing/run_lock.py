@@ -8,9 +8,10 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from interstack.checkpointing.disk import reason
 from interstack.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
@@ -31,23 +32,32 @@ def run_lock(
         mend: What the second one may do but wait, for the message.
 
     Raises:
-        ConfigurationError: If a run is going on there.
+        ConfigurationError: If a run is going on there, or the lock's file can't be made.
     """
-    directory.parent.mkdir(parents=True, exist_ok=True)
     path = directory.parent / f".{directory.name}.lock"
-    with path.open("a+") as file:
+    with ExitStack() as resources:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = resources.enter_context(path.open("a+b", buffering=0))
+        except OSError as error:
+            raise ConfigurationError(
+                f"{path}, which guards {directory} against a second run, can't be written "
+                f"({reason(error)}): mend that, or {mend}"
+            ) from error
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             file.seek(0)
-            holder = file.read().strip() or "a process that doesn't say its name"
+            holder = (
+                file.read().decode(errors="replace").strip()
+                or "a process that doesn't say its name"
+            )
             raise ConfigurationError(
                 f"another run is going on in {directory} ({holder}): stop it, or {mend}"
             ) from error
         except OSError as error:  # a file system without locks
-            log.warning("%s can't be guarded against a second run (%s)", directory, error.strerror)
+            log.warning("%s can't be guarded against a second run (%s)", directory, reason(error))
         with contextlib.suppress(OSError):
             file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from interstack.checkpointing.disk import write_errors
 from interstack.checkpointing.reading import CONFIG_KEY
 from interstack.commands.described_run import describe_run
 from interstack.errors import InterstackError
@@ -57,8 +58,9 @@ def _clips(content: Mapping[str, Any]) -> list[Tensor]:
         return []
     with tempfile.TemporaryDirectory() as directory:
         config = Path(directory) / "config.yaml"
-        config.write_text(text, encoding="utf-8")
         try:
+            with write_errors(config, "free space there, or set TMPDIR to another directory"):
+                config.write_text(text, encoding="utf-8")
             datamodule = describe_run("export", [f"--config={config}"]).datamodule
             datamodule.target_cache = None
             datamodule.setup("validate")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from interstack.checkpointing.atomic import write_whole
+from interstack.checkpointing.disk import check_output, write_errors, write_output
 from interstack.commands.terminal import table_console
 from interstack.errors import ConfigurationError, TeacherError
 from interstack.evaluation.costs import costs_table, measure_costs
@@ -53,6 +53,8 @@ def run_inspect(arguments: Sequence[str]) -> None:
         raise ConfigurationError("inspect needs --seconds of 0.1 at least, and --rounds of 1")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise ConfigurationError("--device cuda is asked for, but no GPU is available: give cpu")
+    if options.json is not None:
+        check_output(options.json, "--json")
     device = torch.device(options.device)
     with tempfile.TemporaryDirectory() as scratch:
         models = list(dict(_models(options.models, Path(scratch))).items())
@@ -62,7 +64,7 @@ def run_inspect(arguments: Sequence[str]) -> None:
     table_console().print(costs_table(costs, options.seconds, found["device"] + threads))
     if options.json is not None:
         report = {"surroundings": found, "models": [one.to_primitives() for one in costs]}
-        write_whole(options.json, json.dumps(report, indent=2).encode())
+        write_output(options.json, json.dumps(report, indent=2).encode(), "--json")
 
 
 def _models(names: Sequence[str], scratch: Path) -> Iterator[tuple[str, str]]:
@@ -73,7 +75,8 @@ def _models(names: Sequence[str], scratch: Path) -> Iterator[tuple[str, str]]:
         if path.suffix == ".ckpt" or (path / "checkpoints").is_dir():
             student, content = load_student(path)
             place = scratch / str(number)
-            export_student(student, place)
+            with write_errors(place, "free space there, or set TMPDIR to another directory"):
+                export_student(student, place)
             teachers.append(str(content["hyper_parameters"]["teacher"]["source"]))
             yield name, str(place)
             continue

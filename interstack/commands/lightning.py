@@ -13,6 +13,8 @@ from typing import Any
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from interstack.checkpointing.callback import Checkpoints
+from interstack.checkpointing.deferred import deferred_writes
+from interstack.checkpointing.disk import write_errors
 from interstack.checkpointing.run_lock import run_lock
 from interstack.commands.quiet import hush_lightning
 from interstack.commands.resuming import checkpoint_of, with_saved_config
@@ -118,8 +120,10 @@ def run_lightning(arguments: Sequence[str], *, run: bool = True) -> InterstackCL
         warnings.filterwarnings("ignore", message=on_epochs)
         # predictions are written by utterance, so nobody asks for a batch's indices
         warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
+        resources.enter_context(deferred_writes())
         resources.enter_context(finished_wandb())
-        scratch = Path(resources.enter_context(tempfile.TemporaryDirectory()))
+        with write_errors("the temporary directory", "free space there, or set TMPDIR"):
+            scratch = Path(resources.enter_context(tempfile.TemporaryDirectory()))
         return InterstackCLI(
             resources=resources,
             model_class=Distillation,

@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 
-from interstack.checkpointing.atomic import write_whole
+from interstack.checkpointing.disk import check_output, write_output
 from interstack.commands.described_run import describe_run
 from interstack.commands.terminal import table_console
 from interstack.errors import ConfigurationError
@@ -34,7 +34,9 @@ def run_plan(arguments: Sequence[str]) -> None:
     config = run.config
     if config.seconds <= 0:
         raise ConfigurationError(f"--seconds {config.seconds} must be above 0")
-    output = None if config.json is None else _writable(Path(config.json))
+    output = None if config.json is None else Path(config.json)
+    if output is not None:
+        check_output(output, "--json")
     stages = None if config.against is None else read_stages(Path(config.against))
     run.datamodule.prepare_data()
     run.datamodule.setup("fit")
@@ -52,7 +54,7 @@ def run_plan(arguments: Sequence[str]) -> None:
     if stages is not None:
         _compare(plan, stages, console)
     if output is not None:
-        write_whole(output, json.dumps(plan.to_primitives(), indent=1).encode())
+        write_output(output, json.dumps(plan.to_primitives(), indent=1).encode(), "--json")
 
 
 def _add_options(parser: LightningArgumentParser) -> None:
@@ -92,12 +94,6 @@ def _compare(plan: Plan, stages: Sequence[Mapping[str, Any]], console: Console) 
             "give the configuration that it ran with"
         )
     print_comparison(plan.prediction, stages, console)
-
-
-def _writable(path: Path) -> Path:
-    if path.is_dir() or not path.parent.is_dir():
-        raise ConfigurationError(f"--json {path} can't be a file: give another name")
-    return path
 
 
 def _world_size(config: Namespace) -> int:

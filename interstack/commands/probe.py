@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from interstack.checkpointing.atomic import write_whole
+from interstack.checkpointing.disk import check_output, write_output
 from interstack.errors import ConfigurationError
 from interstack.evaluation.clip_probe import clip_table, run_clip_probe
 from interstack.evaluation.phone_probe import run_phone_probe
@@ -36,17 +36,18 @@ def run_probe(arguments: Sequence[str]) -> None:
         raise ConfigurationError(
             f"there is no probe for {', '.join(unknown)}: --tasks are {' '.join(TASKS)}"
         )
-    if options.json is not None and not options.json.parent.is_dir():
-        raise ConfigurationError(f"--json {options.json} lies in no directory: make it first")
+    if options.json is not None:
+        check_output(options.json, "--json")
     options.upstream = _with_untrained(options.upstream)
     console = Console()
-    found = []
+    found: list[dict[str, Any]] = []
     for task in dict.fromkeys(options.tasks):
         report, table = _probe(task, options, console.is_terminal)
         console.print(table)
         found.append(report)
-    if options.json is not None:
-        write_whole(options.json, (json.dumps({"probes": found}, indent=2) + "\n").encode())
+        if options.json is not None:  # after each task, which may take long
+            text = json.dumps({"probes": found}, indent=2) + "\n"
+            write_output(options.json, text.encode(), "--json")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from interstack.checkpointing.atomic import write_whole
+from interstack.checkpointing.disk import write_output
 from interstack.errors import ConfigurationError
 from interstack.report.page import render
 from interstack.report.story import read_stories
@@ -20,8 +20,8 @@ def run_report(arguments: Sequence[str]) -> None:
         arguments: The words after ``report``.
 
     Raises:
-        ConfigurationError: If a directory is none of a run, its records are damaged, or the page
-            can't be written.
+        ConfigurationError: If a directory is none of a run, or its records are damaged.
+        InterstackError: If the page can't be written.
     """
     parser = argparse.ArgumentParser(
         prog="interstack report",
@@ -37,6 +37,8 @@ def run_report(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.loss is not None and not options.loss > 0:
         raise ConfigurationError(f"--loss {options.loss:g} has to be above 0")
+    if options.output.is_dir():
+        raise ConfigurationError(f"-o {options.output} can't be a file: it is a directory")
     stories = read_stories(options.runs)
     try:
         page = render(stories, options.loss)
@@ -45,10 +47,5 @@ def run_report(arguments: Sequence[str]) -> None:
             f"the runs' {EVENTS_FILE} can't be drawn ({type(error).__name__}: {error}): one is "
             "damaged, or another version of interstack has written it"
         ) from error
-    try:
-        write_whole(options.output, page.encode())
-    except OSError as error:
-        raise ConfigurationError(
-            f"{options.output} can't be written ({error.strerror}): give -o another file"
-        ) from error
+    write_output(options.output, page.encode(), "-o")
     print(f"the report is in {options.output}")

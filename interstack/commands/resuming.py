@@ -10,7 +10,8 @@ from typing import Any, cast
 import lightning as L
 from jsonargparse import Namespace
 
-from interstack.checkpointing.reading import SavedRun, read_checkpoint, saved_runs
+from interstack.checkpointing.disk import write_errors
+from interstack.checkpointing.reading import SavedRun, newest_run, read_checkpoint
 from interstack.commands.run_directory import checkpoint_directory
 from interstack.errors import CheckpointError, ConfigurationError
 from interstack.growth.callback import InterleavedStacking
@@ -34,7 +35,7 @@ def checkpoint_of(config: Namespace, command: str) -> SavedRun | None:
         command: ``fit``, ``validate``, ``test`` or ``predict``.
 
     Raises:
-        CheckpointError: If it is missing or damaged.
+        CheckpointError: If it is missing or damaged, or none of those that are there can be read.
         ConfigurationError: If none is named where one is needed, or it does not fit the settings.
     """
     wanted = config.ckpt_path
@@ -61,9 +62,9 @@ def checkpoint_of(config: Namespace, command: str) -> SavedRun | None:
 
 def _newest(config: Namespace, command: str) -> SavedRun | None:
     directory = checkpoint_directory(config)
-    runs = saved_runs(directory)
-    if runs:
-        return runs[-1]
+    run = newest_run(directory)
+    if run is not None:
+        return run
     if command == "fit":  # so that a job's script is the same for its first run and the others
         log.info("no checkpoint in %s yet: the run begins anew", directory)
         return None
@@ -144,7 +145,8 @@ def with_saved_config(words: Sequence[str], directory: Path) -> list[str]:
     if run.config is None:
         return list(words)
     file = directory / "config.yaml"
-    file.write_text(run.config)
+    with write_errors(file, "free space there, or set TMPDIR to another directory"):
+        file.write_text(run.config)
     return [words[0], f"--config={file}", *words[1:]]
 
 

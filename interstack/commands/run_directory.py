@@ -14,16 +14,27 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
-from interstack.checkpointing.reading import CONFIG_KEY, ORIGIN_KEY, SavedRun, saved_runs
+from interstack.checkpointing.atomic import write_whole
+from interstack.checkpointing.disk import is_there, reason, try_writing, write_errors
+from interstack.checkpointing.reading import (
+    CONFIG_KEY,
+    ORIGIN_KEY,
+    SavedRun,
+    checkpoint_files,
+    saved_runs,
+)
 from interstack.errors import ConfigurationError
 from interstack.surroundings import versions
-from interstack.tracking.events import trim_events
+from interstack.tracking.events import EVENTS_FILE, trim_events
 from interstack.tracking.metrics_file import METRICS_FILE, trim_rows
+from interstack.tracking.record import RECORD_NAME
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
 WANDB_ID_FILE = "wandb_id"
 HERE = "."
+_OF_A_RUN = (CONFIG_FILE, EVENTS_FILE, METRICS_FILE, RECORD_NAME, CHECKPOINTS)
+"""What tells that a run has been in a directory; any of them may lack after a fault."""
 _OF_ONE_CALL = ("ckpt_path", "weights_only")
 """Settings that say how a run is begun or taken up, and so are none of the run's own."""
 
@@ -64,21 +75,28 @@ def settle_in(config: Namespace, resumed: SavedRun | None) -> None:
 
     Raises:
         ConfigurationError: If the directory can't be written.
+        InterstackError: If what an earlier run left there can't be read or moved aside.
     """
-    directory = run_directory(config)
+    directory, checkpoints = run_directory(config), checkpoint_directory(config)
+    fix = "mend that (free space on a full disk), or give another trainer.default_root_dir"
     if is_first_process():
-        if resumed is None and (directory / CONFIG_FILE).exists():
-            move_aside(directory)
-        check_writable(directory)
-        if resumed is not None:
-            _go_back_to(resumed, directory, checkpoint_directory(config))
+        with write_errors(directory, fix):
+            if resumed is None:
+                if any(is_there(directory / name) for name in _OF_A_RUN):
+                    move_aside(directory)
+                for path in checkpoint_files(checkpoints):  # of a checkpoint.dirpath elsewhere
+                    move_aside(path)
+            check_writable(directory)
+            if resumed is not None:
+                _go_back_to(resumed, directory, checkpoints)
     loggers = config.trainer.logger
     for logger in loggers if isinstance(loggers, list) else [loggers]:
         arguments = getattr(logger, "init_args", None)
         if arguments is not None and str(arguments.get("save_dir")) == HERE:
             arguments.save_dir = str(directory)
             if logger.class_path.endswith("WandbLogger") and arguments.get("id") is None:
-                arguments.id = _wandb_id(directory)
+                with write_errors(directory / WANDB_ID_FILE, fix):
+                    arguments.id = _wandb_id(directory)
 
 
 def move_aside(path: Path) -> None:
@@ -91,13 +109,13 @@ def move_aside(path: Path) -> None:
 def free_name(path: Path) -> Path:
     """Return the first of ``<name>.1``, ``<name>.2``, … that is not taken."""
     number = 1
-    while (aside := path.with_name(f"{path.name}.{number}")).exists():
+    while is_there(aside := path.with_name(f"{path.name}.{number}")):
         number += 1
     return aside
 
 
 def check_writable(directory: Path) -> None:
-    """Refuse a directory that can't be made or written.
+    """Refuse a directory that can't be made or written, such as one of a full disk.
 
     Raises:
         ConfigurationError: In that case.
@@ -106,28 +124,36 @@ def check_writable(directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(
-            f"the run's directory {directory} can't be made ({error.strerror}): give another "
+            f"the run's directory {directory} can't be made ({reason(error)}): give another "
             "trainer.default_root_dir"
         ) from error
-    if not os.access(directory, os.W_OK):
+    try:
+        try_writing(directory)
+    except OSError as error:
         raise ConfigurationError(
-            f"the run's directory {directory} can't be written: give another "
-            "trainer.default_root_dir"
-        )
+            f"the run's directory {directory} can't be written ({reason(error)}): free space on "
+            "its disk, or give another trainer.default_root_dir"
+        ) from error
 
 
 def _go_back_to(resumed: SavedRun, directory: Path, checkpoints: Path) -> None:
     """Move aside what the run left beyond the checkpoint that it goes on from."""
-    for run in saved_runs(checkpoints):
+    runs, errors = saved_runs(checkpoints)
+    for run in runs:
         if run.step > resumed.step and not run.path.samefile(resumed.path):
             move_aside(run.path)
+    for path in errors:  # may be worth a repair, and would be overwritten
+        move_aside(path)
     trim_events(directory, resumed.step, resumed.depth)
     metrics = directory / METRICS_FILE
-    if metrics.exists():
-        copy = free_name(metrics)
-        shutil.copyfile(metrics, copy)
-        if not trim_rows(metrics, resumed.step, resumed.depth):
-            copy.unlink()
+    if is_there(metrics):
+        copy, trimmed = free_name(metrics), 0
+        try:
+            shutil.copyfile(metrics, copy)
+            trimmed = trim_rows(metrics, resumed.step, resumed.depth)
+        finally:
+            if not trimmed:
+                copy.unlink(missing_ok=True)
 
 
 def _wandb_id(directory: Path) -> str | None:
@@ -135,9 +161,11 @@ def _wandb_id(directory: Path) -> str | None:
     if not is_first_process():
         return None
     file = directory / WANDB_ID_FILE
-    if not file.exists():
-        file.write_text(uuid.uuid4().hex[:8] + "\n")
-    return file.read_text().strip()
+    known = file.read_text().strip() if is_there(file) else ""
+    if not known:  # or empty, as a full disk leaves a file
+        known = uuid.uuid4().hex[:8]
+        write_whole(file, f"{known}\n".encode())
+    return known
 
 
 class SaveConfig(SaveConfigCallback):
@@ -156,12 +184,15 @@ class SaveConfig(SaveConfigCallback):
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Write ``config.yaml``; called on rank zero alone."""
         del pl_module
-        path = Path(trainer.default_root_dir) / CONFIG_FILE
-        if stage != "fit" or (path.exists() and path.read_text() == self._text()):
+        path, text = Path(trainer.default_root_dir) / CONFIG_FILE, self._text().encode()
+        if stage != "fit":
             return
-        if path.exists():
-            path.rename(free_name(path))  # the run goes on with other settings
-        path.write_text(self._text())
+        with write_errors(path, "free space on its disk, or give another trainer.default_root_dir"):
+            if is_there(path):
+                if path.read_bytes() == text:
+                    return
+                path.rename(free_name(path))  # the run goes on with other settings
+            write_whole(path, text)
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]

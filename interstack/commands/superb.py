@@ -12,10 +12,16 @@ from typing import Any
 import torch
 import yaml
 
+from interstack.checkpointing.disk import write_errors
 from interstack.commands.terminal import table_console
 from interstack.errors import ConfigurationError, DataError
 from interstack.evaluation.superb.job import Job, check_job, run_job
-from interstack.evaluation.superb.results import collect, results_table, write_results
+from interstack.evaluation.superb.results import (
+    TABLE_FILE,
+    collect,
+    results_table,
+    write_results,
+)
 from interstack.evaluation.superb.tasks import (
     TASKS,
     limit_workers,
@@ -52,14 +58,15 @@ def run_superb(arguments: Sequence[str]) -> None:
                 run_job(job, device)
                 log.info("%s is done: %s", job.name, _found(job))
     results = [result for job in jobs if (result := job.result()) is not None]
-    if results:
-        options.output.mkdir(parents=True, exist_ok=True)
-        write_results(options.output, results)
     console = table_console()
     console.print(results_table(collect(results), tasks))
     missing = len(jobs) - len(results)
     if missing:
         console.print(f"{missing} of {len(jobs)} jobs are not done yet")
+    if results:
+        fix = "free space, then give the same command again, which only makes the table"
+        with write_errors(options.output / TABLE_FILE, fix):
+            write_results(options.output, results)
 
 
 def _parser() -> argparse.ArgumentParser:

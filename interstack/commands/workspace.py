@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from interstack.checkpointing.atomic import write_whole
+from interstack.checkpointing.disk import write_output
 from interstack.errors import ConfigurationError, first_line
 from interstack.tracking.workspace import make_workspace, workspace_json
 
@@ -18,7 +18,8 @@ def run_workspace(arguments: Sequence[str]) -> None:
         arguments: The words after ``workspace``.
 
     Raises:
-        ConfigurationError: If W&B refuses the workspace, or the file can't be written.
+        ConfigurationError: If W&B refuses the workspace.
+        InterstackError: If the file can't be written.
     """
     parser = argparse.ArgumentParser(
         prog="interstack workspace",
@@ -45,12 +46,7 @@ def run_workspace(arguments: Sequence[str]) -> None:
     else:
         print(f"the workspace is at {workspace.url}")
         return
-    try:
-        write_whole(options.output, workspace_json(workspace).encode())
-    except OSError as error:
-        raise ConfigurationError(
-            f"{options.output} can't be written ({error.strerror}): give --output another file"
-        ) from error
+    write_output(options.output, workspace_json(workspace).encode(), "--output")
     if is_reached:
         raise ConfigurationError(
             f"Weights & Biases refuses the workspace ({reason}): check --entity {options.entity} "

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
+from interstack.checkpointing.disk import is_disk_error, reason
 from interstack.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -51,6 +52,11 @@ def download_split(name: str, folder: Path) -> None:
             if not (folder / name).exists():  # else another process was faster
                 _download(name, folder)
     except (OSError, RuntimeError, *_BROKEN_ARCHIVE) as error:
+        if is_disk_error(error):
+            raise DataError(
+                f"LibriSpeech {name} can't be written to {folder} ({reason(error)}): free space, "
+                "or give data.source.root another directory"
+            ) from error
         raise DataError(
             f"LibriSpeech {name} could not be downloaded ({error}); try again, or unpack "
             f"{name}.tar.gz from openslr.org/12 so that {folder / name} exists."

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
+from interstack.checkpointing.disk import write_errors
 from interstack.constants import SAMPLE_RATE
 from interstack.data.decoding import Decoder
 from interstack.data.feed import check_rate
@@ -55,6 +56,7 @@ def pack(
     Raises:
         DataError: a split is missing, empty, corrupt, at another rate, or packed already.
         ConfigurationError: shards of less than one utterance.
+        InterstackError: the disk is full; splits that are complete are kept.
     """
     if utterances_per_shard < 1:
         raise ConfigurationError("utterances_per_shard must be at least 1.")
@@ -68,12 +70,19 @@ def pack(
             check_rate(utterance, resample)
         order = np.random.default_rng(seed).permutation(len(utterances))
         partial_ = target.with_name(f".{split}.partial")
-        shutil.rmtree(partial_, ignore_errors=True)
-        partial_.mkdir(parents=True)
         shuffled = [utterances[index] for index in order]
-        progress = track(shuffled, description=f"packing {split}", transient=True)
-        packed[split] = _write(progress, partial_, utterances_per_shard, on_corrupt)
-        partial_.rename(target)
+        left = json.dumps(list(splits[len(packed) :]))
+        kept = f" ({', '.join(packed)} is kept)" if packed else ""
+        fix = f"free space, then give the same command with --splits '{left}'{kept}"
+        try:
+            with write_errors(target, fix):
+                shutil.rmtree(partial_, ignore_errors=True)
+                partial_.mkdir(parents=True)
+                progress = track(shuffled, description=f"packing {split}", transient=True)
+                packed[split] = _write(progress, partial_, utterances_per_shard, on_corrupt)
+                partial_.rename(target)
+        finally:
+            shutil.rmtree(partial_, ignore_errors=True)
         _log.info("packed %d utterances of %s to %s", packed[split], split, target)
     return packed
 

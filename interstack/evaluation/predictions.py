@@ -9,8 +9,10 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from interstack.checkpointing.atomic import write_whole
+from interstack.checkpointing.disk import write_errors
 from interstack.data.batch import Batch
 from interstack.models.student import StudentOutput
 
@@ -37,10 +39,10 @@ class SaveHiddenStates(BasePredictionWriter):
         """Write a batch's utterances."""
         del pl_module, batch_indices, batch_idx, dataloader_idx
         directory = Path(trainer.default_root_dir) / "hidden_states"
-        directory.mkdir(parents=True, exist_ok=True)
         hidden_states: torch.Tensor = torch.stack(prediction.hidden_states)
         for row, name in enumerate(batch.ids):
             frames = int(prediction.num_frames[row])
             clip: dict[str, Any] = {"hidden_states": hidden_states[:, row, :frames].cpu().clone()}
             path = directory / f"{name.replace('/', '_')}.safetensors"
-            save_file(clip, path, metadata={"id": name})
+            with write_errors(path, "free space, then give the same command again"):
+                write_whole(path, save(clip, metadata={"id": name}))

@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers import AutoModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
+from interstack.checkpointing.disk import write_errors
 from interstack.errors import ConfigurationError
 from interstack.models.pretrained import Source
 from interstack.models.teacher import Teacher
@@ -121,10 +122,11 @@ def untrained(source: str, name: str, seed: int = 0) -> PretrainedUpstream:
             make: Any = AutoModel.from_config if original.takes_waveform else WhisperEncoder
             model = make(original.config)
         # As save_pretrained would, but without its progress bar.
-        original.config.save_pretrained(folder)
-        save_file(model.state_dict(), Path(folder, "model.safetensors"), {"format": "pt"})
         preprocessing = json.dumps({"do_normalize": original.normalises_waveform})
-        Path(folder, "preprocessor_config.json").write_text(preprocessing, encoding="utf-8")
+        with write_errors(folder, "free space there, or set TMPDIR to another directory"):
+            original.config.save_pretrained(folder)
+            save_file(model.state_dict(), Path(folder, "model.safetensors"), {"format": "pt"})
+            Path(folder, "preprocessor_config.json").write_text(preprocessing, encoding="utf-8")
         return PretrainedUpstream(folder, name)
 
 

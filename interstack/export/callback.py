@@ -13,6 +13,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from interstack.data.datamodule import SpeechDataModule
 from interstack.distillation.module import Distillation
 from interstack.distillation.structure import CHECKPOINT_KEY, student_structure
+from interstack.export.directory import written_whole
 from interstack.export.student_export import validation_clips, write_export
 from interstack.tracking.stages import StageRecorder
 
@@ -22,7 +23,7 @@ STUDENT_DIRECTORY: Final = "student"
 
 
 class SaveStudent(L.Callback):
-    """Writes the final student to ``<run>/student`` when a fit has come to its end."""
+    """Writes the final student to ``<run>/student``, atomically, when a fit has come to its end."""
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Export on rank zero; a run that broke off never comes here, its checkpoint has all."""
@@ -32,7 +33,13 @@ class SaveStudent(L.Callback):
         datamodule = getattr(trainer, "datamodule", None)
         clips = validation_clips(datamodule) if isinstance(datamodule, SpeechDataModule) else ()
         directory = Path(trainer.default_root_dir) / STUDENT_DIRECTORY
-        write_export(pl_module.student, _content(trainer, pl_module), directory, clips=clips)
+        fix = (
+            "free space; the run is finished and its checkpoint written, so that the same command "
+            "with --ckpt_path last, or python -m interstack.cli export --checkpoint "
+            f"{trainer.default_root_dir} --output DIRECTORY, writes the student"
+        )
+        with written_whole(directory, replaces=True, fix=fix) as part:
+            write_export(pl_module.student, _content(trainer, pl_module), part, clips=clips)
         log.info("the student is in %s", directory)
 
 

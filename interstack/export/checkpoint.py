@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import torch
 
-from interstack.checkpointing.reading import read_checkpoint, saved_runs
+from interstack.checkpointing.reading import newest_run, read_checkpoint
 from interstack.distillation.structure import CHECKPOINT_KEY, rebuild_student
 from interstack.errors import CheckpointError
 from interstack.models.student import Student
@@ -20,14 +20,14 @@ def find_checkpoint(path: Path) -> Path:
     """Return the checkpoint that a path means: a file, or the newest one of a run's directory.
 
     Raises:
-        CheckpointError: If there is none.
+        CheckpointError: If there is none, or none that can be read.
     """
     if not path.is_dir():
         return path
     for directory in (path / "checkpoints", path):
-        runs = saved_runs(directory) if directory.is_dir() else []
-        if runs:
-            return runs[-1].path
+        run = newest_run(directory)
+        if run is not None:
+            return run.path
     raise CheckpointError(
         f"{path} has no checkpoint: give the directory of a run, or one of its .ckpt files"
     )

@@ -10,6 +10,8 @@ from pathlib import Path
 from transformers import Wav2Vec2FeatureExtractor
 from transformers.utils import logging as transformers_logging
 
+from interstack.checkpointing.atomic import PART
+from interstack.checkpointing.disk import is_there, write_errors
 from interstack.constants import SAMPLE_RATE
 from interstack.errors import ConfigurationError
 from interstack.models.student import Student
@@ -38,31 +40,41 @@ def export_student(student: Student, directory: Path) -> None:
 
 
 @contextmanager
-def written_whole(directory: Path) -> Iterator[Path]:
+def written_whole(
+    directory: Path,
+    *,
+    replaces: bool = False,
+    fix: str = "free space, or give --output another place",
+) -> Iterator[Path]:
     """Give a directory to write into, and move it to its place when everything is in it.
 
     Args:
         directory: Its place: not there yet, or empty.
+        replaces: Take the place of what is there.
+        fix: What the user can do where it can't be written.
 
     Raises:
-        ConfigurationError: If there is something in its place, or it can't be made or written.
+        ConfigurationError: If there is something in its place.
+        InterstackError: If it can't be made or written; what was there before is still there then.
     """
-    unfinished = directory.with_name(f".{directory.name}.part")
+    unfinished, earlier = (directory.with_name(f".{directory.name}{end}") for end in (PART, ".old"))
     try:
-        if directory.is_dir() and not any(directory.iterdir()):
-            directory.rmdir()
-        if directory.exists() or directory.is_symlink():
-            raise ConfigurationError(
-                f"{directory} is already there: give --output another directory, or remove it"
-            )
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        unfinished.rename(directory)
-    except OSError as error:
-        raise ConfigurationError(
-            f"{directory} can't be written ({error.strerror or error}): give --output another place"
-        ) from error
+        with write_errors(directory, fix):
+            if directory.is_dir() and not any(directory.iterdir()):
+                directory.rmdir()
+            taken = is_there(directory) or directory.is_symlink()
+            if taken and not replaces:
+                raise ConfigurationError(
+                    f"{directory} is already there: give --output another directory, or remove it"
+                )
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            yield unfinished
+            if taken:
+                shutil.rmtree(earlier, ignore_errors=True)
+                directory.rename(earlier)
+            unfinished.rename(directory)
+            shutil.rmtree(earlier, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from interstack.checkpointing.disk import unread
 from interstack.errors import ConfigurationError
 from interstack.tracking.events import EVENTS_FILE, Event, read_events
 from interstack.tracking.record import RECORD_NAME
@@ -118,16 +119,22 @@ def _of_kind(events: Iterable[Event], kind: str) -> list[Event]:
 
 
 def _config(directory: Path) -> dict[str, Any]:
+    path = directory / "config.yaml"
     try:
-        found = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError):
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, yaml.YAMLError, ValueError):
         return {}
+    except OSError as error:
+        raise ConfigurationError(unread(path, error)) from error
     return found if isinstance(found, dict) else {}
 
 
 def _status(directory: Path) -> str:
+    path = directory / RECORD_NAME
     try:
-        record: Mapping[str, Any] = json.loads((directory / RECORD_NAME).read_text("utf-8"))
+        record: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
         return str(record["status"])
-    except (OSError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError):
         return "unknown"
+    except OSError as error:
+        raise ConfigurationError(unread(path, error)) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from interstack.checkpointing.atomic import write_whole
+from interstack.checkpointing.disk import unread
 from interstack.errors import ConfigurationError, DataError
 from interstack.target_cache.record import CacheRecord
 from interstack.target_cache.shards import Entry, OpenShards
@@ -49,7 +50,9 @@ class SplitIndex:
                 f"run the cache command with {directory.name} among its --splits; it goes on where "
                 "it stopped"
             ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise ConfigurationError(unread(path, error)) from error
+        except (ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(
                 f"{path} is damaged ({error}): remove it and run the cache command again"
             ) from error

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from interstack.checkpointing.atomic import remove_parts, write_whole
+from interstack.checkpointing.disk import reason
 from interstack.checkpointing.signals import StopRequest
 from interstack.constants import SAMPLE_RATE
 from interstack.data.assembling import BatchAssembler, BatchDataset, checksum
@@ -209,7 +210,7 @@ class SplitFiller:
             kept = len(self.done) - len(pending)
             pending.clear()
             raise InterstackError(
-                f"a shard can't be written to {self.directory} ({error.strerror}): make room; "
+                f"a shard can't be written to {self.directory} ({reason(error)}): free space; "
                 f"{kept} utterances of {self.name} are kept, and the same command goes on from "
                 "there"
             ) from error

@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 from transformers import AutoConfig
 
 from interstack.checkpointing.atomic import write_whole
+from interstack.checkpointing.disk import unread
 from interstack.errors import ConfigurationError
 from interstack.models.config import TeacherConfig
 from interstack.models.pretrained import Source
@@ -114,7 +115,9 @@ class CacheRecord:
                 f"there is no cache of targets in {directory} (no {RECORD_FILE}): make one with "
                 "python -m interstack.cli cache, or leave data.target_cache away"
             ) from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise ConfigurationError(unread(path, error)) from error
+        except (ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(
                 f"{path} can't be read as the facts of a cache ({error}): make the cache anew in "
                 "another directory"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from interstack.checkpointing.disk import is_there, reason, write_errors
 from interstack.checkpointing.run_lock import run_lock
 from interstack.constants import SAMPLE_RATE
 from interstack.data.datamodule import SpeechDataModule
@@ -81,7 +82,8 @@ def make_cache(
     output, share = options.output, options.share
     check_directory(output)
     teacher.to(options.device)
-    with run_lock(output / f"share-{share}", "give another --share"):
+    fix = "free space; what is done is kept, and the same command goes on from there"
+    with run_lock(output / f"share-{share}", "give another --share"), write_errors(output, fix):
         _agree(
             CacheRecord.of(config, teacher, options.dtype, with_features=options.with_features),
             teacher,
@@ -122,10 +124,9 @@ def check_directory(output: Path) -> None:
         ]
     except OSError as error:
         raise ConfigurationError(
-            f"the cache's directory {output} can't be made ({error.strerror}): give another "
-            "--output"
+            f"the cache's directory {output} can't be made ({reason(error)}): give another --output"
         ) from error
-    if strangers and not (output / RECORD_FILE).exists():
+    if strangers and not is_there(output / RECORD_FILE):
         raise ConfigurationError(
             f"{output} holds {strangers[0]} and no cache: give --output an empty directory, or a "
             "new one"
@@ -134,7 +135,7 @@ def check_directory(output: Path) -> None:
 
 def _agree(wanted: CacheRecord, teacher: Teacher, output: Path) -> None:
     """Begin a cache, or see that the one that has been begun is the one that is wanted."""
-    if (output / RECORD_FILE).exists():
+    if is_there(output / RECORD_FILE):
         CacheRecord.read(output).check_same(wanted, output)
         return
     write_front_end(teacher, output)

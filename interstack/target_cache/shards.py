@@ -14,6 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from interstack.checkpointing.atomic import write_whole
+from interstack.checkpointing.disk import disk_fault, unread
 from interstack.errors import DataError
 from interstack.target_cache.values import StoredValues
 
@@ -107,6 +108,9 @@ def _explaining(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+        fault = disk_fault(path)
+        if fault is not None and not isinstance(fault, FileNotFoundError):
+            raise DataError(unread(path, fault)) from error
         raise DataError(
             f"the cache's shard {path} is missing or damaged ({error}): remove it and the "
             "index.json beside it, and run the cache command again, which makes what is missing"

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from interstack.checkpointing.atomic import write_whole
+from interstack.checkpointing.disk import disk_fault, unread
 from interstack.errors import TeacherError
 from interstack.models.teacher import Teacher, TeacherOutput
 from interstack.target_cache.cache import TargetCache
@@ -68,7 +70,14 @@ class CachedTeacher:
         path = self.cache.directory / FRONT_END_FILE
         try:
             weights: dict[str, Tensor] = load_file(path)
-        except OSError as error:
+        except (OSError, SafetensorError) as error:
+            fault = disk_fault(path)
+            if fault is None:
+                raise TeacherError(
+                    f"{path} is damaged ({error}): make the cache anew in another directory"
+                ) from error
+            if not isinstance(fault, FileNotFoundError):
+                raise TeacherError(unread(path, fault)) from error
             raise TeacherError(
                 f"the cache in {self.cache.directory} holds no front end of {self.source} to share "
                 "or copy: give model.student.front_end own"

@@ -33,6 +33,7 @@ from interstack.tracking.run_meters import RunMeters
 from interstack.tracking.stages import StageRecorder
 from interstack.tracking.step_clock import StepClock
 from interstack.tracking.summaries import growth_summary, stage_summary
+from interstack.tracking.tolerant_loggers import tolerate_full_disk
 
 
 class Dashboard(L.Callback):
@@ -54,6 +55,13 @@ class Dashboard(L.Callback):
         self._outlets: Outlets | None = None
 
     # From the beginning to the end --------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let no logger end the run where a disk is full."""
+        del pl_module
+        if stage == "fit" and trainer.is_global_zero:
+            for logger in trainer.loggers:
+                tolerate_full_disk(logger)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell loggers what there will be, and begin to take the time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Final, NamedTuple, Protocol
 
@@ -102,7 +103,8 @@ class LiveDisplay:
 
     def say(self, line: str) -> None:
         """Print a line above the bar."""
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+        with contextlib.suppress(OSError):  # as in LineDisplay
+            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Stop drawing."""
@@ -150,7 +152,8 @@ class LineDisplay:
 
     def say(self, line: str) -> None:
         """Print a line."""
-        print(line, flush=True)
+        with contextlib.suppress(OSError):  # the log file's disk is full: no reason to stop
+            print(line, flush=True)
 
     def close(self) -> None:
         """Do nothing."""

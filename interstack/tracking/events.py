@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from interstack.checkpointing.atomic import write_whole
-
-log = logging.getLogger(__name__)
+from interstack.checkpointing.deferred import append_or_defer
+from interstack.checkpointing.disk import is_there, unread
+from interstack.errors import ConfigurationError
 
 EVENTS_FILE: Final = "events.jsonl"
 """In the run's directory."""
@@ -24,24 +24,22 @@ Event = Mapping[str, Any]
 
 
 def append_event(directory: Path, event: Event) -> None:
-    """Write an event behind the others; a disk that is full costs the event, and not the run.
+    """Write an event behind the others; where the disk is full it is kept and written later.
 
     Args:
         directory: The run's.
         event: What JSON can hold.
     """
     line = json.dumps(event) + "\n"
-    path = directory / EVENTS_FILE
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with path.open("a", encoding="utf-8") as file:
-            file.write(line)
-    except OSError as error:
-        log.warning("%s can't be written (%s); an event is lost", path, error.strerror)
+    append_or_defer(directory / EVENTS_FILE, line.encode())
 
 
 def read_events(directory: Path) -> list[Event]:
-    """Read a run's events; the last line of a run that died may be cut, and is left out then."""
+    """Read a run's events; the last line of a run that died may be cut, and is skipped then.
+
+    Raises:
+        ConfigurationError: If there is a file that can't be read.
+    """
     return list(_events(directory / EVENTS_FILE))
 
 
@@ -52,9 +50,13 @@ def trim_events(directory: Path, step: int, depth: int) -> None:
         directory: The run's.
         step: Optimizer steps that the checkpoint's run had done.
         depth: Layers that its student had: it may have been written before a growth or after it.
+
+    Raises:
+        ConfigurationError: If there is a file that can't be read.
+        OSError: If it can't be written.
     """
     path = directory / EVENTS_FILE
-    if path.exists():
+    if is_there(path):
         kept = [event for event in _events(path) if _came_before(event, step, depth)]
         write_whole(path, "".join(json.dumps(event) + "\n" for event in kept).encode())
 
@@ -68,9 +70,13 @@ def _came_before(event: Event, step: int, depth: int) -> bool:
 
 
 def _events(path: Path) -> Iterator[Event]:
-    if not path.exists():
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
         return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    except OSError as error:
+        raise ConfigurationError(unread(path, error)) from error
+    for line in text.splitlines():
         try:
             event = json.loads(line)
         except ValueError:

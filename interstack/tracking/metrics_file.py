@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,9 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from interstack.checkpointing.atomic import write_whole
-
-log = logging.getLogger(__name__)
+from interstack.checkpointing.atomic import append_whole, write_whole
+from interstack.checkpointing.deferred import try_or_defer
+from interstack.checkpointing.disk import is_there
 
 METRICS_FILE = "metrics.csv"
 
@@ -23,7 +22,7 @@ class MetricsFile(CSVLogger):
     """Lightning's CSV logger, except that it goes on with the file of a run that is resumed.
 
     Lightning's begins the file anew, rewrites it in place, and ends the run when the disk is full;
-    this one keeps the rows and tries again.
+    this one keeps the rows and tries again, see `checkpointing.deferred`.
 
     Args:
         save_dir: Directory of ``metrics.csv``; ``.`` is the run's own.
@@ -40,7 +39,6 @@ class MetricsFile(CSVLogger):
     def experiment(self) -> ExperimentWriter:
         """What writes the file."""
         if not isinstance(self._experiment, _Writer):
-            Path(self.log_dir).mkdir(parents=True, exist_ok=True)
             self._experiment = _Writer(self.log_dir)
         return self._experiment
 
@@ -53,25 +51,24 @@ class _Writer(ExperimentWriter):
     def _check_log_dir_exists(self) -> None:
         """Take up the names of an earlier file's columns, instead of removing it."""
         path = Path(self.metrics_file_path)
-        if path.exists():
+        if is_there(path):
             self.metrics_keys = list(read_rows(path)[0])
 
     def save(self) -> None:
-        """Write the rows since the last time, all or none."""
+        """Write the rows since the last time, all or none; they are kept where that fails."""
+        try_or_defer(Path(self.metrics_file_path), self._write_rows)
+
+    def _write_rows(self) -> None:
         if not self.metrics:
             return
         path = Path(self.metrics_file_path)
-        known = set(self.metrics_keys)
-        self._record_new_keys()
-        try:
-            if path.exists() and known == set(self.metrics_keys):
-                _append(path, _text(self.metrics_keys, self.metrics, header=False))
-            else:
-                write_rows(path, self.metrics_keys, [*_rows(path), *self.metrics])
-        except OSError as error:
-            self.metrics_keys = sorted(known)
-            log.warning("%s can't be written (%s); its rows are kept for later", path, error)
-            return
+        known = self.metrics_keys
+        columns = sorted({*known, *(name for row in self.metrics for name in row)})
+        if columns == known and is_there(path):
+            append_whole(path, _text(columns, self.metrics, header=False).encode())
+        else:
+            write_rows(path, columns, [*_rows(path), *self.metrics])
+        self.metrics_keys = columns
         self.metrics = []
 
 
@@ -118,7 +115,7 @@ def _came_before(row: dict[str, str], step: int, depth: int) -> bool:
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
-    return read_rows(path)[1] if path.exists() else []
+    return read_rows(path)[1] if is_there(path) else []
 
 
 def _text(columns: list[str], rows: list[dict[str, Any]], *, header: bool) -> str:
@@ -128,15 +125,3 @@ def _text(columns: list[str], rows: list[dict[str, Any]], *, header: bool) -> st
         writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _append(path: Path, text: str) -> None:
-    """Append all or nothing."""
-    size = path.stat().st_size
-    try:
-        with path.open("ab") as file:
-            file.write(text.encode())
-    except OSError:
-        with path.open("rb+") as file:
-            file.truncate(size)
-        raise

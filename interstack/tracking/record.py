@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
+from interstack.checkpointing.deferred import write_or_defer
+
 RunStatus = Literal["running", "finished", "interrupted"]
 
 RECORD_NAME = "stages.json"
@@ -46,18 +48,12 @@ class StageRecord:
 
 
 def write_stages(directory: Path, stages: Sequence[StageRecord], status: RunStatus) -> None:
-    """Write the record of a run in one go, so that a reader never sees half of it.
+    """Write the record of a run atomically; where the disk is full it is kept and written later.
 
     Args:
         directory: The run's directory, made if it is not there.
         stages: The stages so far.
         status: How the run stands.
-
-    Raises:
-        OSError: If it can't be written.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     record = {"status": status, "stages": [asdict(stage) for stage in stages]}
-    unfinished = directory / f".{RECORD_NAME}.part"
-    unfinished.write_text(json.dumps(record, indent=2) + "\n")
-    unfinished.replace(directory / RECORD_NAME)
+    write_or_defer(directory / RECORD_NAME, (json.dumps(record, indent=2) + "\n").encode())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -81,8 +82,13 @@ class StageRecorder(L.Callback):
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the table, now that no progress bar is in the way."""
         del pl_module
-        if trainer.is_global_zero and self.stages:
-            print_stage_table(self.stages, Path(trainer.default_root_dir))
+        if not self.stages:
+            return
+        if self.stages[-1].finished:  # as in a run that had lost its record and is resumed
+            self._write(trainer, "finished")
+        if trainer.is_global_zero:
+            with contextlib.suppress(OSError):  # the log file's disk is full
+                print_stage_table(self.stages, Path(trainer.default_root_dir))
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -95,7 +101,7 @@ class StageRecorder(L.Callback):
         try:
             self.read()
             self._write(trainer, "interrupted")
-        except (OSError, RuntimeError):  # a full disk or a dead device must not hide the cause
+        except RuntimeError:  # a dead device must not hide the cause
             log.warning("the record of the interrupted stage is lost", exc_info=True)
 
     def _begin(

@@ -15,6 +15,7 @@ import torch
 import yaml
 
 from interstack.checkpointing.atomic import write_whole
+from interstack.checkpointing.disk import is_there, reason, unread
 from interstack.checkpointing.run_lock import run_lock
 from interstack.checkpointing.signals import StopRequest
 from interstack.errors import ConfigurationError, InterstackError, RunInterrupted
@@ -88,12 +89,14 @@ class Job:
             ConfigurationError: If the record is damaged.
         """
         path = self.directory / RESULT_FILE
-        if not path.exists():
-            return None
         try:
+            if not is_there(path):
+                return None
             found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             found["metrics"], found["step"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except OSError as error:
+            raise ConfigurationError(unread(path, error)) from error
+        except (ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(
                 f"{path} is no record of a finished job ({type(error).__name__}): remove it, and "
                 "the job is judged again from its best step"
@@ -111,8 +114,19 @@ def check_job(job: Job) -> None:
     job.result()
     check_layout(job.task, job.settings())
     path = job.directory / _CONFIG_FILE
-    done = any((job.directory / name).exists() for name in (RESULT_FILE, STATES_FILE))
-    if done and path.exists() and yaml.safe_load(path.read_text(encoding="utf-8")) != _record(job):
+    try:
+        done = any(is_there(job.directory / name) for name in (RESULT_FILE, STATES_FILE))
+        begun = (
+            yaml.safe_load(path.read_text(encoding="utf-8")) if done and is_there(path) else None
+        )
+    except OSError as error:
+        raise ConfigurationError(unread(path, error)) from error
+    except (ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(
+            f"{path}, which says with what settings its job was begun, is damaged: remove "
+            f"{job.directory}, and the job begins anew, or give another --output"
+        ) from error
+    if begun is not None and begun != _record(job):
         raise ConfigurationError(
             f"{job.directory} was begun with other settings, which its {_CONFIG_FILE} has: give "
             "those, or another --output"
@@ -220,8 +234,9 @@ def _explaining(directory: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigurationError(
-            f"{error.filename or directory} can't be read or written ({error.strerror or error}): "
-            "mend that, then give the same command again; finished jobs are kept"
+            f"{error.filename or directory} can't be read or written ({reason(error)}): "
+            "mend that (free space on a full disk), then give the same command again; finished "
+            "jobs are kept"
         ) from error
     except InterstackError as error:
         *_, told = str(error).rpartition(f"{type(error).__name__}: ")

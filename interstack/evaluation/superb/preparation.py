@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 import string
@@ -13,6 +14,8 @@ from typing import Any, Final
 
 import soundfile
 
+from interstack.checkpointing.atomic import write_whole
+from interstack.checkpointing.disk import is_there
 from interstack.evaluation.superb.tasks import Config, Task
 
 _VOWELS: Final = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW"
@@ -66,16 +69,15 @@ def _letters(expert: Config, directory: Path) -> None:
 
 def _write_lengths(root: Path, part: str, table: Path) -> None:
     """Write the samples of each file below a part, unless that is done."""
-    if table.exists():
+    if is_there(table):
         return
     files = sorted((root / part).rglob("*.flac"))
     rows = [(str(file.relative_to(root)), soundfile.info(str(file)).frames) for file in files]
-    unfinished = table.with_suffix(".part")
-    with unfinished.open("w", newline="", encoding="utf-8") as opened:
-        writer = csv.writer(opened)
-        writer.writerow(["file_path", "length"])
-        writer.writerows(rows)
-    unfinished.rename(table)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["file_path", "length"])
+    writer.writerows(rows)
+    write_whole(table, text.getvalue().encode())
 
 
 def _emotions(expert: Config, directory: Path) -> None:

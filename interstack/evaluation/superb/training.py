@@ -18,9 +18,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from interstack.checkpointing.atomic import AtomicCheckpointIO
+from interstack.checkpointing.disk import disk_fault, is_there, unread, write_errors
 from interstack.checkpointing.random_state import random_state, restore_random_state
 from interstack.data.workers import load, prepare_worker
-from interstack.errors import CheckpointError, ConfigurationError, DataError
+from interstack.errors import CheckpointError, DataError
 from interstack.evaluation.superb.tasks import Config, Metric, Task
 
 STATES_FILE: Final = "states.ckpt"
@@ -277,7 +278,7 @@ class DownstreamTraining:
         Raises:
             CheckpointError: If the file is damaged.
         """
-        if not (self.directory / STATES_FILE).exists() or self.optimizer is None:
+        if self.optimizer is None or not is_there(self.directory / STATES_FILE):
             return False
         states = self._read(STATES_FILE)
         self.step, self.epoch = states["step"], states["epoch"]
@@ -298,17 +299,18 @@ class DownstreamTraining:
     def _write(self, name: str, content: dict[str, Any]) -> None:
         writer = AtomicCheckpointIO()
         writer.save_checkpoint(content, self.directory / name)
-        if writer.failure is not None:
-            raise ConfigurationError(
-                f"{self.directory / name} can't be written ({writer.failure.strerror}): make room, "
-                "then give the same command again"
-            ) from writer.failure
+        with write_errors(self.directory / name, "free space, then give the same command again"):
+            if writer.failure is not None:
+                raise writer.failure
 
     def _read(self, name: str) -> dict[str, Any]:
         path = self.directory / name
         try:
             content: dict[str, Any] = torch.load(path, self.device, weights_only=True)
         except Exception as error:  # torch raises half a dozen kinds for a damaged file
+            fault = disk_fault(path)
+            if fault is not None:
+                raise CheckpointError(unread(path, fault)) from error
             raise CheckpointError(
                 f"{path} can't be read ({type(error).__name__}): remove {self.directory}, and the "
                 "job begins anew"

@@ -1,0 +1,140 @@
+"""What a disk refuses: which errors these are, their messages, and checks beforehand."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from interstack.checkpointing.atomic import PART, write_whole
+from interstack.errors import ConfigurationError, InterstackError
+
+_DISK_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
+)
+_OS_ERROR = re.compile(r"(?:error: )?([^:]*) \(os error \d+\)")
+_TRIAL_BYTES = 2**16
+_BLOCK_BYTES = 2**24
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """Tell whether an error is a disk's or file server's, and no defect of a program."""
+    return isinstance(error, OSError) and error.errno in _DISK_ERRORS
+
+
+def reason(error: BaseException) -> str:
+    """Return the system's message of a failed read or write: ``No space left on device``."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error) or type(error).__name__
+    found = _OS_ERROR.search(str(error))  # safetensors has its own kind for what Rust met
+    return found.group(1).strip() if found else str(error)
+
+
+def is_there(path: Path) -> bool:
+    """Tell whether a path exists; unlike ``Path.exists`` never no where nobody can tell.
+
+    Raises:
+        OSError: If the disk or file server can't say.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
+
+def unread(path: Path, error: OSError) -> str:
+    """Say that a file can't be read now; it is there and may be sound, so the fix is no removal."""
+    return f"{path} can't be read ({reason(error)}): give the same command again once it can"
+
+
+def disk_fault(path: Path) -> OSError | None:
+    """Read a whole file, and return the error of the disk or file server, if there is one.
+
+    Libraries tell such an error as damage of the file, whose fix is another one.
+    """
+    try:
+        with path.open("rb") as file:
+            while file.read(_BLOCK_BYTES):
+                pass
+    except OSError as error:
+        return error
+    return None
+
+
+@contextmanager
+def write_errors(what: Path | str, fix: str) -> Iterator[None]:
+    """Turn a write that can't wait and fails into one line that names the fix.
+
+    Args:
+        what: What can't be written then.
+        fix: What the user can do.
+
+    Raises:
+        InterstackError: In place of an OSError, or of safetensors' error for one.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, SafetensorError) and "os error" not in str(error):
+            raise
+        file = getattr(error, "filename", None)
+        where = f"{file}: " if file is not None and not str(file).startswith(str(what)) else ""
+        raise InterstackError(f"{what} can't be written ({where}{reason(error)}): {fix}") from error
+
+
+def check_output(path: Path, option: str) -> None:
+    """Refuse a file that can't be written, before what goes into it is computed.
+
+    Args:
+        path: The file; one that is there is left as it is.
+        option: The option that names it.
+
+    Raises:
+        ConfigurationError: If it is a directory, lies in none, or the disk refuses it.
+    """
+    if path.is_dir():
+        raise ConfigurationError(f"{option} {path} can't be a file: it is a directory")
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"{option} {path} lies in no directory: make it first")
+    try:
+        try_writing(path.parent)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{option} {path} can't be written ({reason(error)}): free space, or give another file"
+        ) from error
+
+
+def write_output(path: Path, content: bytes, option: str) -> None:
+    """Write what a command was asked to write, atomically.
+
+    Args:
+        path: The file.
+        content: All of it.
+        option: The option that names it.
+
+    Raises:
+        InterstackError: If it can't be written.
+    """
+    with write_errors(path, f"free space, or give {option} another file"):
+        write_whole(path, content)
+
+
+def try_writing(directory: Path) -> None:
+    """See that a directory takes a small file, and remove it again.
+
+    Raises:
+        OSError: If it doesn't.
+    """
+    trial = directory / f".trial-{os.getpid()}{PART}"
+    try:
+        write_whole(trial, bytes(_TRIAL_BYTES))
+    finally:
+        with contextlib.suppress(OSError):
+            trial.unlink(missing_ok=True)

@@ -1,0 +1,90 @@
+"""Loggers for which a full disk is no reason to end a run."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
+
+from interstack.checkpointing.deferred import append_or_defer
+from interstack.checkpointing.disk import is_disk_error, reason
+
+log = logging.getLogger(__name__)
+
+_WRITING: Final = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize")
+
+
+def tolerate_full_disk(logger: Logger) -> None:
+    """Let what a logger can't write cost a warning.
+
+    TensorBoard's events are kept and written later, as the run's own records are. What other
+    loggers make of a failed write is theirs; they are called again at the next point.
+
+    Args:
+        logger: Of a Trainer; rank zero's. Changed in place.
+    """
+    failed = {"now": False}
+    for name in _WRITING:
+        method = getattr(logger, name, None)
+        if method is not None:
+            setattr(logger, name, _tolerant(method, logger, failed))
+    if isinstance(logger, TensorBoardLogger):
+        _defer_events(logger)
+
+
+def _tolerant(
+    method: Callable[..., Any], logger: Logger, failed: dict[str, bool]
+) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401, a logger's
+        try:
+            result = method(*arguments, **named)
+        except OSError as error:
+            if not is_disk_error(error):
+                raise
+            if not failed["now"]:
+                log.warning(
+                    "%s can't write (%s): training goes on, and it is called again at the next "
+                    "point; free space on its disk",
+                    type(logger).__name__,
+                    reason(error),
+                )
+            failed["now"] = True
+            return None
+        failed["now"] = False
+        return result
+
+    return call
+
+
+class _EventFile:
+    """What TensorBoard's record writer takes for its file."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.closed = False
+
+    def write(self, record: bytes) -> None:
+        append_or_defer(self._path, record)
+
+    def flush(self) -> None:
+        """Do nothing: what could not be written is tried again with the next record."""
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _defer_events(logger: TensorBoardLogger) -> None:
+    """Put our file below TensorBoard's writer, whose thread a failed write would end for good."""
+    writer: Any = getattr(logger.experiment, "file_writer", None)
+    events: Any = getattr(writer, "event_writer", None)
+    records: Any = getattr(getattr(events, "_async_writer", None), "_writer", None)
+    name: Any = getattr(events, "_file_name", None)
+    if records is None or name is None or "://" in str(name):
+        return  # tensorboardX, or an object store
+    logger.experiment.flush()
+    records._writer = _EventFile(Path(name))
