@@ -11,8 +11,10 @@ from hypothesis import settings
 from torch import Tensor
 from transformers import HubertConfig, HubertModel
 
-# for `families` and `cached_runs`, whatever is collected
-sys.path += [str(Path(__file__).parent / each) for each in ("models", "target_cache")]
+# for `families`, `cached_runs` and `full_disks`, whatever is collected
+sys.path += [
+    str(Path(__file__).parent / each) for each in ("models", "target_cache", "checkpointing")
+]
 
 from families import read_speech
 

@@ -6,20 +6,35 @@ import os
 import random
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from full_disks import NoSpace
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from interstack.checkpointing import writer
 from interstack.checkpointing.agreement import Agreement
-from interstack.checkpointing.atomic import AtomicCheckpointIO, link_whole, write_whole
+from interstack.checkpointing.atomic import (
+    AtomicCheckpointIO,
+    append_whole,
+    link_whole,
+    write_whole,
+)
+from interstack.checkpointing.deferred import (
+    append_or_defer,
+    deferred_writes,
+    write_deferred,
+    write_or_defer,
+)
 from interstack.checkpointing.random_state import random_state, restore_random_state
 from interstack.commands.run_directory import is_first_process
 from interstack.errors import CheckpointError
 from interstack.tracking.metrics_file import MetricsFile, read_rows, trim_rows
+from interstack.tracking.tolerant_loggers import tolerate_full_disk
 
 
 @contextmanager
@@ -50,9 +65,57 @@ def test_a_checkpoint_that_does_not_fit_is_told_of_and_not_raised(tmp_path: Path
     with full_disk(1000):
         plugin.save_checkpoint({"weights": torch.ones(3000)}, path)
     assert plugin.failure is not None
+    assert plugin.failure.__traceback__ is None  # its frames would keep the whole checkpoint
     assert torch.load(path, weights_only=True)["weights"].shape == (3,)
     plugin.save_checkpoint({"weights": torch.ones(2)}, path)
     assert plugin.failure is None
+
+
+def test_what_is_appended_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+    """A disk that takes a part of a line does not keep it."""
+    path = tmp_path / "run" / "events.jsonl"
+    append_whole(path, b"first\n")
+    with full_disk(10), pytest.raises(OSError, match="File too large"):
+        append_whole(path, b"second\n")
+    assert path.read_bytes() == b"first\n"
+    append_whole(path, b"second\n")
+    assert path.read_bytes() == b"first\nsecond\n"
+
+
+def test_what_can_wait_is_written_as_soon_as_it_can(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a replaced file the newest content; one warning an outage; the rest is named at the end."""
+    record, lines, lost = (tmp_path / name for name in ("record", "lines", "lost"))
+    with deferred_writes():
+        with NoSpace(tmp_path):
+            for number in (b"1", b"2"):
+                assert not write_or_defer(record, number)
+                assert not append_or_defer(lines, number)
+            assert set(write_deferred()) == {record, lines}
+        assert caplog.text.count("can't be written") == 2
+        assert write_deferred() == {}
+        assert (record.read_bytes(), lines.read_bytes()) == (b"2", b"12")
+        disk = NoSpace(tmp_path).__enter__()
+        append_or_defer(lost, b"3")
+    disk.__exit__()
+    assert f"{lost} lacks its last part" in caplog.text
+    assert write_deferred() == {}
+
+
+def test_a_loggers_events_wait_as_well(tmp_path: Path) -> None:
+    """TensorBoard's, whose writer's thread a full disk would end for good; others are asked again."""
+    logger = TensorBoardLogger(str(tmp_path), name="", version="")
+    tolerate_full_disk(logger)
+    with deferred_writes():
+        for step in range(4):
+            with NoSpace(tmp_path) if step in (1, 2) else nullcontext():
+                logger.log_metrics({"loss": 1.0}, step)
+                logger.save()
+    logger.finalize("success")
+    accumulator = EventAccumulator(str(tmp_path))
+    accumulator.Reload()
+    assert [scalar.step for scalar in accumulator.Scalars("loss")] == [0, 1, 2, 3]
 
 
 def test_a_second_name_is_a_copy_where_there_are_no_links(

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -14,18 +15,20 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
 import torch
 
 from interstack.cli import main
 
 REPOSITORY = Path(__file__).parents[2]
 SPEECH = REPOSITORY / "assets" / "speech"
-HERE = str(Path(__file__).parent)
+HERE = [str(Path(__file__).parents[1] / each) for each in ("survival", "checkpointing")]
 GROWN_AT, NUM_STEPS, EPOCH = 6, 12, 5
 """Steps before growth, steps of the run, and steps of an epoch: growth is amid the second."""
 
 _MAY_DIFFER = ("interstack_origin", "_seconds", "interstack_config", "num_workers")
 """Wall-clock, and settings that have no part in the result."""
+_MOST_NAMED = 40
 _MEASURED = ("progress/wall_clock", "speed/", "split/", "memory/")
 """What no two runs have alike."""
 
@@ -142,27 +145,49 @@ def small_words(teacher: Path, *more: str) -> tuple[str, ...]:
 
 
 def differences(one: object, other: object, name: str = "") -> Iterator[str]:
-    """Yield the names of everything in which two checkpoints differ, but for wall-clock."""
+    """Yield name and values of everything in which two checkpoints differ, but for wall-clock."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        if one.dtype != other.dtype or not torch.equal(one, other):
-            yield name
+        if one.dtype != other.dtype or one.shape != other.shape:
+            yield f"{name}: {one.dtype} {tuple(one.shape)} and {other.dtype} {tuple(other.shape)}"
+        elif not torch.equal(one, other):
+            unequal = one != other
+            mine, theirs = one[unequal][:3].tolist(), other[unequal][:3].tolist()
+            yield f"{name}: {int(unequal.sum())} of {one.numel()}, first {mine} and {theirs}"
     elif isinstance(one, dict) and isinstance(other, dict):
         for key in one.keys() | other.keys():
-            if not str(key).endswith(_MAY_DIFFER):
-                yield from differences(one.get(key), other.get(key), f"{name}/{key}")
+            if str(key).endswith(_MAY_DIFFER):
+                continue
+            if key not in one or key not in other:
+                yield f"{name}/{key}: {'only the second has it' if key in other else 'lacking'}"
+            else:
+                yield from differences(one[key], other[key], f"{name}/{key}")
     elif isinstance(one, Sequence) and isinstance(other, Sequence) and not isinstance(one, str):
         if len(one) != len(other):
-            yield f"{name} has another length"
+            yield f"{name}: {len(one)} and {len(other)} entries"
         for place, (mine, theirs) in enumerate(zip(one, other, strict=False)):
             yield from differences(mine, theirs, f"{name}[{place}]")
     elif one != other:
-        yield f"{name}: {one} and {other}"
+        yield f"{name}: {one!r} and {other!r}"
+
+
+def free_port() -> int:
+    """Return a port that nobody uses, so that several suites can run on one machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
 
 
 def assert_same_end(one: Run, other: Run) -> None:
     """Two runs end bit by bit alike: all that is saved, and all that was logged."""
-    assert list(differences(one.checkpoint(), other.checkpoint())) == []
-    assert one.metrics() == other.metrics()
+    found = [*differences(one.checkpoint(), other.checkpoint(), "last.ckpt")]
+    found += differences(one.metrics(), other.metrics(), "metrics.csv")
+    if found:  # named by hand: an assertion on the list would be cut, and lost with the directory
+        lines = "\n  ".join(found[:_MOST_NAMED])
+        pytest.fail(
+            f"{one.directory} and {other.directory} differ in {len(found)} places:\n  {lines}\n"
+            f"the second one's log:\n{other.log.read_text()}"
+        )
 
 
 def _run(words: list[str], log: str) -> None:
@@ -171,7 +196,7 @@ def _run(words: list[str], log: str) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(REPOSITORY)
-    sys.path.append(HERE)
+    sys.path += HERE
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # as in a process of nobody's making
     sys.exit(main(words))

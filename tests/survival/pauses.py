@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from full_disks import NoSpace
+
+from interstack.checkpointing import writer
 
 
 class PauseAt(L.Callback):
@@ -72,3 +75,47 @@ class FullDisk(L.Callback):
         hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
         limit = self.size if is_full else hard
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+
+
+class NoSpaceLeft(L.Callback):
+    """Lets the disk of a run be full, for files of every size, for some of its steps.
+
+    Args:
+        directory: The run's.
+        first: Optimizer steps that are done when the disk gets full.
+        last: And when there is space again; never if None.
+        pattern: Of the files that are refused.
+        from_fit_end: Let it get full only when training is over and saved.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        first: int = 0,
+        last: int | None = None,
+        pattern: str = "*",
+        from_fit_end: bool = False,
+    ) -> None:
+        self.first = first
+        self.last = last
+        self.from_fit_end = from_fit_end
+        self._disk = NoSpace(Path(directory), pattern)
+        self._is_full = False
+        writer.PAUSE_SECONDS = 0.01
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: object) -> None:
+        """Fill the disk, or free it."""
+        done = trainer.global_step
+        self._fill(not self.from_fit_end and self.first <= done < (self.last or done + 1))
+
+    def on_fit_end(self, trainer: L.Trainer, _: L.LightningModule) -> None:
+        """Fill it late."""
+        self._fill(self._is_full or self.from_fit_end)
+
+    def _fill(self, full: bool) -> None:
+        if full != self._is_full:
+            if full:
+                self._disk.__enter__()
+            else:
+                self._disk.__exit__()
+            self._is_full = full

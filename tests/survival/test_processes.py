@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from killed_runs import GROWN_AT, NUM_STEPS, REPOSITORY, Run, assert_same_end, small_words
+from killed_runs import (
+    GROWN_AT,
+    NUM_STEPS,
+    REPOSITORY,
+    Run,
+    assert_same_end,
+    free_port,
+    small_words,
+)
 
 DDP = ("--trainer.strategy=ddp", "--trainer.accelerator=cpu")
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run")
@@ -56,10 +63,7 @@ def on_two(tmp_path_factory: pytest.TempPathFactory, teacher_directory: Path) ->
 def test_two_nodes_train_as_two_processes_of_one(on_two: Run, tmp_path: Path) -> None:
     """One process each, over the loopback."""
     run = Run(tmp_path / "run", on_two.words)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    nodes = []
+    nodes, port = [], free_port()
     for rank in range(2):
         rendezvous = ["--master-addr=127.0.0.1", f"--master-port={port}"]
         nodes_of = ["--nnodes=2", f"--node-rank={rank}", "--nproc-per-node=1"]

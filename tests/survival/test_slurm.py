@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from killed_runs import REPOSITORY, Run, assert_same_end, small_words
+from killed_runs import REPOSITORY, Run, assert_same_end, free_port, small_words
 
 SCRIPT = REPOSITORY / "slurm" / "train.sbatch"
 
@@ -34,6 +34,7 @@ def submit(run: Run, commands: Path) -> subprocess.Popen[bytes]:
         "SLURM_PROCID": "0",
         "SLURM_LOCALID": "0",
         "SLURM_NODEID": "0",
+        "MASTER_PORT": str(free_port()),  # else the job's number says it
         "PYTHON": sys.executable,
         "OMP_NUM_THREADS": "1",
         "PATH": f"{commands}:{os.environ['PATH']}",

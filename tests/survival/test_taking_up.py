@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from killed_runs import GROWN_AT, REPOSITORY, Run, small_words
+from killed_runs import GROWN_AT, NUM_STEPS, REPOSITORY, Run, assert_same_end, small_words
 
 from interstack.cli import main
 from interstack.distillation.module import Distillation
@@ -137,3 +141,113 @@ def test_a_checkpoint_is_small_and_without_the_teacher(
     module = Distillation.load_from_checkpoint(path)
     count = sum(parameter.numel() for parameter in module.student.parameters())
     assert path.stat().st_size <= 4 * count * 3 * 1.05
+
+
+@pytest.fixture
+def broken(finished: Run, tmp_path: Path) -> Run:
+    """A copy of the finished run that may be spoilt."""
+    shutil.copytree(finished.directory, tmp_path / "run")
+    return Run(tmp_path / "run", finished.words)
+
+
+def resume_last(run: Run, *more: str) -> int:
+    """Take a run up from its newest checkpoint, in this process."""
+    where = f"--trainer.default_root_dir={run.directory}"
+    return main(["fit", *run.words, where, "--ckpt_path=last", *more])
+
+
+def test_a_run_whose_checkpoints_are_all_unreadable_is_not_begun_anew(
+    broken: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A passing fault would cost all of it; everything that was tried is named, and left alone."""
+    names = ("last", "stage-1", "stage-2")
+    for name in names:
+        path = broken.directory / "checkpoints" / f"{name}.ckpt"
+        path.unlink()  # the last one may share its file
+        path.write_bytes(b"no checkpoint")
+    before = files_of(broken)
+    assert resume_last(broken) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: none of the checkpoints in ")
+    assert all(f"{name}.ckpt can't be read" in error for name in names)
+    assert error.count("\n") == 1
+    assert files_of(broken) == before
+    assert list(broken.directory.parent.glob("run.*")) == []
+
+
+def test_a_damaged_newest_checkpoint_is_skipped_aloud_and_kept(
+    broken: Run, finished: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The run goes on from the newest that can be read, and never overwrites the damaged one."""
+    checkpoints = broken.directory / "checkpoints"
+    for name in ("last", "stage-2"):
+        (checkpoints / f"{name}.ckpt").unlink()
+        (checkpoints / f"{name}.ckpt").write_bytes(b"damaged")
+    assert resume_last(broken) == 0
+    assert "the newest checkpoint is skipped" in caplog.text
+    assert f"stage-1.ckpt of step {GROWN_AT}, and what was trained after it" in caplog.text
+    assert (checkpoints / "last.ckpt.1").read_bytes() == b"damaged"
+    assert (checkpoints / "stage-2.ckpt.1").read_bytes() == b"damaged"
+    assert_same_end(finished, broken)
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[Path]]:
+    """Paths that the file server fails to read, as long as a test keeps them in here."""
+    paths: set[Path] = set()
+    load, opened, listed = torch.load, Path.open, Path.iterdir
+
+    def refuse(path: object) -> None:
+        if path in paths:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    def failing_load(path: Path, *arguments: object, **named: object) -> object:
+        if path in paths:
+            raise RuntimeError("PytorchStreamReader failed reading zip archive")
+        return load(path, *arguments, **named)  # type: ignore[arg-type]
+
+    def failing_open(path: Path, *arguments: object, **named: object) -> object:
+        refuse(path)
+        return opened(path, *arguments, **named)  # type: ignore[call-overload]
+
+    def failing_list(path: Path) -> object:
+        refuse(path)
+        return listed(path)
+
+    monkeypatch.setattr(torch, "load", failing_load)
+    monkeypatch.setattr(Path, "open", failing_open)
+    monkeypatch.setattr(Path, "iterdir", failing_list)
+    return paths
+
+
+@pytest.mark.parametrize("where", ["last.ckpt", "."])
+def test_a_fault_of_the_file_server_stops_instead_of_going_back(
+    where: str, broken: Run, faulty: set[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The newest one may be sound: an older one would cost a stage, a new run everything."""
+    before = files_of(broken)
+    faulty.add(broken.directory / "checkpoints" / where)
+    assert resume_last(broken) == 2
+    error = capsys.readouterr().err
+    assert "can't be read (Input/output error): give the same command again once it can" in error
+    if where == "last.ckpt":
+        assert f"stage-2.ckpt to go on from step {NUM_STEPS} instead" in error
+    assert files_of(broken) == before
+    faulty.clear()
+    assert resume_last(broken) == 0
+
+
+def test_a_new_run_never_takes_the_place_of_checkpoints(broken: Run) -> None:
+    """Not even where the records beside them are lost, or the directory is another one."""
+    for name in ("config.yaml", "events.jsonl", "metrics.csv", "stages.json"):
+        (broken.directory / name).unlink()
+    elsewhere = broken.directory.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "last.ckpt").write_bytes(b"of an earlier run")
+    where = f"--trainer.default_root_dir={broken.directory}"
+    short = ("--trainer.max_steps=2", f"--checkpoint.dirpath={elsewhere}")
+    assert main(["fit", *broken.words, where, *short]) == 0
+    aside = broken.directory.with_name("run.1") / "checkpoints" / "last.ckpt"
+    assert torch.load(aside, weights_only=True)["global_step"] == NUM_STEPS
+    assert (elsewhere / "last.ckpt.1").read_bytes() == b"of an earlier run"
+    assert torch.load(elsewhere / "last.ckpt", weights_only=True)["global_step"] == 2

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from full_disks import NoSpace
+
+from interstack.checkpointing.deferred import deferred_writes
+from interstack.errors import ConfigurationError
 from interstack.tracking.events import append_event, read_events, trim_events
 from interstack.tracking.metrics_file import MetricsFile, read_rows, trim_rows
 
@@ -43,11 +47,21 @@ def test_events_are_trimmed_to_a_checkpoint(tmp_path: Path) -> None:
     assert [event["kind"] for event in read_events(tmp_path)] == ["point"]
 
 
-def test_a_full_disk_costs_an_event_and_not_the_run(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """Which is said."""
-    blocked = tmp_path / "file"
-    blocked.touch()
-    append_event(blocked, {"kind": "point", "step": 1})
-    assert "an event is lost" in caplog.text
+def test_a_full_disk_costs_no_event(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Each is written later, in order; the fault is said once."""
+    append_event(tmp_path, {"kind": "point", "step": 1})
+    with deferred_writes():
+        with NoSpace(tmp_path):
+            for step in (2, 3):
+                append_event(tmp_path, {"kind": "point", "step": step})
+        assert caplog.text.count("can't be written (No space left on device)") == 1
+        assert [event["step"] for event in read_events(tmp_path)] == [1]
+        append_event(tmp_path, {"kind": "point", "step": 4})
+        assert [event["step"] for event in read_events(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_events_that_can_not_be_read_are_not_taken_for_none(tmp_path: Path) -> None:
+    """A run's history would be lost when it is trimmed."""
+    (tmp_path / "events.jsonl").mkdir()
+    with pytest.raises(ConfigurationError, match="can't be read .Is a directory.: give"):
+        read_events(tmp_path)

@@ -1,0 +1,69 @@
+"""Disks that refuse: full ones that catch files of every size, for everybody and not root alone."""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import fnmatch
+import io
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+
+class NoSpace:
+    """Refuses to make, or write to, files below a directory, as a disk without a free block does.
+
+    A context manager. Files that are open already are not concerned; our own are opened for each
+    write. Renaming and removing need no space, and work.
+
+    Args:
+        directory: Everything below it is refused.
+        pattern: Of the paths below it that are.
+        code: The error, such as that of a full disk.
+    """
+
+    def __init__(self, directory: Path, pattern: str = "*", code: int = errno.ENOSPC) -> None:
+        self.directory = os.path.realpath(directory)
+        self.pattern = pattern
+        self.code = code
+        self._patches = [
+            mock.patch.object(module, name, self._refusing(getattr(module, name)))
+            for module, name in (
+                (builtins, "open"),
+                (io, "open"),
+                (os, "mkdir"),
+                (os, "link"),
+            )
+        ]
+
+    def __enter__(self) -> NoSpace:
+        """Let the disk be full."""
+        for patch in self._patches:
+            patch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let it have space again."""
+        for patch in self._patches:
+            patch.stop()
+
+    def _refusing(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        def refuse(path: Any, *arguments: Any, **named: Any) -> Any:
+            target = arguments[0] if call is os.link else path
+            mode = named.get("mode", arguments[0] if arguments else "r")
+            writes = call in (os.mkdir, os.link) or any(sign in str(mode) for sign in "wax+")
+            if writes and self._is_below(target):
+                raise OSError(self.code, os.strerror(self.code), str(target))
+            return call(path, *arguments, **named)
+
+        return refuse
+
+    def _is_below(self, path: Any) -> bool:
+        if isinstance(path, int):
+            return False
+        found = os.path.realpath(path)
+        below = found.removeprefix(self.directory + os.sep)
+        return found != below and fnmatch.fnmatch(below, self.pattern)
