@@ -9,7 +9,6 @@ import io
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 
@@ -30,13 +29,8 @@ class NoSpace:
         self.pattern = pattern
         self.code = code
         self._patches = [
-            mock.patch.object(module, name, self._refusing(getattr(module, name)))
-            for module, name in (
-                (builtins, "open"),
-                (io, "open"),
-                (os, "mkdir"),
-                (os, "link"),
-            )
+            mock.patch.object(module, name, self._refusing(getattr(module, name), name))
+            for module, name in ((builtins, "open"), (io, "open"), (os, "mkdir"), (os, "link"))
         ]
 
     def __enter__(self) -> NoSpace:
@@ -50,19 +44,19 @@ class NoSpace:
         for patch in self._patches:
             patch.stop()
 
-    def _refusing(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def refuse(path: Any, *arguments: Any, **named: Any) -> Any:
-            target = arguments[0] if call is os.link else path
-            mode = named.get("mode", arguments[0] if arguments else "r")
-            writes = call in (os.mkdir, os.link) or any(sign in str(mode) for sign in "wax+")
+    def _refusing(self, call: Callable[..., object], name: str) -> Callable[..., object]:
+        def refuse(path: object, *arguments: object, **named: object) -> object:
+            target = arguments[0] if name == "link" else path
+            mode = str(named.get("mode", arguments[0] if arguments else "r"))
+            writes = name != "open" or any(sign in mode for sign in "wax+")
             if writes and self._is_below(target):
                 raise OSError(self.code, os.strerror(self.code), str(target))
             return call(path, *arguments, **named)
 
         return refuse
 
-    def _is_below(self, path: Any) -> bool:
-        if isinstance(path, int):
+    def _is_below(self, path: object) -> bool:
+        if not isinstance(path, str | os.PathLike):
             return False
         found = os.path.realpath(path)
         below = found.removeprefix(self.directory + os.sep)
