@@ -100,7 +100,7 @@ def check_output(path: Path, option: str) -> None:
         ConfigurationError: If it is a directory, lies in none, or the disk refuses it.
     """
     if path.is_dir():
-        raise ConfigurationError(f"{option} {path} can't be a file: it is a directory")
+        raise ConfigurationError(f"{option} {path} is a directory: give {option} another file")
     if not path.parent.is_dir():
         raise ConfigurationError(f"{option} {path} lies in no directory: make it first")
     try:

@@ -37,8 +37,6 @@ def run_report(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.loss is not None and not options.loss > 0:
         raise ConfigurationError(f"--loss {options.loss:g} has to be above 0")
-    if options.output.is_dir():
-        raise ConfigurationError(f"-o {options.output} can't be a file: it is a directory")
     stories = read_stories(options.runs)
     try:
         page = render(stories, options.loss)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import os
 import random
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from full_disks import NoSpace
+from full_disks import NoSpace, full_disk
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -35,17 +33,6 @@ from interstack.commands.run_directory import is_first_process
 from interstack.errors import CheckpointError
 from interstack.tracking.metrics_file import MetricsFile, read_rows, trim_rows
 from interstack.tracking.tolerant_loggers import tolerate_full_disk
-
-
-@contextmanager
-def full_disk(size: int) -> Iterator[None]:
-    """Let no file grow beyond a size."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
@@ -85,7 +72,7 @@ def test_what_is_appended_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_what_can_wait_is_written_as_soon_as_it_can(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Of a replaced file the newest content; one warning an outage; the rest is named at the end."""
+    """The newest content of a replaced file; one warning an outage; what is lost is named."""
     record, lines, lost = (tmp_path / name for name in ("record", "lines", "lost"))
     with deferred_writes():
         with NoSpace(tmp_path):
@@ -104,7 +91,7 @@ def test_what_can_wait_is_written_as_soon_as_it_can(
 
 
 def test_a_loggers_events_wait_as_well(tmp_path: Path) -> None:
-    """TensorBoard's, whose writer's thread a full disk would end for good; others are asked again."""
+    """TensorBoard's, whose writer's thread a full disk would end for good."""
     logger = TensorBoardLogger(str(tmp_path), name="", version="")
     tolerate_full_disk(logger)
     with deferred_writes():

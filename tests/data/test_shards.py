@@ -19,11 +19,12 @@ from corpora import (
     make_stream_module,
     shards_in,
 )
+from full_disks import NoSpace
 
 from interstack.data import LibriSpeechFolder, Shards, SpeechDataModule
 from interstack.data.loader import SpeechLoader
 from interstack.data.pack import pack
-from interstack.errors import ConfigurationError, DataError
+from interstack.errors import ConfigurationError, DataError, InterstackError
 
 
 def test_prediction_keeps_the_order_of_the_shards(packed: Path) -> None:
@@ -93,6 +94,21 @@ def test_packing_refuses_what_is_there_and_begins_again_what_was_cut_off(
     assert [path.name for path in output.iterdir()] == ["train"]
     with pytest.raises(DataError, match="exists already"):
         pack(source, output, splits=["train"])
+
+
+def test_packing_on_a_full_disk_keeps_the_splits_that_are_complete(
+    corpus: Path, tmp_path: Path
+) -> None:
+    """And names what is left to pack; what was half-packed takes no space."""
+    output, source = tmp_path / "out", LibriSpeechFolder(corpus)
+    fix = r"validation can't be written .*No space left on device\): free space, .*--splits "
+    with (
+        NoSpace(output, "*validation*"),
+        pytest.raises(InterstackError, match=fix + r"""'\["validation"\]' \(train is kept\)"""),
+    ):
+        pack(source, output, splits=["train", "validation"])
+    assert [path.name for path in output.iterdir()] == ["train"]
+    assert pack(source, output, splits=["validation"]).keys() == {"validation"}
 
 
 def test_packing_can_skip_what_is_corrupt(corpus: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disks import NoSpace
 
 from interstack.cli import main
 from interstack.errors import DataError
@@ -119,6 +120,11 @@ def test_the_command_probes_several_tasks_at_once(
     nowhere = str(tmp_path / "no" / "probes.json")
     assert main(["probe", *words, *tasks, "--json", nowhere]) == 2
     assert "lies in no directory" in capsys.readouterr().err
+    with NoSpace(tmp_path):
+        assert main(["probe", *words, *tasks, "--json", str(tmp_path / "other.json")]) == 2
+    assert "--json" in (printed := capsys.readouterr()).err
+    assert "(No space left on device): free space" in printed.err
+    assert not printed.out  # before anything is computed
 
 
 def test_a_corpus_without_such_labels_is_refused(corpus: Path, tmp_path: Path) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from full_disks import NoSpace, full_disk
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModel
 
@@ -150,6 +152,38 @@ def test_an_export_never_takes_the_place_of_anything(
     (tmp_path / "empty").mkdir()
     assert export(grown_run, tmp_path / "empty") == 0
     assert (tmp_path / "empty" / "config.json").exists()
+
+
+@pytest.mark.parametrize("size", [0, 10_000])
+def test_an_export_on_a_full_disk_is_a_line(
+    size: int, grown_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whether the first file doesn't fit, or the weights, which another library writes."""
+    with full_disk(size) if size else NoSpace(tmp_path):
+        assert export(grown_run, tmp_path / "student") == 2
+    error = capsys.readouterr().err
+    why = "File too large" if size else "No space left on device"
+    assert f"{tmp_path / 'student'} can't be written (" in error
+    assert f"{why}): free space, or give --output another place" in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_hidden_states_on_a_full_disk_are_a_line(
+    grown_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those that are written are whole."""
+    words = [f"--ckpt_path={grown_run / 'checkpoints' / 'last.ckpt'}"]
+    words += [f"--trainer.default_root_dir={tmp_path}", "--trainer.limit_predict_batches=1"]
+    assert main(["predict", *words]) == 0
+    (first, *others) = sorted((tmp_path / "hidden_states").iterdir())
+    for path in others:
+        path.unlink()
+    with full_disk(first.stat().st_size - 1):
+        assert main(["predict", *words]) == 2
+    error = capsys.readouterr().err
+    assert ".safetensors can't be written (File too large): free space" in error
+    assert "Traceback" not in error
+    assert load_file(first)["hidden_states"].shape[0] == 5
 
 
 def test_an_export_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:

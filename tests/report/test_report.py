@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from cached_runs import fit
+from full_disks import NoSpace
 
 from interstack.cli import main
 from interstack.growth.operators import get_operator, plan_growth
@@ -260,6 +261,22 @@ def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
     run = made_up(tmp_path / "run", [(1, 1.0)])
     assert main(["report", str(run), "-o", str(tmp_path)]) == 2
     assert "give -o another file" in capsys.readouterr().err
+    with NoSpace(tmp_path):
+        assert main(["report", str(run), "-o", str(tmp_path / "report.html")]) == 2
+    error = capsys.readouterr().err
+    assert "report.html can't be written (No space left on device): free space" in error
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "events.jsonl", "stages.json"])
+def test_records_that_can_not_be_read_are_not_taken_for_none(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run without its configuration would be compared as another recipe."""
+    run = made_up(tmp_path / "run", [(1, 1.0)])
+    (run / name).unlink(missing_ok=True)
+    (run / name).mkdir()
+    assert main(["report", str(run), "-o", str(tmp_path / "report.html")]) == 2
+    assert f"{run / name} can't be read (Is a directory): give" in capsys.readouterr().err
 
 
 def test_records_that_can_not_be_drawn_are_told(

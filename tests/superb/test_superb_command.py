@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from full_disks import NoSpace
 from superb_runs import superb
 
 from interstack.errors import ConfigurationError
@@ -223,3 +224,24 @@ def test_a_full_disk_is_said(
     assert "No space left on device" in error
     assert "same command again" in error
     assert superb(upstream, data_root, tmp_path, "pr", steps=2) == 0
+    capsys.readouterr()
+    with NoSpace(tmp_path, "*results.jsonl*"):
+        assert superb(upstream, data_root, tmp_path, "pr", steps=2) == 2
+    printed = capsys.readouterr()
+    assert "results.jsonl can't be written (No space left on device): free space" in printed.err
+    assert "SUPERB" in printed.out  # the table first
+
+
+def test_records_of_jobs_that_can_not_be_read_are_no_new_jobs(
+    upstream: Path, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file server's fault costs no finished job: nobody is told to remove anything."""
+    assert superb(upstream, data_root, tmp_path, "pr", steps=2) == 0
+    (result,) = tmp_path.rglob("result.json")
+    result.rename(result.with_suffix(".kept"))
+    result.mkdir()
+    capsys.readouterr()
+    assert superb(upstream, data_root, tmp_path, "pr", steps=2) == 2
+    error = capsys.readouterr().err
+    assert f"{result} can't be read (Is a directory): give the same command again" in error
+    assert "remove" not in error

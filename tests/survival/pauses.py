@@ -108,7 +108,7 @@ class NoSpaceLeft(L.Callback):
         done = trainer.global_step
         self._fill(not self.from_fit_end and self.first <= done < (self.last or done + 1))
 
-    def on_fit_end(self, trainer: L.Trainer, _: L.LightningModule) -> None:
+    def on_fit_end(self, *_: object) -> None:
         """Fill it late."""
         self._fill(self._is_full or self.from_fit_end)
 

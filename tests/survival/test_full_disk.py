@@ -1,4 +1,4 @@
-"""A disk that is full for files of every size: what can wait waits, what can't is said in a line."""
+"""A disk that is full for files of every size: what can wait waits, the rest ends in a line."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 import torch
 from cached_runs import SPEECH, cache, fit
+from full_disks import NoSpace
 from safetensors.torch import load_file, save_file
 
 Usage = namedtuple("Usage", "total used free")
@@ -137,3 +138,37 @@ def test_audio_that_has_changed_is_told_from_what_the_teacher_heard(
     own = ("--model.student.front_end=own", "--model.student.conv_dim=[8,8,8,8,8,8,8]")
     assert fit(tmp_path / "run", teacher_directory, *words, *own) == 2
     assert "is not what the cache of targets" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["validation", ".share-*", "*cache.json*", "*front_end*", "*.safetensors*", "*index*"],
+)
+def test_a_full_disk_is_a_line_whatever_it_refuses(
+    pattern: str, teacher_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Directories, locks, facts, weights, shards and the seal; the same command goes on later."""
+    output, few = tmp_path / "cache", ("--splits=[validation]", "--data.max_seconds=0.3")
+    output.mkdir()
+    with NoSpace(output, pattern):
+        assert cache(output, teacher_directory, *few) == 2
+    error = capsys.readouterr().err
+    assert "can't be written" in error
+    assert "(No space left on device): " in error
+    assert "Traceback" not in error
+    assert cache(output, teacher_directory, *few) == 0
+
+
+def test_a_cache_that_can_not_be_read_now_is_not_taken_for_damaged(
+    exact_cache: Path, teacher_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody is told to make it anew."""
+    for name in ("cache.json", "train/index.json"):
+        copied = tmp_path / name.replace("/", "-")
+        shutil.copytree(exact_cache, copied)
+        (copied / name).unlink()
+        (copied / name).mkdir()
+        words = (f"--data.target_cache={copied}",)
+        assert fit(tmp_path / "run", teacher_directory, *words) == 2
+        error = capsys.readouterr().err
+        assert f"{copied / name} can't be read (Is a directory): give the same command" in error
