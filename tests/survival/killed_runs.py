@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -80,16 +80,28 @@ class Run:
             where: The hook it waits in; see ``pauses.PauseAt``.
             *more: More options.
         """
+        process = self.start(self.pause(step, where), *more)
+        self.wait_for_pause(process.is_alive)
+        return process
+
+    def pause(self, step: int, where: str) -> str:
+        """Return the option that lets it wait at a point within a step; see `pause_at`."""
         self.flag.unlink(missing_ok=True)
         pause = {"step": step, "where": where, "flag": str(self.flag)}
         callback = json.dumps({"class_path": "pauses.PauseAt", "init_args": pause})
-        process = self.start(f"--trainer.callbacks+={callback}", *more)
+        return f"--trainer.callbacks+={callback}"
+
+    def wait_for_pause(self, is_alive: Callable[[], bool]) -> None:
+        """Wait until it waits.
+
+        Args:
+            is_alive: Tells whether its process still runs.
+        """
         deadline = time.monotonic() + 120
         while not self.flag.exists():
-            assert process.is_alive(), self.log.read_text()
+            assert is_alive(), self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
             time.sleep(0.02)
-        return process
 
     def go_on(self, process: BaseProcess) -> int | None:
         """Let a waiting run go on to its end; return its exit status."""

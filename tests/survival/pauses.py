@@ -20,7 +20,7 @@ class PauseAt(L.Callback):
         step: Optimizer steps that are done.
         where: ``step``: with gradients, before the weights change; ``before_growth`` and
             ``after_growth``: around it, the new optimizer in place; ``checkpoint``: in the midst of
-            writing one.
+            writing one; ``validation``: at the end of one; ``epoch``: at the end of one.
         flag: The file.
     """
 
@@ -46,6 +46,14 @@ class PauseAt(L.Callback):
     ) -> None:
         """In the midst of a checkpoint."""
         self._pause(trainer, "checkpoint")
+
+    def on_validation_end(self, trainer: L.Trainer, _: L.LightningModule) -> None:
+        """At the end of a validation, which is that of an epoch."""
+        self._pause(trainer, "validation")
+
+    def on_train_epoch_end(self, trainer: L.Trainer, _: L.LightningModule) -> None:
+        """At the end of an epoch."""
+        self._pause(trainer, "epoch")
 
     def _pause(self, trainer: L.Trainer, where: str) -> None:
         if where == self.where and trainer.global_step == self.step:

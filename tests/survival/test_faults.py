@@ -10,7 +10,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from killed_runs import GROWN_AT, SPEECH, Run, assert_same_end, small_words
+from killed_runs import EPOCH, GROWN_AT, NUM_STEPS, SPEECH, Run, assert_same_end, small_words
 
 LAST = "--ckpt_path=last"
 ONLY_WHEN_NEEDED = ("--checkpoint.every_n_steps=null", "--checkpoint.every_minutes=null")
@@ -107,6 +107,23 @@ def test_ctrl_c_during_growth(where: str, whole: Run, tmp_path: Path) -> None:
     assert run.go_on(process) == 130
     assert errors_of(run) == []
     assert f"stopped by SIGINT after step {GROWN_AT}" in run.log.read_text()
+    run.finish(LAST)
+    assert_same_end(whole, run)
+
+
+@pytest.mark.parametrize(
+    ("step", "where"),
+    [(EPOCH, "validation"), (EPOCH, "epoch"), (GROWN_AT, "checkpoint"), (NUM_STEPS - 2, "step")],
+)
+def test_a_schedulers_warning_at_any_moment(
+    step: int, where: str, whole: Run, tmp_path: Path
+) -> None:
+    """Between epochs, in the checkpoint of a stage's end, before the last step: bitwise resumed."""
+    run = Run(tmp_path / "run", whole.words)
+    process = run.pause_at(step, where)
+    send(process, signal.SIGUSR1)
+    assert run.go_on(process) == 75
+    assert "stopped by SIGUSR1 after step" in run.log.read_text()
     run.finish(LAST)
     assert_same_end(whole, run)
 

@@ -6,11 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-from killed_runs import REPOSITORY, Run, assert_same_end, free_port, small_words
+from killed_runs import HERE, REPOSITORY, Run, assert_same_end, free_port, small_words
 
+STOPPED_AFTER = 3
+"""Optimizer steps that are done when the job's time is over; the one that is going on is, too."""
 SCRIPT = REPOSITORY / "slurm" / "train.sbatch"
 
 
@@ -21,7 +22,7 @@ def stand_in(directory: Path, name: str, script: str) -> None:
     path.chmod(0o755)
 
 
-def submit(run: Run, commands: Path) -> subprocess.Popen[bytes]:
+def submit(run: Run, commands: Path, *more: str) -> subprocess.Popen[bytes]:
     """Start the script as SLURM would, with one task."""
     config, *words = run.words
     slurm = {
@@ -37,10 +38,11 @@ def submit(run: Run, commands: Path) -> subprocess.Popen[bytes]:
         "MASTER_PORT": str(free_port()),  # else the job's number says it
         "PYTHON": sys.executable,
         "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([*HERE, os.environ.get("PYTHONPATH", "")]),  # for the pause
         "PATH": f"{commands}:{os.environ['PATH']}",
     }
     command = ["bash", str(SCRIPT), config.partition("=")[2], *words]
-    command += [f"--trainer.default_root_dir={run.directory}", "--trainer.accelerator=cpu"]
+    command += [f"--trainer.default_root_dir={run.directory}", "--trainer.accelerator=cpu", *more]
     with run.log.open("ab") as log:
         return subprocess.Popen(
             command, cwd=REPOSITORY, env=os.environ | slurm, stdout=log, stderr=log
@@ -59,14 +61,14 @@ def test_a_job_out_of_time_saves_requeues_itself_and_goes_on(
     stand_in(commands, "srun", f'echo $$ > "{tmp_path}/task"\nexec "$@"')
     stand_in(commands, "scontrol", f'echo "$@" >> "{tmp_path}/asked"')
 
-    job = submit(run, commands)
-    while not (run.directory / "checkpoints" / "last.ckpt").exists():
-        assert job.poll() is None, run.log.read_text()
-        time.sleep(0.02)
+    # A signal that is sent as soon as a file appears may come at any step, or after the last one.
+    job = submit(run, commands, run.pause(STOPPED_AFTER, "step"))
+    run.wait_for_pause(lambda: job.poll() is None)
     os.kill(int((tmp_path / "task").read_text()), signal.SIGUSR1)
+    run.flag.unlink()
     assert job.wait(60) == 75, run.log.read_text()
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
-    assert "stopped by SIGUSR1 after step" in run.log.read_text()
+    assert f"stopped by SIGUSR1 after step {STOPPED_AFTER + 1}:" in run.log.read_text()
 
     assert submit(run, commands).wait(120) == 0, run.log.read_text()
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
