@@ -28,6 +28,7 @@ class PauseAt(L.Callback):
         self.step = step
         self.where = where
         self.flag = flag
+        self._has_paused = False
 
     def on_before_optimizer_step(self, trainer: L.Trainer, *_: object) -> None:
         """Within a step."""
@@ -56,7 +57,8 @@ class PauseAt(L.Callback):
         self._pause(trainer, "epoch")
 
     def _pause(self, trainer: L.Trainer, where: str) -> None:
-        if where == self.where and trainer.global_step == self.step:
+        if where == self.where and trainer.global_step == self.step and not self._has_paused:
+            self._has_paused = True  # a step may have several checkpoints
             flag = Path(self.flag)
             flag.touch()
             while flag.exists():
