@@ -36,6 +36,18 @@ class LeftOut:
         )
 
 
+def report_skipped(count: int, example: str, kind: str) -> None:
+    """Log how many files or utterances were skipped, and what is wrong with the first; or nothing.
+
+    Args:
+        count: How many.
+        example: What is wrong with the first.
+        kind: What they are: "files of train".
+    """
+    if count:
+        _log.warning("%d %s can't be read and are skipped, the first: %s", count, kind, example)
+
+
 class LeftOutHere:
     """Counts what one process leaves out between a batch and the next."""
 
