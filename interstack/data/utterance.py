@@ -177,6 +177,4 @@ def read_header(id_: str, audio: str | bytes, name: str) -> Utterance:
         DataError: If the audio is missing, empty, without samples or unreadable.
     """
     with open_audio(audio, name) as file:
-        return Utterance(
-            id_, audio, _num_samples(file, name), file.samplerate, file.channels
-        )
+        return Utterance(id_, audio, _num_samples(file, name), file.samplerate, file.channels)

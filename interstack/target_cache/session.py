@@ -103,6 +103,7 @@ def make_cache(
                     datamodule.num_workers,
                     progress.advance,
                 )
+                filler.report()
                 remaining += filler.seal()
     return remaining
 
