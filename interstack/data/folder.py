@@ -106,10 +106,11 @@ class LibriSpeechFolder(FileSource):
                 continue  # within a folder that is named before
             found = list_audio(folder, seen)
             if not (found.files or found.repeated):
-                only = f" but {describe_unsupported(found.unsupported)}" * bool(found.unsupported)
+                there = found.unsupported
                 raise DataError(
-                    f"{folder} holds no audio that can be read{only}: put FLAC, WAV, MP3, Ogg or "
-                    "Opus files there, or convert what there is to FLAC"
+                    f"{folder} holds no audio that can be read"
+                    + (f" but {describe_unsupported(there)}: convert it to FLAC" if there else "")
+                    + ("" if there else ": put FLAC, WAV, MP3, Ogg or Opus files there")
                 )
             files += found.files
             unsupported += found.unsupported
