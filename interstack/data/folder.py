@@ -105,7 +105,7 @@ class LibriSpeechFolder(FileSource):
             if os.path.realpath(folder) in seen:
                 continue  # within a folder that is named before
             found = list_audio(folder, seen)
-            if not (found.files or found.repeated):
+            if not (found.files or list_audio(folder).files):
                 there = found.unsupported
                 raise DataError(
                     f"{folder} holds no audio that can be read"

@@ -15,9 +15,12 @@ import soundfile
 from numpy.typing import NDArray
 
 from interstack.constants import SAMPLE_RATE
+from interstack.data.mp3 import has_known_length
 from interstack.errors import DataError
 
-_SKIPPED_AT_ONCE: Final = 2**20
+_DECODED_IN_ORDER: Final = frozenset({"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "OPUS"})
+"""Codecs whose frames depend on earlier ones: after a seek their samples are slightly others, and
+libmpg123 complains on the terminal."""
 
 
 class Utterance(NamedTuple):
@@ -103,7 +106,7 @@ def _why_unreachable(path: str, error: OSError) -> str:
         return f"there is no folder {gone[-1]}"
     if Path(path).is_symlink():
         return f"it is a link to {Path(path).readlink()}, which is not there"
-    return error.strerror
+    return error.strerror or type(error).__name__
 
 
 def _reason(error: soundfile.LibsndfileError) -> str:
@@ -131,10 +134,11 @@ def read_samples(
     """
     with open_audio(audio, name) as file:
         if length < 0:
-            length = _num_samples(file, name) - start
+            length = _num_samples(file, audio, name) - start
         try:
-            _skip(file, start)
-            samples = file.read(length, dtype="float32", always_2d=True)
+            before = start if file.subtype in _DECODED_IN_ORDER else 0
+            file.seek(start - before)
+            samples = file.read(before + length, dtype="float32", always_2d=True)[before:]
         except soundfile.LibsndfileError as error:
             raise DataError(
                 f"{name} is corrupt ({_reason(error)}): fetch it again or remove it"
@@ -150,23 +154,16 @@ def read_samples(
     return samples, rate
 
 
-def _skip(file: soundfile.SoundFile, num_samples: int) -> None:
-    """Move to a sample; by decoding where a seek would lose what later frames depend on."""
-    if file.format != "MP3":
-        file.seek(num_samples)
-        return
-    while num_samples > 0:
-        skipped = len(file.read(min(num_samples, _SKIPPED_AT_ONCE), dtype="float32"))
-        if not skipped:
-            return
-        num_samples -= skipped
-
-
-def _num_samples(file: soundfile.SoundFile, name: str) -> int:
+def _num_samples(file: soundfile.SoundFile, audio: str | bytes, name: str) -> int:
     """Return the samples a channel that a header states."""
     # A FLAC whose encoder was cut off states no length, which libsndfile reports as 2⁶³ − 1.
     if not 0 < file.frames < 2**62:
         raise DataError(f"{name} holds no samples: fetch it again or remove it")
+    if file.format == "MP3" and not has_known_length(audio):
+        raise DataError(
+            f"{name} is an MP3 of variable bit rate that states no length, which libsndfile can't "
+            "read to its end: convert it to FLAC or remove it"
+        )
     return int(file.frames)
 
 
@@ -177,4 +174,6 @@ def read_header(id_: str, audio: str | bytes, name: str) -> Utterance:
         DataError: If the audio is missing, empty, without samples or unreadable.
     """
     with open_audio(audio, name) as file:
-        return Utterance(id_, audio, _num_samples(file, name), file.samplerate, file.channels)
+        return Utterance(
+            id_, audio, _num_samples(file, audio, name), file.samplerate, file.channels
+        )

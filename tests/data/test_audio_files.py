@@ -146,6 +146,27 @@ def test_every_format_is_read_whatever_its_name(
         assert decode(found[0]).equal(whole[start : start + length])
 
 
+@pytest.mark.parametrize("bit_rate", ["CONSTANT", "VARIABLE"])
+def test_an_mp3_that_states_no_length_is_read_whole_or_refused(
+    bit_rate: str, speech: np.ndarray, tmp_path: Path
+) -> None:
+    """libsndfile takes the first frame's bit rate for all, and ends where it thinks the end is."""
+    path = tmp_path / "train" / "a.mp3"
+    path.parent.mkdir()
+    varied = np.concatenate([speech, 0 * speech, speech])
+    soundfile.write(path, varied, SAMPLE_RATE, bitrate_mode=bit_rate, compression_level=0.5)
+    content = path.read_bytes()
+    path.write_bytes(content[content.index(content[:2], 2) :])  # without the frame of the header
+    if bit_rate == "VARIABLE":
+        with pytest.raises(
+            DataError, match=r"a\.mp3 is an MP3 of variable bit rate that states no"
+        ):
+            _listed(tmp_path)
+    else:
+        (found,) = _listed(tmp_path)
+        assert len(varied) <= len(Decoder()(found)) < len(varied) + 4000
+
+
 def test_the_list_of_suffixes_is_libsndfiles() -> None:
     """What a new release of it reads is read at once, but for what only its name would tell."""
     known = {f".{name.lower()}" for name in soundfile.available_formats()}

@@ -22,11 +22,11 @@ class Unreadable(NamedTuple):
     """Stands for an example, or a part of one, whose audio can't be decoded.
 
     Attributes:
-        index: Of the example in its dataset; -1 where that is not known.
+        position: Of the example in its dataset; -1 where that is not known.
         message: What is wrong, with the file's name.
     """
 
-    index: int
+    position: int
     message: str
 
 
@@ -80,7 +80,7 @@ def leave_out_of_scores(
             trial for trial in dataset.pair_table if trial[1] in records and trial[2] in records
         ]
     if hasattr(dataset, "n_queries"):  # queries come before the documents
-        dataset.n_queries -= sum(each.index < dataset.n_queries for each in unreadable)
+        dataset.n_queries -= sum(each.position < dataset.n_queries for each in unreadable)
 
 
 class _Examples(Dataset[tuple[Any, tuple[Unreadable, ...]]]):
