@@ -5,10 +5,12 @@ Frame headers are laid out as in ISO/IEC 11172-3 and 13818-3.
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Final
 
 _LENGTH_TAGS: Final = (b"Xing", b"Info", b"VBRI")
+_LONGEST_FRAME: Final = 1441
 _RATES: Final = {
     3: (44_100, 48_000, 32_000),
     2: (22_050, 24_000, 16_000),
@@ -28,16 +30,18 @@ def has_known_length(audio: str | bytes) -> bool:
     Args:
         audio: Path of the file, or its bytes.
     """
-    data = audio if isinstance(audio, bytes) else Path(audio).read_bytes()
-    position = _first_frame(data)
-    first = _frame(data, position)
-    if first is None:
-        return True  # of another layer, or with something before it: libsndfile has searched
-    kilobits, num_bytes = first
-    if any(tag in data[position : position + num_bytes] for tag in _LENGTH_TAGS):
-        return True
+    with io.BytesIO(audio) if isinstance(audio, bytes) else Path(audio).open("rb") as file:
+        file.seek(_first_frame(file.read(10)))
+        data = file.read(_LONGEST_FRAME)
+        first = _frame(data, 0)
+        if first is None:
+            return True  # of another layer, or with something before it: libsndfile has searched
+        if any(tag in data[: first[1]] for tag in _LENGTH_TAGS):
+            return True
+        data += file.read()
+    position = 0
     while (frame := _frame(data, position)) is not None:
-        if frame[0] != kilobits:
+        if frame[0] != first[0]:
             return False
         position += frame[1]
     return True
@@ -54,7 +58,7 @@ def _first_frame(data: bytes) -> int:
 
 
 def _frame(data: bytes, position: int) -> tuple[int, int] | None:
-    """Return the bit rate and the bytes of the layer III frame at a position; None: there is none."""
+    """Return bit rate and bytes of the layer III frame at a position; None: there is none."""
     header = data[position : position + 4]
     if len(header) < 4 or header[0] != 0xFF or header[1] & 0xE6 != 0xE2:
         return None

@@ -150,7 +150,7 @@ def test_every_format_is_read_whatever_its_name(
 def test_an_mp3_that_states_no_length_is_read_whole_or_refused(
     bit_rate: str, speech: np.ndarray, tmp_path: Path
 ) -> None:
-    """libsndfile takes the first frame's bit rate for all, and ends where it thinks the end is."""
+    """As if the first frame's bit rate were that of all, libsndfile would end too early or late."""
     path = tmp_path / "train" / "a.mp3"
     path.parent.mkdir()
     varied = np.concatenate([speech, 0 * speech, speech])
