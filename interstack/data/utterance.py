@@ -111,7 +111,7 @@ def _why_unreachable(path: str, error: OSError) -> str:
 
 def _reason(error: soundfile.LibsndfileError) -> str:
     """Return libsndfile's reason without the descriptor or object that it calls the file."""
-    return str(error.error_string).strip().rstrip(".")
+    return str(error.error_string).strip().removeprefix("Error : ").rstrip(".")
 
 
 def read_samples(

@@ -149,7 +149,7 @@ def shortest_clip(names: Sequence[str]) -> tuple[int, str]:
         config = Source(model).read_config()
         waveform = config.model_type in WAVEFORM_FAMILIES
         needed.append((receptive_field(config) if waveform else WINDOW, name))
-    return max(needed)
+    return max(needed, key=lambda each: each[0])
 
 
 def load_upstream(name: str, pooled: bool = False) -> Upstream:

@@ -112,7 +112,7 @@ def test_packing_can_skip_what_is_corrupt(
         ),
         (
             "1 utterances of train can't be read and are skipped",
-            f"{first} is corrupt (Internal psf_fseek() failed): fetch it again or remove it",
+            f"{first} is corrupt (flac decoder lost sync): fetch it again or remove it",
         ),
     ]
     with pytest.raises(ConfigurationError, match="utterances_per_shard"):
