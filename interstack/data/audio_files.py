@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -150,27 +151,30 @@ def _leads_up(link: str, root: Path) -> bool:
     return holder.is_relative_to(target) or root.is_relative_to(target)
 
 
-def _without_repeats(paths: Iterable[str], seen: set[object]) -> tuple[list[str], int]:
+def _without_repeats(paths: Sequence[str], seen: set[object]) -> tuple[list[str], int]:
     """Return paths of different files, those first that come first, and how many more there were.
 
     A file is known by where links lead, and, where it has several names of its own, by its number
     on its disk.
     """
-    paths = list(paths)
-    with ThreadPoolExecutor(_THREADS) as pool:
-        identities = list(pool.map(_identities, paths))
+    folders = {path.rpartition("/")[0] for path in paths}
+    real_folders = {folder: os.path.realpath(folder) for folder in folders}
+
+    def identities(path: str) -> list[object]:
+        try:
+            status = Path(path).lstat()
+            folder, _, name = path.rpartition("/")
+            real = f"{real_folders[folder]}/{name}"
+            if stat.S_ISLNK(status.st_mode):
+                real, status = os.path.realpath(path), Path(path).stat()
+        except OSError:  # a broken link: whoever opens it says so
+            return [path]
+        return [real] if status.st_nlink < 2 else [real, (status.st_dev, status.st_ino)]
+
     kept = []
-    for path, names in zip(paths, identities, strict=True):
-        if seen.isdisjoint(names):
-            kept.append(path)
-        seen.update(names)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for path, names in zip(paths, pool.map(identities, paths), strict=True):
+            if seen.isdisjoint(names):
+                kept.append(path)
+            seen.update(names)
     return kept, len(paths) - len(kept)
-
-
-def _identities(path: str) -> list[object]:
-    real = os.path.realpath(path)
-    try:
-        status = Path(real).stat()
-    except OSError:  # a broken link: whoever opens it says so
-        return [path]
-    return [real] if status.st_nlink < 2 else [real, (status.st_dev, status.st_ino)]
