@@ -156,13 +156,13 @@ def test_jobs_leave_the_installed_package_alone(
 SPOILT = {
     "pr": ["LibriSpeech/train-clean-100", "LibriSpeech/test-clean"],
     "asr": ["LibriSpeech/train-clean-100", "LibriSpeech/test-clean"],
-    "ks": ["speech_commands_v0.01/yes", "speech_commands_test_set_v0.01/yes"],
+    "ks": ["speech_commands_test_set_v0.01/yes"],
     "sid": ["VoxCeleb1/dev/wav/id10001"],
     "sf": ["SNIPS/train", "SNIPS/test"],
     "ic": ["fluent_speech_commands_dataset/wavs/speakers/9001"],
     "er": ["IEMOCAP/Session1", "IEMOCAP/Session2"],
     "asv": ["VoxCeleb1/dev/wav/id10001", "VoxCeleb1/test/wav/id10001"],
-    "sd": ["diarization/train", "diarization/test"],
+    "sd": ["diarization/train"],
     "qbe": ["quesst14Database/Audio"],
 }
 """Where a file of each task is spoilt."""

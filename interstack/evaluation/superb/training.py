@@ -244,7 +244,7 @@ class DownstreamTraining:
         if not numbers:
             raise DataError(
                 f"no audio of {self.task.name.upper()}'s split {split} can be decoded, the first: "
-                f"{next(iter(self.skipped), 'there is none')}"
+                f"{unreadable[0].message if unreadable else 'there is none'}"
             )
         leave_out_of_scores(getattr(self.expert, "test_dataset", None), unreadable, records)
         self.expert.log_records(
