@@ -6,12 +6,13 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.table import Table
 
 from interstack.checkpointing.disk import check_output, write_output
+from interstack.data.tolerance import OnCorrupt
 from interstack.errors import ConfigurationError
 from interstack.evaluation.clip_probe import clip_table, run_clip_probe
 from interstack.evaluation.phone_probe import run_phone_probe
@@ -77,6 +78,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--per-layer", action="store_true", help="also probe each layer alone for phones"
     )
+    parser.add_argument(
+        "--on-corrupt",
+        choices=get_args(OnCorrupt),
+        default="raise",
+        help="raise: stop at a clip that can't be decoded or is too short for an upstream, naming "
+        "it; skip: leave it out, name the first and count them (default raise)",
+    )
     parser.add_argument("--json", type=Path, help="file to write the reports to")
     return parser
 
@@ -98,6 +106,7 @@ def _probe(
             alignments=options.alignments,
             seeds=options.seeds,
             per_layer=options.per_layer,
+            on_corrupt=options.on_corrupt,
             show_progress=show_progress,
         )
         return phones.as_dict(), phone_table(phones)
@@ -106,6 +115,7 @@ def _probe(
         options.corpus,
         options.upstream,
         seeds=options.seeds,
+        on_corrupt=options.on_corrupt,
         show_progress=show_progress,
     )
     return clips.as_dict(), clip_table(clips)

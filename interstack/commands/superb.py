@@ -7,13 +7,14 @@ import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import yaml
 
 from interstack.checkpointing.disk import write_errors
 from interstack.commands.terminal import table_console
+from interstack.data.tolerance import OnCorrupt
 from interstack.errors import ConfigurationError, DataError
 from interstack.evaluation.superb.job import Job, check_job, run_job
 from interstack.evaluation.superb.results import (
@@ -111,6 +112,13 @@ def _parser() -> argparse.ArgumentParser:
         "--share",
         help="this process' jobs, as 3/8 (from 0/8 to 7/8); default: SLURM's array, or all",
     )
+    parser.add_argument(
+        "--on-corrupt",
+        choices=get_args(OnCorrupt),
+        default="raise",
+        help="raise: stop at audio that can't be decoded, naming it; skip: leave it out, name the "
+        "first and count them (default raise)",
+    )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--table", action="store_true", help="only print what is there")
     return parser
@@ -126,7 +134,10 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
             config = protocol(task, options.preset, changes)
             limit_workers(config, options.num_workers)
             jobs += [
-                Job(upstream, task, variant, seed, config, options.data_root, options.output)
+                Job(
+                    *(upstream, task, variant, seed, config, options.data_root, options.output),
+                    on_corrupt=options.on_corrupt,
+                )
                 for seed in range(options.seeds)
                 for variant in task.variants
             ]

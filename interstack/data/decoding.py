@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import soundfile
 import torch
 from torch import Tensor
 
 from interstack.constants import SAMPLE_RATE
-from interstack.data.utterance import Utterance, open_audio
+from interstack.data.tolerance import Tolerance
+from interstack.data.utterance import Utterance, read_samples
 from interstack.errors import DataError
 
 CropPlace = Literal["random", "fixed"]
@@ -73,19 +74,30 @@ class Decoder:
 def _read(
     utterance: Utterance, start: int, length: int
 ) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-    """Reads samples [start, start + length) at the file's own rate, channels averaged."""
-    with open_audio(utterance.audio, utterance.name) as file:
+    """Read samples [start, start + length) at the file's own rate, channels averaged."""
+    samples, _ = read_samples(utterance.audio, utterance.name, start, length)
+    mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)
+    return np.ascontiguousarray(mono, dtype=np.float32)
+
+
+def decode_each(
+    utterances: Iterable[Utterance], decode: Decoder, tolerance: Tolerance
+) -> Iterator[tuple[Utterance, Tensor]]:
+    """Yield utterances with their waveforms, and count what can't be read instead of yielding it.
+
+    Args:
+        utterances: What to decode.
+        decode: How.
+        tolerance: Whether anything may be skipped, and what counts it.
+
+    Raises:
+        DataError: If audio can't be read and nothing is to be skipped, or too much can't.
+    """
+    for utterance in utterances:
         try:
-            file.seek(start)
-            samples = file.read(length, dtype="float32")
-        except soundfile.LibsndfileError as error:
-            raise DataError(f"{utterance.name} is corrupt ({error}).") from error
-    if samples.ndim == 2:
-        samples = samples.mean(axis=1)
-    if len(samples) < length:
-        raise DataError(
-            f"{utterance.name} is cut off: {len(samples)} samples at {start}, {length} expected."
-        )
-    if not np.isfinite(samples).all():
-        raise DataError(f"{utterance.name} holds samples that are not finite numbers.")
-    return np.asarray(samples, dtype=np.float32)
+            waveform = decode(utterance)
+        except DataError as error:
+            tolerance.failed(error)
+            continue
+        tolerance.passed()
+        yield utterance, waveform

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -33,9 +33,21 @@ class FileSource(SpeechSource):
             DataError: the split is missing or empty, or audio is corrupt and `on_corrupt` raises.
         """
 
+    def checked_utterances(
+        self, split: Split, on_corrupt: OnCorrupt
+    ) -> tuple[list[Utterance], list[str]]:
+        """Return the same, with ids that are unique.
+
+        Raises:
+            DataError: As `utterances`, or if two utterances have the same id.
+        """
+        found, corrupt = self.utterances(split, on_corrupt)
+        check_unique_ids(found, split)
+        return found, corrupt
+
     def open(self, split: Split, settings: FeedSettings) -> FileFeed:
         """Lists the split's utterances and keeps the usable ones; see `SpeechSource.open`."""
-        found, corrupt = self.utterances(split, settings.on_corrupt)
+        found, corrupt = self.checked_utterances(split, settings.on_corrupt)
         for utterance in found:
             check_rate(utterance, settings.resample)
         kept = [utterance for utterance in found if utterance.num_samples >= settings.min_samples]
@@ -51,6 +63,22 @@ class FileSource(SpeechSource):
                 *(len(mixed), split, mixed[0], ", …" if len(mixed) > 1 else ""),
             )
         return FileFeed(kept, settings, too_short=len(found) - len(kept), corrupt=len(corrupt))
+
+
+def check_unique_ids(utterances: Iterable[Utterance], split: Split) -> None:
+    """Refuse utterances of a split that share an id: outputs and targets are kept by ids.
+
+    Raises:
+        DataError: With both names.
+    """
+    names: dict[str, str] = {}
+    for utterance in utterances:
+        if utterance.id in names:
+            raise DataError(
+                f"{names[utterance.id]} and {utterance.name} are both the utterance "
+                f"{utterance.id} of {split}: rename or remove one of them"
+            )
+        names[utterance.id] = utterance.name
 
 
 class FileFeed(Feed):

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import fsspec
 
 from interstack.data.source import Split
-from interstack.data.streams import Shard, StreamSource
+from interstack.data.stream_reading import Shard
+from interstack.data.streams import StreamSource
 from interstack.errors import DataError
 
 if TYPE_CHECKING:
@@ -78,8 +79,13 @@ class HubDataset(StreamSource):
         dataset = dataset.cast_column(self.audio_column, Audio(decode=False))
         number = dataset.num_shards
         return [
-            partial(_read, dataset.shard(number, index), self, f"{split}-{index}")
+            Shard(
+                f"part {place} of the dataset {self.path!r}",
+                partial(_read, dataset.shard(number, index), self, place),
+                "set data.source.id_column to a column that tells them apart",
+            )
             for index in range(number)
+            for place in [f"{split}-{index}"]
         ]
 
     def _load(self, split: str) -> IterableDataset:

@@ -36,6 +36,18 @@ class LeftOut:
         )
 
 
+def report_skipped(count: int, example: str, kind: str) -> None:
+    """Log how many files or utterances were skipped, and what is wrong with the first; or nothing.
+
+    Args:
+        count: How many.
+        example: What is wrong with the first.
+        kind: What they are: "files of train".
+    """
+    if count:
+        _log.warning("%d %s can't be read and are skipped, the first: %s", count, kind, example)
+
+
 class LeftOutHere:
     """Counts what one process leaves out between a batch and the next."""
 
@@ -61,9 +73,13 @@ class LeftOutSoFar:
 
     A batch in hand is not final: a checkpoint may be written before it is trained on, and a resumed
     run then loads it again. It becomes final when its loader is asked for the next.
+
+    Args:
+        announced: Warn of the first corrupt utterance as soon as it is met.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, announced: bool = True) -> None:
+        self._announced = announced
         self._final = LeftOut()
         self._in_hand: dict[object, LeftOut] = {}
 
@@ -74,8 +90,8 @@ class LeftOutSoFar:
             loader: anything that stands for one pass of a loader.
             counts: what was left out of the batch.
         """
-        if counts.skipped and not self.total.skipped:
-            _log.warning("Left out: %s Further ones are only counted.", counts.example)
+        if self._announced and counts.skipped and not self.total.skipped:
+            _log.warning("Left out: %s; further ones are only counted", counts.example)
         self.settle(loader)
         self._in_hand[loader] = counts
 

@@ -13,12 +13,13 @@ from rich.progress import track
 
 from interstack.checkpointing.disk import write_errors
 from interstack.constants import SAMPLE_RATE
-from interstack.data.decoding import Decoder
+from interstack.data.decoding import Decoder, decode_each
 from interstack.data.feed import check_rate
 from interstack.data.files import FileSource
+from interstack.data.left_out import LeftOutHere, report_skipped
 from interstack.data.shards import INDEX_NAME
 from interstack.data.source import Split
-from interstack.data.tolerance import OnCorrupt
+from interstack.data.tolerance import OnCorrupt, Tolerance
 from interstack.data.utterance import Utterance
 from interstack.errors import ConfigurationError, DataError
 
@@ -47,7 +48,8 @@ def pack(
         utterances_per_shard: a thousand of LibriSpeech's make some 200 MB. Have at least as many
             shards as ranks × workers will read them.
         seed: seed of the shuffle.
-        on_corrupt: stop at audio that can't be decoded, or leave it out and say so.
+        on_corrupt: raise: stop at audio that can't be decoded, naming it; skip: leave it out,
+            name the first and count them.
         resample: resample other rates to 16 kHz instead of refusing them.
 
     Returns:
@@ -65,7 +67,7 @@ def pack(
         target = Path(output) / split
         if target.exists():
             raise DataError(f"{target} exists already; remove it or choose another output.")
-        utterances, _ = source.utterances(split, on_corrupt)
+        utterances, _ = source.checked_utterances(split, on_corrupt)
         for utterance in utterances:
             check_rate(utterance, resample)
         order = np.random.default_rng(seed).permutation(len(utterances))
@@ -79,8 +81,14 @@ def pack(
                 shutil.rmtree(partial_, ignore_errors=True)
                 partial_.mkdir(parents=True)
                 progress = track(shuffled, description=f"packing {split}", transient=True)
-                packed[split] = _write(progress, partial_, utterances_per_shard, on_corrupt)
+                tolerance = Tolerance(on_corrupt, LeftOutHere())
+                number = _write(progress, partial_, utterances_per_shard, tolerance)
+                skipped = tolerance.left_out.take()
+                report_skipped(skipped.skipped, skipped.example, f"utterances of {split}")
+                if not number:
+                    raise DataError(f"No utterance of {split} can be decoded: {skipped.example}")
                 partial_.rename(target)
+                packed[split] = number
         finally:
             shutil.rmtree(partial_, ignore_errors=True)
         _log.info("packed %d utterances of %s to %s", packed[split], split, target)
@@ -88,7 +96,7 @@ def pack(
 
 
 def _write(
-    utterances: Iterable[Utterance], folder: Path, utterances_per_shard: int, on_corrupt: OnCorrupt
+    utterances: Iterable[Utterance], folder: Path, utterances_per_shard: int, tolerance: Tolerance
 ) -> int:
     """Writes shards and their index, and returns the number of utterances written."""
     # lhotse's SharWriter would decode by itself; with its two halves the audio comes through our
@@ -97,20 +105,12 @@ def _write(
     from lhotse.shar.utils import to_shar_placeholder
     from lhotse.shar.writers import AudioTarWriter, JsonlShardWriter
 
-    decode = Decoder()
     written = 0
     with (
         AudioTarWriter(f"{folder}/recording.%06d.tar", utterances_per_shard, "flac") as audio,
         JsonlShardWriter(f"{folder}/cuts.%06d.jsonl.gz", utterances_per_shard) as cuts,
     ):
-        for utterance in utterances:
-            try:
-                waveform = decode(utterance)
-            except DataError as error:
-                if on_corrupt == "raise":
-                    raise
-                _log.warning("Left out: %s", error)
-                continue
+        for utterance, waveform in decode_each(utterances, Decoder(), tolerance):
             recording = Recording(
                 id=utterance.id,
                 sources=[AudioSource(type="memory", channels=[0], source=b"")],

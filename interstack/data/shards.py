@@ -11,7 +11,8 @@ from typing import Final
 import fsspec
 
 from interstack.data.source import Split
-from interstack.data.streams import Shard, StreamSource
+from interstack.data.stream_reading import Shard
+from interstack.data.streams import StreamSource
 from interstack.errors import DataError
 
 INDEX_NAME: Final = "index.json"
@@ -53,9 +54,10 @@ class Shards(StreamSource):
         if not self.folders[split]:
             raise DataError(f"No folder of shards is named for {split}; set data.source.{split}.")
         return [
-            partial(_read, f"{folder.rstrip('/')}/{name}")
+            Shard(url, partial(_read, url), "pack them again under other names, or leave one out")
             for folder in self.folders[split]
             for name in _shard_names(folder)
+            for url in [f"{folder.rstrip('/')}/{name}"]
         ]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import count, islice
 
 from torch.utils.data import IterableDataset, get_worker_info
@@ -10,7 +10,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from interstack.data.assembling import BatchAssembler, BatchDataset
 from interstack.data.batching import plan_batches
 from interstack.data.feed import Delivery, FeedSettings
-from interstack.data.stream_reading import read_once, read_share
+from interstack.data.stream_reading import Shard, read_once, read_share
 from interstack.data.utterance import Utterance
 from interstack.errors import DataError
 
@@ -41,7 +41,7 @@ class StreamDataset(IterableDataset[Delivery]):
 
     def __init__(
         self,
-        shards: Sequence[Callable[[], Iterator[tuple[str, bytes]]]],
+        shards: Sequence[Shard],
         settings: FeedSettings,
         *,
         epoch: int | None,

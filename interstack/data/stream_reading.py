@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import count
 
 import numpy as np
@@ -13,25 +14,47 @@ from interstack.data.utterance import Utterance, read_header
 from interstack.errors import DataError
 
 
-def read_once(
-    shards: Sequence[Callable[[], Iterator[tuple[str, bytes]]]], settings: FeedSettings
-) -> Iterator[Utterance]:
+@dataclass(frozen=True)
+class Shard:
+    """A part of a stream that is read front to back. Picklable, for spawned workers.
+
+    Attributes:
+        name: What to call it in a message.
+        read: Opens it: yields utterance ids and encoded audio.
+        unique_ids: How to give its utterances ids that are unique.
+    """
+
+    name: str
+    read: Callable[[], Iterator[tuple[str, bytes]]]
+    unique_ids: str
+
+
+def read_once(shards: Sequence[Shard], settings: FeedSettings) -> Iterator[Utterance]:
     """Yields the usable utterances of all shards, in order.
 
     Raises:
-        DataError: a shard can't be read, or audio is corrupt (unless that is to be skipped) or not
-            at 16 kHz.
+        DataError: a shard can't be read, two utterances have the same id, or audio is corrupt
+            (unless that is to be skipped) or not at 16 kHz.
     """
     tolerance = settings.tolerance()
+    places: dict[str, str] = {}
     for shard in shards:
-        for id_, audio in shard():
+        for id_, audio in shard.read():
+            if id_ in places:  # outputs and targets are kept by ids: one would replace the other
+                both = (
+                    f"{shard.name} holds the utterance {id_} twice"
+                    if places[id_] == shard.name
+                    else f"{places[id_]} and {shard.name} both hold an utterance {id_}"
+                )
+                raise DataError(f"{both}: {shard.unique_ids}")
+            places[id_] = shard.name
             utterance = _admit(id_, audio, settings, tolerance)
             if utterance is not None:
                 yield utterance
 
 
 def read_share(
-    shards: Sequence[Callable[[], Iterator[tuple[str, bytes]]]],
+    shards: Sequence[Shard],
     settings: FeedSettings,
     epoch: int,
     reader: int,
@@ -51,7 +74,7 @@ def read_share(
         random = np.random.default_rng((settings.seed, epoch, pass_))
         found = False
         for shard, part, parts in _share(random.permutation(len(shards)), reader, num_readers):
-            for index, (id_, audio) in enumerate(shards[shard]()):
+            for index, (id_, audio) in enumerate(shards[shard].read()):
                 if index % parts != part:
                     continue
                 utterance = _admit(id_, audio, settings, tolerance)

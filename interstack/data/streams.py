@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TypeAlias
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data.feed import Feed, FeedSettings
 from interstack.data.source import SpeechSource, Split
 from interstack.data.stream_dataset import StreamDataset
-from interstack.data.stream_reading import read_once
+from interstack.data.stream_reading import Shard, read_once
 from interstack.data.utterance import Utterance
 from interstack.errors import ConfigurationError, DataError
 
 _log = logging.getLogger(__name__)
-
-Shard: TypeAlias = Callable[[], Iterator[tuple[str, bytes]]]
-"""Opens one shard: yields utterance ids and encoded audio. Picklable, for spawned workers."""
 
 
 class StreamSource(SpeechSource):

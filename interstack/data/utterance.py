@@ -1,15 +1,26 @@
-"""One utterance before it is decoded: where its audio lies and how long it is."""
+"""One utterance: where its audio lies, how long it is by its header, and its samples."""
 
 from __future__ import annotations
 
 import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
+import numpy as np
 import soundfile
+from numpy.typing import NDArray
 
 from interstack.constants import SAMPLE_RATE
+from interstack.data.mp3 import has_known_length
 from interstack.errors import DataError
+
+_DECODED_IN_ORDER: Final = frozenset({"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "OPUS"})
+"""Codecs whose frames depend on earlier ones: after a seek their samples are slightly others, and
+libmpg123 complains on the terminal."""
 
 
 class Utterance(NamedTuple):
@@ -43,53 +54,126 @@ class Utterance(NamedTuple):
         return self.audio if isinstance(self.audio, str) else self.id
 
 
-def open_audio(audio: str | bytes, name: str) -> soundfile.SoundFile:
-    """Opens an audio file, or the bytes of one, for reading.
+@contextmanager
+def open_audio(audio: str | bytes, name: str) -> Iterator[soundfile.SoundFile]:
+    """Open an audio file, or the bytes of one, for reading.
+
+    The file's name has no say in its format: libsndfile would take any content for headerless
+    samples where the name ends so.
 
     Raises:
-        DataError: it is missing, out of reach, empty or no audio that libsndfile reads.
+        DataError: If it is missing, out of reach, empty or no audio that libsndfile reads.
     """
-    try:
+    with ExitStack() as opened:
+        source: int | io.BytesIO
         if isinstance(audio, bytes):
-            return soundfile.SoundFile(io.BytesIO(audio))
-        if Path(audio).stat().st_size == 0:
-            raise DataError(f"{name} is empty (0 bytes); fetch it again or remove it.")
-        return soundfile.SoundFile(audio)
-    except (soundfile.LibsndfileError, OSError) as error:
-        unreachable = _why_unreachable(audio) if isinstance(audio, str) else None
-        if unreachable:
+            source = io.BytesIO(audio)
+        else:
+            source = _open_file(audio, name)
+            opened.callback(os.close, source)
+        try:
+            file = soundfile.SoundFile(source, closefd=False)
+        except soundfile.LibsndfileError as error:
             raise DataError(
-                f"{name} can't be opened ({unreachable}); see that it is there and readable."
+                f"{name} can't be read as audio ({_reason(error)}): fetch it again or remove it"
             ) from error
-        raise DataError(
-            f"{name} can't be read as audio ({error}); fetch it again or remove it, "
-            "or set data.on_corrupt=skip."
-        ) from error
+        yield opened.enter_context(file)
 
 
-def _why_unreachable(file: str) -> str | None:
-    """Says why a file can't even be opened, or returns None if it can.
-
-    libsndfile calls it a "System error", whatever it is.
-    """
+def _open_file(path: str, name: str) -> int:
+    """Return a descriptor of a regular file that has content."""
     try:
-        with Path(file).open("rb"):
-            return None
-    except FileNotFoundError as error:
-        gone = [folder for folder in Path(file).parents if not folder.exists()]
-        return f"there is no folder {gone[-1]}" if gone else error.strerror
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        return error.strerror
+        raise DataError(
+            f"{name} can't be opened ({_why_unreachable(path, error)}); see that it is there and "
+            "readable"
+        ) from error
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_size:
+        return descriptor
+    os.close(descriptor)
+    what = "empty (0 bytes)" if stat.S_ISREG(status.st_mode) else "no regular file"
+    raise DataError(f"{name} is {what}: fetch it again or remove it")
+
+
+def _why_unreachable(path: str, error: OSError) -> str:
+    """Describe why a file can't be opened."""
+    if not isinstance(error, FileNotFoundError):
+        return error.strerror or type(error).__name__
+    gone = [folder for folder in Path(path).parents if not folder.exists()]
+    if gone:
+        return f"there is no folder {gone[-1]}"
+    if Path(path).is_symlink():
+        return f"it is a link to {Path(path).readlink()}, which is not there"
+    return error.strerror or type(error).__name__
+
+
+def _reason(error: soundfile.LibsndfileError) -> str:
+    """Return libsndfile's reason without the descriptor or object that it calls the file."""
+    return str(error.error_string).strip().removeprefix("Error : ").rstrip(".")
+
+
+def read_samples(
+    audio: str | bytes, name: str, start: int = 0, length: int = -1
+) -> tuple[NDArray[np.float32], int]:
+    """Decode audio: the one place where interstack does.
+
+    Args:
+        audio: Path of the audio file, or its bytes.
+        name: What to call it in a message.
+        start: First sample, at the file's own rate.
+        length: Samples from there on that there have to be; -1 for all that the header states.
+
+    Returns:
+        (length, channels) float32 in [-1, 1], and the file's own rate in Hz.
+
+    Raises:
+        DataError: If it can't be opened, is corrupt, shorter than its header states, or has
+            samples that are not finite.
+    """
+    with open_audio(audio, name) as file:
+        if length < 0:
+            length = _num_samples(file, audio, name) - start
+        try:
+            before = start if file.subtype in _DECODED_IN_ORDER else 0
+            file.seek(start - before)
+            samples = file.read(before + length, dtype="float32", always_2d=True)[before:]
+        except soundfile.LibsndfileError as error:
+            raise DataError(
+                f"{name} is corrupt ({_reason(error)}): fetch it again or remove it"
+            ) from error
+        rate = int(file.samplerate)
+    if len(samples) < length:
+        raise DataError(
+            f"{name} is cut off: {len(samples)} samples at {start}, {length} expected: fetch it "
+            "again or remove it"
+        )
+    if not np.isfinite(samples).all():
+        raise DataError(f"{name} holds samples that are not finite numbers: remove it")
+    return samples, rate
+
+
+def _num_samples(file: soundfile.SoundFile, audio: str | bytes, name: str) -> int:
+    """Return the samples a channel that a header states."""
+    # A FLAC whose encoder was cut off states no length, which libsndfile reports as 2⁶³ − 1.
+    if not 0 < file.frames < 2**62:
+        raise DataError(f"{name} holds no samples: fetch it again or remove it")
+    if file.format == "MP3" and not has_known_length(audio):
+        raise DataError(
+            f"{name} is an MP3 of variable bit rate that states no length, which libsndfile can't "
+            "read to its end: convert it to FLAC or remove it"
+        )
+    return int(file.frames)
 
 
 def read_header(id_: str, audio: str | bytes, name: str) -> Utterance:
-    """Describes an utterance by its audio's header, without decoding it.
+    """Describe an utterance by its audio's header, without decoding it.
 
     Raises:
-        DataError: the audio is missing, empty, without samples or unreadable.
+        DataError: If the audio is missing, empty, without samples or unreadable.
     """
     with open_audio(audio, name) as file:
-        # A FLAC whose encoder was cut off states no length, which libsndfile reports as 2⁶³ − 1.
-        if not 0 < file.frames < 2**62:
-            raise DataError(f"{name} holds no samples; fetch it again or remove it.")
-        return Utterance(id_, audio, file.frames, file.samplerate, file.channels)
+        return Utterance(
+            id_, audio, _num_samples(file, audio, name), file.samplerate, file.channels
+        )

@@ -20,6 +20,7 @@ from interstack.data.decoding import Decoder
 from interstack.data.folder import LibriSpeechFolder
 from interstack.data.source import Split
 from interstack.errors import DataError
+from interstack.evaluation.clip_reader import ClipReader
 
 SILENCE: Final = "SIL"
 """The label of silence and noise."""
@@ -97,7 +98,10 @@ def frame_labels(phones: Sequence[Phone], centres: Tensor, classes: Mapping[str,
 
 
 def read_aligned_clips(
-    corpus: Path, table: Path | None = None, max_seconds: float = 30.0
+    corpus: Path,
+    table: Path | None = None,
+    max_seconds: float = 30.0,
+    reader: ClipReader | None = None,
 ) -> dict[Split, list[AlignedClip]]:
     """Read the clips that have phones, split by the corpus, each split sorted by path.
 
@@ -105,29 +109,41 @@ def read_aligned_clips(
         corpus: folder with `LibriSpeech/{train-clean-100,dev-clean,test-clean}`.
         table: the alignments; `corpus/alignments/en.tsv` if None.
         max_seconds: longer clips are cut there, to what every upstream has positions for.
+        reader: which clips can be used; None: all, and the first that can't be ends it.
 
     Raises:
         DataError: the table can't be used, names clips that the corpus lacks, or leaves a split
-            without clips; or a split or a clip can't be read.
+            without clips; a clip is in two splits; or a split or a clip can't be read.
     """
     table = table or corpus / "alignments" / "en.tsv"
     alignments = read_alignments(table)
     folder = LibriSpeechFolder(corpus)
     decode = Decoder(max_samples=round(max_seconds * SAMPLE_RATE))
     clips: dict[Split, list[AlignedClip]] = {}
+    reader = reader or ClipReader()
+    splits: dict[str, Split] = {}
     for split in SPLITS:
-        found, _ = folder.utterances(split, "raise")
+        found, corrupt = reader.list(folder, split)
+        aligned = [utterance for utterance in found if utterance.id in alignments]
+        for utterance in aligned:
+            other = splits.setdefault(utterance.id, split)
+            if other != split:
+                raise DataError(
+                    f"{utterance.name} has the id of a clip of {other}: a probe needs splits that "
+                    "share no clip; rename or remove one of them"
+                )
+        splits.update(dict.fromkeys(corrupt, split))
         clips[split] = [
-            AlignedClip(utterance.id, decode(utterance), alignments.pop(utterance.id))
-            for utterance in found
-            if utterance.id in alignments
+            AlignedClip(utterance.id, waveform, alignments[utterance.id])
+            for utterance, waveform in reader.decode(aligned, decode, split)
         ]
         if not clips[split]:
             raise DataError(f"{table} has phones for no clip of {folder.splits[split][0]}.")
-    if alignments:
-        unknown = ", ".join(list(alignments)[:3])
+    unknown = [id_ for id_ in alignments if id_ not in splits]
+    if unknown:
+        first = ", ".join(unknown[:3])
         raise DataError(
-            f"{table} has phones for {len(alignments)} clips that {corpus} lacks ({unknown}, …); "
+            f"{table} has phones for {len(unknown)} clips that {corpus} lacks ({first}, …); "
             "take the alignments that were made with this corpus."
         )
     return clips

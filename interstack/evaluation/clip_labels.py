@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -24,6 +24,7 @@ from interstack.data.folder import LibriSpeechFolder
 from interstack.data.source import Split
 from interstack.data.utterance import Utterance
 from interstack.errors import DataError
+from interstack.evaluation.clip_reader import ClipReader
 
 ClipTask = Literal["domain", "speaker"]
 SPLITS: Final[tuple[Split, ...]] = ("train", "validation", "test")
@@ -51,12 +52,15 @@ class LabelledClip:
     label: str
 
 
-def read_labelled_clips(corpus: Path, task: ClipTask) -> dict[Split, list[LabelledClip]]:
+def read_labelled_clips(
+    corpus: Path, task: ClipTask, reader: ClipReader | None = None
+) -> dict[Split, list[LabelledClip]]:
     """Read the clips that a probe of whole clips is about, split as the corpus splits them.
 
     Args:
         corpus: Folder with `LibriSpeech/{train-clean-100,dev-clean,test-clean}`.
         task: What the clips are labelled with.
+        reader: Which clips can be used; None: all, and the first that can't be ends it.
 
     Raises:
         DataError: If the corpus has fewer than two such labels, or a clip can't be read.
@@ -64,30 +68,47 @@ def read_labelled_clips(corpus: Path, task: ClipTask) -> dict[Split, list[Labell
     label_of = _LABELLERS[task](corpus)
     folder = LibriSpeechFolder(corpus)
     found: dict[Split, list[tuple[Utterance, str]]] = {}
+    reader = reader or ClipReader()
     for split in SPLITS:
-        utterances, _ = folder.utterances(split, "raise")
+        utterances, _ = reader.list(folder, split)
         labelled = ((utterance, label_of(utterance.id)) for utterance in utterances)
         found[split] = [(utterance, label) for utterance, label in labelled if label is not None]
-    counts = {split: Counter(label for _, label in found[split]) for split in SPLITS}
-    labels = {
-        label
-        for label, count in counts["train"].items()
-        if count >= FEWEST_TRAIN_CLIPS and counts["test"][label]
-    }
-    if len(labels) < 2 or not any(label in labels for _, label in found["validation"]):
+    labels = _usable_labels({split: [label for _, label in found[split]] for split in SPLITS})
+    _check_labels(labels, [label for _, label in found["validation"]], corpus, task)
+    decode = Decoder(max_samples=round(_MAX_SECONDS * SAMPLE_RATE))
+    clips = {}
+    for split in SPLITS:
+        drawn = {
+            utterance: label
+            for utterance, label in _drawn(found[split], MOST_CLIPS[split])
+            if label in labels
+        }
+        clips[split] = [
+            LabelledClip(utterance.id, waveform, drawn[utterance])
+            for utterance, waveform in reader.decode(drawn, decode, split)
+        ]
+    if not reader.skipped.total():
+        return clips
+    labels = _usable_labels({split: [clip.label for clip in clips[split]] for split in SPLITS})
+    _check_labels(labels, [clip.label for clip in clips["validation"]], corpus, task)
+    return {split: [clip for clip in clips[split] if clip.label in labels] for split in SPLITS}
+
+
+def _usable_labels(found: Mapping[Split, Sequence[str]]) -> set[str]:
+    """Return the labels that have clips enough to train on, and some to test on."""
+    counts = Counter(found["train"])
+    test = set(found["test"])
+    return {label for label in counts if counts[label] >= FEWEST_TRAIN_CLIPS and label in test}
+
+
+def _check_labels(
+    labels: set[str], validation: Sequence[str], corpus: Path, task: ClipTask
+) -> None:
+    if len(labels) < 2 or labels.isdisjoint(validation):
         raise DataError(
             f"{corpus} has no two labels of {task} with {FEWEST_TRAIN_CLIPS} clips to train on and "
             "some to test on: take the corpus that the README names, with all its sources"
         )
-    decode = Decoder(max_samples=round(_MAX_SECONDS * SAMPLE_RATE))
-    return {
-        split: [
-            LabelledClip(utterance.id, decode(utterance), label)
-            for utterance, label in _drawn(found[split], MOST_CLIPS[split])
-            if label in labels
-        ]
-        for split in SPLITS
-    }
 
 
 def _drawn(clips: list[tuple[Utterance, str]], most: int) -> Iterator[tuple[Utterance, str]]:

@@ -6,7 +6,7 @@ A learned weighted sum of hidden states, their mean over time, a linear layer (2
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -16,11 +16,13 @@ from rich.progress import track
 from rich.table import Table
 
 from interstack.data.source import Split
+from interstack.data.tolerance import OnCorrupt
 from interstack.errors import ConfigurationError
 from interstack.evaluation.clip_labels import ClipTask, LabelledClip, read_labelled_clips
+from interstack.evaluation.clip_reader import ClipReader, skipped_note
 from interstack.evaluation.linear_probe import Frames, Outcome, ProbeSettings, train_probe
 from interstack.evaluation.phone_report import mean_and_spread
-from interstack.evaluation.upstreams import Upstream, load_upstream
+from interstack.evaluation.upstreams import Upstream, load_upstream, shortest_clip
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class ClipProbeReport:
     """Accuracy of always answering the train split's most frequent label."""
     settings: ProbeSettings
     upstreams: tuple[ClipUpstreamReport, ...]
+    num_skipped: Mapping[Split, int] = field(default_factory=dict)
+    """Clips that could not be used."""
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON can hold it."""
@@ -69,6 +73,7 @@ def run_clip_probe(
     upstreams: Sequence[str],
     *,
     seeds: int = 3,
+    on_corrupt: OnCorrupt = "raise",
     settings: ProbeSettings | None = None,
     show_progress: bool = False,
 ) -> ClipProbeReport:
@@ -79,6 +84,7 @@ def run_clip_probe(
         corpus: Folder with `LibriSpeech/{train-clean-100,dev-clean,test-clean}`.
         upstreams: What to probe; see `upstreams.load_upstream`.
         seeds: Probes to train on each upstream, with seeds 0, 1, ….
+        on_corrupt: What to do at a clip that can't be decoded or is too short; see `ClipReader`.
         settings: How to train a probe.
         show_progress: Show a bar while an upstream listens.
 
@@ -89,7 +95,8 @@ def run_clip_probe(
     """
     if seeds < 1 or not upstreams:
         raise ConfigurationError(f"A {task} probe needs at least one upstream and one seed.")
-    clips = read_labelled_clips(Path(corpus), task)
+    reader = ClipReader(on_corrupt, *shortest_clip(upstreams))
+    clips = read_labelled_clips(Path(corpus), task, reader)
     labels = sorted({clip.label for clip in clips["train"]})
     settings = settings or ProbeSettings()
     reports = []
@@ -110,6 +117,7 @@ def run_clip_probe(
         mean(clip.label == most for clip in clips["test"]),
         settings,
         tuple(reports),
+        {split: reader.skipped[split] for split in clips},
     )
 
 
@@ -162,6 +170,7 @@ def clip_table(report: ClipProbeReport) -> Table:
             f"{clips['test']} test; {len(report.labels)} labels. Commonest label alone: "
             f"{report.majority:.3f}. ± is the spread over seeds, s.e. the standard error over test "
             "clips, balanced the mean over labels. The splits share their speakers."
+            f"{skipped_note(report.num_skipped)}"
         ),
     )
     table.add_column("upstream", overflow="fold")

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data.source import Split
+from interstack.data.tolerance import OnCorrupt
 from interstack.errors import ConfigurationError
 from interstack.evaluation.alignments import (
     SILENCE,
@@ -24,13 +25,14 @@ from interstack.evaluation.alignments import (
     frame_labels,
     read_aligned_clips,
 )
+from interstack.evaluation.clip_reader import ClipReader
 from interstack.evaluation.linear_probe import Frames, Outcome, ProbeSettings, train_probe
 from interstack.evaluation.phone_report import (
     PhoneProbeReport,
     PhoneScore,
     UpstreamReport,
 )
-from interstack.evaluation.upstreams import Upstream, load_upstream
+from interstack.evaluation.upstreams import Upstream, load_upstream, shortest_clip
 
 
 def run_phone_probe(
@@ -40,6 +42,7 @@ def run_phone_probe(
     alignments: str | Path | None = None,
     seeds: int = 3,
     per_layer: bool = False,
+    on_corrupt: OnCorrupt = "raise",
     settings: ProbeSettings | None = None,
     show_progress: bool = False,
 ) -> PhoneProbeReport:
@@ -52,6 +55,7 @@ def run_phone_probe(
         alignments: the table of phones; `corpus/alignments/en.tsv` if None.
         seeds: probes to train on each upstream, with seeds 0, 1, ….
         per_layer: also probe each hidden state alone, where there are several.
+        on_corrupt: what to do at a clip that can't be decoded or is too short; see `ClipReader`.
         settings: how to train a probe.
         show_progress: show a bar while an upstream listens.
 
@@ -62,7 +66,9 @@ def run_phone_probe(
     """
     if seeds < 1 or not upstreams:
         raise ConfigurationError("A phone probe needs at least one upstream and one seed.")
-    clips = read_aligned_clips(Path(corpus), None if alignments is None else Path(alignments))
+    reader = ClipReader(on_corrupt, *shortest_clip(upstreams))
+    table = None if alignments is None else Path(alignments)
+    clips = read_aligned_clips(Path(corpus), table, reader=reader)
     labels = sorted({p.label for split in clips.values() for clip in split for p in clip.phones})
     settings = settings or ProbeSettings()
     reports = []
@@ -80,6 +86,7 @@ def run_phone_probe(
         _majority(clips),
         settings,
         tuple(reports),
+        {split: reader.skipped[split] for split in clips},
     )
 
 

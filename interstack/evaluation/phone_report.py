@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from statistics import mean, stdev
 from typing import Any
 
 from rich.table import Table
 
 from interstack.data.source import Split
+from interstack.evaluation.clip_reader import skipped_note
 from interstack.evaluation.linear_probe import ProbeSettings
 
 
@@ -56,6 +57,8 @@ class PhoneProbeReport:
     """Accuracy of always answering the train split's most frequent label (by time)."""
     settings: ProbeSettings
     upstreams: tuple[UpstreamReport, ...]
+    num_skipped: Mapping[Split, int] = field(default_factory=dict)
+    """Clips that could not be used."""
 
     def as_dict(self) -> dict[str, Any]:
         """The report as JSON can hold it."""
@@ -76,6 +79,7 @@ def phone_table(report: PhoneProbeReport) -> Table:
             f"{clips['test']} test; {len(report.labels)} labels by forced alignment "
             f"(pocketsphinx), not by hand. Commonest label alone: {report.majority:.3f}. "
             "± is the spread over seeds, s.e. the standard error over test clips."
+            f"{skipped_note(report.num_skipped)}"
         ),
     )
     table.add_column("upstream", overflow="fold")

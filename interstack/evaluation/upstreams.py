@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -16,9 +17,10 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from interstack.checkpointing.disk import write_errors
 from interstack.errors import ConfigurationError
-from interstack.models.pretrained import Source
+from interstack.models.front_end import receptive_field
+from interstack.models.pretrained import WAVEFORM_FAMILIES, Source
 from interstack.models.teacher import Teacher
-from interstack.models.whisper import HOP, LogMel
+from interstack.models.whisper import HOP, WINDOW, LogMel
 
 LOG_MEL: Final = "log-mel"
 RANDOM: Final = "random"
@@ -128,6 +130,28 @@ def untrained(source: str, name: str, seed: int = 0) -> PretrainedUpstream:
             save_file(model.state_dict(), Path(folder, "model.safetensors"), {"format": "pt"})
             Path(folder, "preprocessor_config.json").write_text(preprocessing, encoding="utf-8")
         return PretrainedUpstream(folder, name)
+
+
+def shortest_clip(names: Sequence[str]) -> tuple[int, str]:
+    """Return the samples at 16 kHz that all of some upstreams need, and which needs most.
+
+    Args:
+        names: As `load_upstream` takes them.
+
+    Raises:
+        TeacherError: a model's configuration can't be found or read.
+    """
+    needed = []
+    for name in names:
+        kind, _, rest = name.partition(":")
+        model = rest if kind == RANDOM else name
+        if kind == LOG_MEL or not model:
+            needed.append((WINDOW, name))
+            continue
+        config = Source(model).read_config()
+        waveform = config.model_type in WAVEFORM_FAMILIES
+        needed.append((receptive_field(config) if waveform else WINDOW, name))
+    return max(needed, key=lambda each: each[0])
 
 
 def load_upstream(name: str, pooled: bool = False) -> Upstream:

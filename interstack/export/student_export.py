@@ -12,7 +12,9 @@ from torch import Tensor
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data.datamodule import SpeechDataModule
-from interstack.data.decoding import Decoder
+from interstack.data.decoding import Decoder, decode_each
+from interstack.data.left_out import LeftOutHere, report_skipped
+from interstack.data.tolerance import Tolerance
 from interstack.errors import InterstackError
 from interstack.export.directory import export_student
 from interstack.export.model_card import write_card
@@ -64,9 +66,14 @@ def validation_clips(datamodule: SpeechDataModule) -> list[Tensor]:
         datamodule: Set up for fitting or validating.
     """
     decode = Decoder(max_samples=_CLIP_SECONDS * SAMPLE_RATE)
+    tolerance = Tolerance(datamodule.on_corrupt, LeftOutHere())
     try:
         utterances, _ = datamodule.utterances_once("validation")
-        return [decode(utterance) for utterance in islice(utterances, _NUM_CLIPS)]
+        decoded = decode_each(utterances, decode, tolerance)
+        clips = [waveform for _, waveform in islice(decoded, _NUM_CLIPS)]
+        skipped = tolerance.left_out.take()
+        report_skipped(skipped.skipped, skipped.example, "utterances of validation")
+        return clips
     except InterstackError as error:
         log.warning("padding is not measured for the export's card: %s", error)
         return []

@@ -111,7 +111,7 @@ def extract_features(
     if waveforms.shape[1] < needed:
         raise DataError(
             f"The longest utterance of a batch has {waveforms.shape[1]} samples, but the front "
-            f"end needs {needed} to make one frame; leave short audio out (data.min_seconds)."
+            f"end needs {needed} to make one frame: leave shorter audio out"
         )
     if isinstance(getattr(layers[0], "layer_norm", None), nn.GroupNorm):
         # Its result stays the same, and its variance can't cancel in a quiet offset recording.

@@ -69,7 +69,7 @@ class LogMel(nn.Module):
         if waveforms.shape[1] < WINDOW:
             raise DataError(
                 f"The longest utterance of a batch has {waveforms.shape[1]} samples, but Whisper "
-                f"needs {WINDOW}; leave short audio out (data.min_seconds)."
+                f"needs {WINDOW}: leave shorter audio out"
             )
         waveforms = waveforms.masked_fill(~frame_mask(num_samples, waveforms.shape[1]), 0.0)
         # As in the feature extractor, whose mirror at the end the padding to 30 s keeps off speech.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -19,6 +20,7 @@ from interstack.data.assembling import BatchAssembler, BatchDataset, checksum
 from interstack.data.batch import Batch
 from interstack.data.batching import plan_batches
 from interstack.data.feed import FeedSettings
+from interstack.data.left_out import LeftOutHere, LeftOutSoFar, report_skipped
 from interstack.data.loader import SpeechLoader
 from interstack.data.utterance import Utterance
 from interstack.errors import ConfigurationError, InterstackError, RunInterrupted
@@ -90,6 +92,7 @@ class SplitFiller:
         }
         self._expected: set[str] = set()
         self._left_out: list[str] = []
+        self._skipped = LeftOutSoFar(announced=False)
 
     # What there is to do ------------------------------------------------------------------------
 
@@ -179,18 +182,26 @@ class SplitFiller:
     def _batches(self, workers: int) -> Iterator[tuple[dict[str, Utterance], Batch]]:
         """Yield batches of like lengths, the longest first, with their utterances by id."""
         missing = self.missing()
+        settings = replace(self.settings, left_out=LeftOutHere())  # apart from a stream's headers
         for window in _windows(missing):
             lengths = [self.crop(utterance)[1] for utterance in window]
             plan = plan_batches(lengths, self.settings.batch_samples).batches()[::-1]
             batches = [[window[index] for index in batch] for batch in plan]
             by_id = {utterance.id: utterance for utterance in window}
-            dataset = BatchDataset(batches, BatchAssembler(self.settings, self.epoch))
+            dataset = BatchDataset(batches, BatchAssembler(settings, self.epoch))
             seen: set[str] = set()
-            for batch in SpeechLoader(dataset, workers, self.settings.seed):
+            for batch in SpeechLoader(dataset, workers, settings.seed, self._skipped):
                 if not seen.issuperset(batch.ids):  # one that can't be read is replaced by another
                     yield by_id, batch
                 seen.update(batch.ids)
             self._left_out += sorted(by_id.keys() - seen)
+
+    def report(self) -> None:
+        """Log how many utterances of this partition could not be read, and the first."""
+        headers, loaded = self.settings.left_out.take(), self._skipped.total
+        count = headers.skipped + len(self._left_out)
+        example = headers.example or loaded.example
+        report_skipped(count, example, f"utterances of {self.name}")
 
     def _entry(self, utterance: Utterance, waveform: Tensor) -> Entry:
         start, length = self.crop(utterance)

@@ -105,6 +105,7 @@ def make_cache(
                     datamodule.num_workers,
                     progress.advance,
                 )
+                filler.report()
                 remaining += filler.seal()
     return remaining
 

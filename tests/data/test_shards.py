@@ -111,14 +111,26 @@ def test_packing_on_a_full_disk_keeps_the_splits_that_are_complete(
     assert pack(source, output, splits=["validation"]).keys() == {"validation"}
 
 
-def test_packing_can_skip_what_is_corrupt(corpus: Path, tmp_path: Path) -> None:
-    """A truncated file and an empty one."""
+def test_packing_can_skip_what_is_corrupt(
+    corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A truncated file and an empty one; each kind is counted in one line that names the first."""
     first, second = files_of(corpus)[:2]
     first.write_bytes(first.read_bytes()[:-2000])
     second.write_bytes(b"")
     source = LibriSpeechFolder(corpus)
     counts = pack(source, tmp_path / "out", splits=["train"], on_corrupt="skip")
     assert counts == {"train": len(files_of(corpus)) - 2}
+    assert [message.partition(", the first: ")[::2] for message in caplog.messages] == [
+        (
+            "1 files of train can't be read and are skipped",
+            f"{second} is empty (0 bytes): fetch it again or remove it",
+        ),
+        (
+            "1 utterances of train can't be read and are skipped",
+            f"{first} is corrupt (flac decoder lost sync): fetch it again or remove it",
+        ),
+    ]
     with pytest.raises(ConfigurationError, match="utterances_per_shard"):
         pack(source, tmp_path / "other", utterances_per_shard=0)
 

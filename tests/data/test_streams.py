@@ -17,12 +17,12 @@ from corpora import (
 )
 
 from interstack.constants import SAMPLE_RATE
-from interstack.data import SpeechSource
+from interstack.data import Shards, SpeechDataModule, SpeechSource
 from interstack.data.feed import Feed
 from interstack.data.loader import TrainingLoader
 from interstack.data.stream_reading import read_share
 from interstack.data.streams import StreamFeed
-from interstack.errors import ConfigurationError
+from interstack.errors import ConfigurationError, DataError
 
 
 @pytest.fixture(params=["shards", "hub"])
@@ -120,3 +120,32 @@ def test_a_stream_needs_to_know_how_long_an_epoch_is(source: SpeechSource) -> No
     for longest in (None, 31.0):
         with pytest.raises(ConfigurationError, match=r"data\.max_seconds to at most the 30 s"):
             make_stream_module(source, max_seconds=longest)
+
+
+def _twice(source: SpeechSource, module: SpeechDataModule) -> None:
+    """Make a stream's validation split hold each utterance twice."""
+    feed = module._feeds["validation"]
+    assert isinstance(feed, StreamFeed)
+    name = "folders" if isinstance(source, Shards) else "splits"
+    listed = getattr(source, name)
+    listed["validation"] *= 2
+    listed["test"] = listed["validation"]
+
+
+def test_an_id_that_comes_twice_is_noticed_where_outputs_are_kept_by_ids(
+    source: SpeechSource,
+) -> None:
+    """As what is to be predicted or cached, with both places and what to do."""
+    module = make_stream_module(source)
+    _twice(source, module)
+    again = make_stream_module(source)
+    again.setup("predict")
+    shards = isinstance(source, Shards)
+    place = r"recording\.000000\.tar" if shards else "part validation-0 of the dataset"
+    fix = "pack them again" if shards else r"set data\.source\.id_column"
+    message = f"{place}.* holds? .*utterance .*: {fix}|{place}.* both hold an utterance .*: {fix}"
+    with pytest.raises(DataError, match=message):
+        list(again.predict_dataloader())
+    utterances, _ = again.utterances_once("validation")
+    with pytest.raises(DataError, match=message):
+        list(utterances)

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from full_disks import NoSpace
 
@@ -156,3 +157,25 @@ def test_random_is_an_untrained_copy_of_the_first_encoder(
     ]
     assert main(["probe", *words, "--upstream", "random"]) == 2
     assert "needs a model to be a copy of" in capsys.readouterr().err
+
+
+def test_clips_that_can_not_be_used_are_skipped_by_the_command(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that breaks off and one below a frame: refused by name, or counted in table and file."""
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(corpus, spoilt)
+    late, short = sorted((spoilt / "LibriSpeech" / "train-clean-100" / "9002").rglob("*.flac"))[:2]
+    late.write_bytes(late.read_bytes()[:-2000])
+    samples, rate = soundfile.read(short)
+    soundfile.write(short, samples[:399], rate)
+    path = tmp_path / "probe.json"
+    words = ["--corpus", str(spoilt), "--tasks", "speaker", "--seeds", "1", "--json", str(path)]
+    words += ["--upstream", "log-mel"]
+    assert main(["probe", *words]) == 2
+    assert f"error: {late} is corrupt" in capsys.readouterr().err
+    assert main(["probe", *words, "--on-corrupt", "skip"]) == 0
+    assert "skipped: 2 of train" in " ".join(capsys.readouterr().out.split())
+    (probe,) = json.loads(path.read_text())["probes"]
+    assert probe["num_skipped"] == {"train": 2, "validation": 0, "test": 0}
+    assert probe["num_clips"]["train"] == len(read_labelled_clips(corpus, "speaker")["train"]) - 2

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 
 from interstack import cli
@@ -22,6 +25,7 @@ from interstack.evaluation.alignments import (
 )
 from interstack.evaluation.linear_probe import Frames, ProbeSettings, train_probe
 from interstack.evaluation.phone_probe import label_frames, run_phone_probe
+from interstack.evaluation.phone_report import phone_table
 from interstack.evaluation.upstreams import LogMelUpstream, load_upstream
 
 SPEECH = Path(__file__).parents[2] / "assets" / "speech"
@@ -245,3 +249,54 @@ def test_upstreams_that_make_no_sense_are_refused(few_clips: Path, tmp_path: Pat
         run_phone_probe(few_clips, [])
     with pytest.raises(ConfigurationError, match="one seed"):
         run_phone_probe(few_clips, ["log-mel"], seeds=0)
+
+
+def _break_late(file: Path) -> None:
+    """Leave the header and the first frames as they are."""
+    content = file.read_bytes()
+    file.write_bytes(content[:-2000])
+
+
+def _shorten(file: Path) -> None:
+    """Leave a millisecond less than one frame needs."""
+    samples, rate = soundfile.read(file)
+    soundfile.write(file, samples[:384], rate)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (_break_late, "is corrupt (flac decoder lost sync): fetch it again or remove it"),
+        (_shorten, "has 384 samples at 16 kHz, but log-mel needs 400: remove the clip"),
+        (Path.touch, ""),
+    ],
+)
+def test_a_clip_that_can_not_be_used_is_named_or_skipped(
+    spoil: Callable[[Path], None],
+    complaint: str,
+    few_clips: Path,
+    teacher_directory: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """For all upstreams alike, before the first is loaded; those skipped are counted."""
+    corpus = tmp_path / "corpus"
+    shutil.copytree(few_clips, corpus)
+    victim = sorted((corpus / "LibriSpeech" / "test-clean").rglob("*.flac"))[1]
+    spoil(victim)
+    names = ["log-mel", str(teacher_directory)]
+    if complaint:
+        expected = f"{victim} {complaint}"
+        with pytest.raises(DataError, match=re.escape(expected)) as caught:
+            run_phone_probe(corpus, names, seeds=1, settings=QUICK)
+        assert "data." not in str(caught.value)
+    report = run_phone_probe(corpus, names, seeds=1, on_corrupt="skip", settings=QUICK)
+    skipped = int(bool(complaint))
+    assert report.num_skipped == {"train": 0, "validation": 0, "test": skipped}
+    assert report.num_clips["test"] == 3 - skipped
+    assert [
+        message
+        for message in caplog.messages
+        if f"1 clips of test can't be read and are skipped, the first: {victim}" in message
+    ] or not complaint
+    assert ("skipped: 1 of test" in str(phone_table(report).caption)) == bool(complaint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from statistics import fmean
 from xml.etree import ElementTree
@@ -16,6 +17,7 @@ from transformers import AutoModel
 
 from interstack.evaluation.superb.compatibility import s3prl_supplied
 from interstack.evaluation.superb.results import TABLE_FILE
+from interstack.evaluation.superb.tasks import TASKS
 
 
 def table(path: Path) -> dict[str, str]:
@@ -149,3 +151,48 @@ def test_jobs_leave_the_installed_package_alone(
     before = content()
     assert superb(upstream, data_root, tmp_path, "sid", "asv", steps=1) == 0
     assert content() == before
+
+
+SPOILT = {
+    "pr": ["LibriSpeech/train-clean-100", "LibriSpeech/test-clean"],
+    "asr": ["LibriSpeech/train-clean-100", "LibriSpeech/test-clean"],
+    "ks": ["speech_commands_test_set_v0.01/yes"],
+    "sid": ["VoxCeleb1/dev/wav/id10001"],
+    "sf": ["SNIPS/train", "SNIPS/test"],
+    "ic": ["fluent_speech_commands_dataset/wavs/speakers/9001"],
+    "er": ["IEMOCAP/Session1", "IEMOCAP/Session2"],
+    "asv": ["VoxCeleb1/dev/wav/id10001", "VoxCeleb1/test/wav/id10001"],
+    "sd": ["diarization/train"],
+    "qbe": ["quesst14Database/Audio"],
+}
+"""Where a file of each task is spoilt."""
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_audio_that_can_not_be_decoded_is_skipped_and_counted(
+    task: str, upstream: Path, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In training and in what is judged, in every task; by default it is refused by name."""
+    data = tmp_path / "data"
+    shutil.copytree(data_root, data)
+    for table in data.glob("diarization/*/wav.scp"):  # has the folder's name in it
+        table.write_text(table.read_text().replace(str(data_root), str(data)))
+    victims = []
+    for folder in SPOILT[task]:
+        found = sorted((data / folder).rglob("*"))
+        files = [path for path in found if path.suffix in (".wav", ".flac")]
+        victim = files[1 if task == "qbe" else 0]
+        late = victim.suffix == ".flac"  # header and first frames stay
+        victim.write_bytes(victim.read_bytes()[:-2000] if late else b"RIFF")
+        victims.append(str(victim))
+    output = tmp_path / "raise"
+    assert superb(upstream, data, output, task, steps=12) == 2
+    error = capsys.readouterr().err
+    assert any(f"error: {victim} " in error for victim in victims)
+    assert "Traceback" not in error
+    more = ("--on-corrupt", "skip")
+    assert superb(upstream, data, tmp_path / "skip", task, steps=12, more=more) == 0
+    skipped: set[str] = set()
+    for result in (tmp_path / "skip").glob(f"*/{task}/*/result.json"):
+        skipped.update(json.loads(result.read_text())["skipped"])
+    assert {message.partition(" ")[0] for message in skipped} == set(victims)

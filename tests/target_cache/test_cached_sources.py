@@ -10,6 +10,7 @@ import pytest
 from cached_runs import SPEECH, cache, fit, losses, settings
 
 from interstack.cli import main
+from interstack.data import left_out
 from interstack.target_cache.cache import SplitIndex
 
 
@@ -36,9 +37,14 @@ def test_a_streamed_corpus_is_cached_as_a_folder_is(
 
 
 def test_clips_that_are_left_out_are_not_in_the_cache(
-    teacher_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    teacher_directory: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The cache is finished without them, and the run that leaves them out too takes it."""
+    """The cache is finished without them and counts them; a run that skips them too takes it."""
+    lines: list[str] = []
+    monkeypatch.setattr(left_out._log, "warning", lambda text, *parts: lines.append(text % parts))
     corpus = tmp_path / "speech"
     shutil.copytree(SPEECH, corpus)
     spoilt = sorted((corpus / "LibriSpeech" / "train-clean-100").rglob("*.flac"))[5]
@@ -48,6 +54,12 @@ def test_clips_that_are_left_out_are_not_in_the_cache(
     options += ("--data.max_seconds=30", "--data.batch_seconds=31")
     output = tmp_path / "cache"
     assert cache(output, teacher_directory, "--dtype=float16", *options) == 0
+    assert [
+        line
+        for line in lines
+        if line.startswith("1 utterances of train can't be read and are skipped, the first: ")
+        and str(spoilt) in line
+    ] == lines
     kept = SplitIndex.read(output / "train").places
     assert spoilt.stem not in kept
     clips = list(spoilt.parents[2].rglob("*.flac"))

@@ -15,10 +15,10 @@ import importlib.util
 import os
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, Final
 from unittest.mock import patch
 
@@ -27,11 +27,12 @@ from joblib import Parallel
 from torch import Tensor
 from torch.utils.data import DistributedSampler
 
-from interstack.errors import ConfigurationError
+from interstack.constants import SAMPLE_RATE
+from interstack.data.audio_files import list_audio
+from interstack.errors import ConfigurationError, DataError
 from interstack.evaluation.superb.corpora import LibriPhoneDataset, SnipsDataset
-from interstack.evaluation.superb.sox_effects import apply_effects_file, load
+from interstack.evaluation.superb.sox_effects import apply_effects_file, load, read
 
-_AUDIO_SUFFIXES: Final = frozenset({".aac", ".au", ".flac", ".m4a", ".mp3", ".ogg", ".wav"})
 _KEEP_LISTS: Final = {
     "s3prl.downstream.voxceleb1.dataset": ("CACHE_PATH", "{}/"),
     "s3prl.downstream.sv_voxceleb1.dataset": ("__file__", "{}/dataset.py"),
@@ -41,11 +42,7 @@ _KEEP_LISTS: Final = {
 
 def find_files(directory: str | Path) -> list[str]:
     """List audio files as ``librosa.util.find_files`` does: all below, absolute, in order."""
-    return sorted(
-        str(path.absolute())
-        for path in Path(directory).rglob("*")
-        if path.suffix.lower() in _AUDIO_SUFFIXES
-    )
+    return list_audio(Path(directory).absolute()).files
 
 
 class NotDistributed(DistributedSampler[Any]):
@@ -94,11 +91,35 @@ def s3prl_supplied(scratch: Path) -> Iterator[None]:
         if not torch.cuda.is_available():
             # the speaker verification expert moves its mask there, whatever the job's device
             supplied.enter_context(patch.object(Tensor, "cuda", lambda self, *_, **__: self))
+        diarization = importlib.import_module("s3prl.downstream.diarization.dataset")
+        supplied.enter_context(patch.object(diarization, "sf", SimpleNamespace(read=read)))
         verification = importlib.import_module("s3prl.downstream.sv_voxceleb1.dataset")
         supplied.enter_context(patch.object(verification, "Parallel", threads))
         for name, (variable, pattern) in _KEEP_LISTS.items():
             module = importlib.import_module(name)
             supplied.enter_context(patch.object(module, variable, pattern.format(scratch)))
+        yield
+
+
+@contextmanager
+def without_unreadable(report: Callable[[str], None]) -> Iterator[None]:
+    """Let the verification expert, as it is made, leave out what can't be decoded.
+
+    It measures every file, and leaves out those that are too short.
+
+    Args:
+        report: Takes what is wrong with each.
+    """
+
+    def measured(path: str, effects: Sequence[Sequence[str]]) -> tuple[Tensor, int]:
+        try:
+            return apply_effects_file(path, effects)
+        except DataError as error:
+            report(str(error))
+            return torch.zeros(1, 0), SAMPLE_RATE
+
+    verification = importlib.import_module("s3prl.downstream.sv_voxceleb1.dataset")
+    with patch.object(verification, "apply_effects_file", measured):
         yield
 
 

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch.utils.data import Dataset
 
+from interstack.data.audio_files import list_audio
 from interstack.errors import DataError
 
 Example = tuple[str, list[int]]
@@ -76,9 +77,9 @@ class LibriPhoneDataset(BucketedTranscripts):
         phones = read_lexicons([Path(file) for file in lexicon])
         examples = []
         for part in split:
-            files = sorted((Path(path) / part).rglob("*.flac"))
+            files = [Path(file) for file in list_audio(Path(path) / part).files]
             if not files:
-                raise DataError(f"{Path(path) / part} has no .flac files: mend --data-root")
+                raise DataError(f"{Path(path) / part} has no audio: fix --data-root")
             texts = _librispeech_transcripts(files)
             for file in files:
                 words = _said(texts, file).split()
@@ -116,7 +117,7 @@ class SnipsDataset(BucketedTranscripts):
         table = Path(path) / "all.iob.snips.txt"
         lines = table.read_text(encoding="utf-8").splitlines()
         texts = dict(line.split(" ", 1) for line in lines if " " in line)
-        files = [file for part in split for file in sorted((Path(path) / part).rglob("*.wav"))]
+        files = [Path(file) for part in split for file in list_audio(Path(path) / part).files]
         examples = [
             (str(file), tokenizer.encode(texts[file.stem]))
             for file in files
@@ -124,7 +125,7 @@ class SnipsDataset(BucketedTranscripts):
         ]
         if not examples:
             raise DataError(
-                f"{path} has no audio for {', '.join(split)}: of {len(files)} .wav files none is "
+                f"{path} has no audio for {', '.join(split)}: of {len(files)} audio files none is "
                 f"of the speakers {', '.join(speakers)} and in {table.name}"
             )
         super().__init__(examples, bucket_size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ from interstack.checkpointing.atomic import write_whole
 from interstack.checkpointing.disk import is_there, reason, unread
 from interstack.checkpointing.run_lock import run_lock
 from interstack.checkpointing.signals import StopRequest
+from interstack.data.left_out import report_skipped
+from interstack.data.tolerance import OnCorrupt
 from interstack.errors import ConfigurationError, InterstackError, RunInterrupted
 from interstack.evaluation.superb.compatibility import s3prl_supplied
 from interstack.evaluation.superb.layouts import check_layout
@@ -45,6 +47,7 @@ class Job:
         config: The task's settings, with ``{data}`` and ``{job}`` still in them.
         data_root: What stands for ``{data}``.
         output: Directory of all jobs.
+        on_corrupt: What to do at audio that can't be decoded.
     """
 
     upstream: Upstream
@@ -54,6 +57,7 @@ class Job:
     config: Config
     data_root: Path
     output: Path
+    on_corrupt: OnCorrupt = "raise"
 
     @property
     def directory(self) -> Path:
@@ -163,16 +167,20 @@ def run_job(job: Job, device: torch.device, show_progress: bool = True) -> Mappi
             _apart(directory),
         ):
             write_whole(directory / _CONFIG_FILE, yaml.safe_dump(_record(job)).encode())
-            prepare(job.task, config, directory)
+            unprepared = prepare(job.task, config, directory, job.on_corrupt)
             upstream = job.upstream.load(device)
-            training = DownstreamTraining(job.task, config, upstream, directory, job.seed, device)
+            training = DownstreamTraining(
+                job.task, config, upstream, directory, job.seed, device, job.on_corrupt
+            )
+            training.skipped.update(dict.fromkeys(unprepared))
             training.resume()
             _train(training, progress, directory)
             progress.say("judging")
             step = training.load_best()
             scalars = training.evaluate(job.test_split)
-            result = _result(job, step, scalars, device)
+            result = _result(job, step, scalars, device, list(training.skipped))
             write_whole(directory / RESULT_FILE, json.dumps(result, indent=1).encode())
+    report_skipped(len(training.skipped), next(iter(training.skipped), ""), f"files of {job.name}")
     return result
 
 
@@ -198,7 +206,11 @@ def _train(training: DownstreamTraining, progress: JobProgress, directory: Path)
 
 
 def _result(
-    job: Job, step: int, scalars: Mapping[str, float], device: torch.device
+    job: Job,
+    step: int,
+    scalars: Mapping[str, float],
+    device: torch.device,
+    skipped: Sequence[str],
 ) -> dict[str, Any]:
     metrics = {metric.key: metric.scale * scalars[metric.scalar] for metric in job.task.metrics}
     return {
@@ -211,6 +223,7 @@ def _result(
         "step": step,
         "steps": job.config["runner"]["total_steps"],
         "scalars": dict(scalars),
+        "skipped": list(skipped),
         "data_root": str(job.data_root),
         "surroundings": surroundings(device, "32-true"),
     }

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from interstack.data.audio_files import list_audio
 from interstack.errors import DataError
 from interstack.evaluation.superb.tasks import Config, Task
 
@@ -51,7 +52,7 @@ def check_layout(task: Task, config: Config) -> None:
 def _pr(expert: Config) -> Iterator[Problem]:
     corpus = expert["corpus"]
     parts = [part for split in ("train", "dev", "test") for part in corpus[split]]
-    yield from _folders(Path(corpus["path"]), parts, "*.flac", _LIBRISPEECH)
+    yield from _folders(Path(corpus["path"]), parts, None, _LIBRISPEECH)
     for lexicon in corpus["lexicon"]:
         yield from _file(Path(lexicon), _LEXICONS)
 
@@ -59,7 +60,7 @@ def _pr(expert: Config) -> Iterator[Problem]:
 def _asr(expert: Config) -> Iterator[Problem]:
     data = expert["datarc"]
     parts = [part for split in ("train", "dev-clean", "test-clean") for part in data[split]]
-    yield from _folders(Path(data["libri_root"]), parts, "*.flac", _LIBRISPEECH)
+    yield from _folders(Path(data["libri_root"]), parts, None, _LIBRISPEECH)
 
 
 def _ks(expert: Config) -> Iterator[Problem]:
@@ -93,7 +94,7 @@ def _sid(expert: Config) -> Iterator[Problem]:
 
 def _sf(expert: Config) -> Iterator[Problem]:
     root = Path(expert["corpus"]["path"])
-    yield from _folders(root, ["train", "valid", "test"], "*.wav", _SNIPS)
+    yield from _folders(root, ["train", "valid", "test"], None, _SNIPS)
     yield from _file(root / "all.iob.snips.txt", _SNIPS)
     yield from _file(Path(expert["text"]["slots_file"]), _SNIPS)
 
@@ -108,7 +109,7 @@ def _ic(expert: Config) -> Iterator[Problem]:
 def _er(expert: Config) -> Iterator[Problem]:
     root = Path(expert["datarc"]["root"])
     sessions = [f"Session{number}" for number in range(1, 6)]
-    yield from _folders(root, [f"{each}/sentences/wav" for each in sessions], "*.wav", _IEMOCAP)
+    yield from _folders(root, [f"{each}/sentences/wav" for each in sessions], None, _IEMOCAP)
     labels = [f"{each}/dialog/EmoEvaluation" for each in sessions]
     yield from _folders(root, labels, "*.txt", _IEMOCAP)
 
@@ -134,13 +135,15 @@ def _qbe(expert: Config) -> Iterator[Problem]:
         yield from _file(root / "scoring" / f"language_key_{name}.lst", _QUESST)
 
 
-def _folders(root: Path, names: list[str], pattern: str, source: str) -> Iterator[Problem]:
-    """Find folders that are absent, or have no such file below."""
+def _folders(root: Path, names: list[str], pattern: str | None, source: str) -> Iterator[Problem]:
+    """Find folders that are absent, or have no such file below; no audio, without a pattern."""
     for name in dict.fromkeys(names):
         folder = root / name
         if not folder.is_dir():
             yield f"{folder} is missing: {source}"
-        elif next(folder.rglob(pattern), None) is None:
+        elif pattern is None and not list_audio(folder).files:
+            yield f"{folder} has no audio below: {source}"
+        elif pattern is not None and next(folder.rglob(pattern), None) is None:
             yield f"{folder} has no {pattern} below: {source}"
 
 

@@ -12,10 +12,13 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-import soundfile
-
 from interstack.checkpointing.atomic import write_whole
 from interstack.checkpointing.disk import is_there
+from interstack.data.audio_files import list_audio
+from interstack.data.tolerance import OnCorrupt
+from interstack.data.utterance import read_header
+from interstack.errors import DataError
+from interstack.evaluation.superb.sox_effects import load
 from interstack.evaluation.superb.tasks import Config, Task
 
 _VOWELS: Final = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW"
@@ -24,6 +27,8 @@ _NOISES: Final = ("SIL", "SPN")
 _EMOTIONS: Final = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}
 _MERGED: Final = {"exc": "hap"}
 """Excitement counts as happiness, as in SUPERB."""
+Skipped = list[str] | None
+"""Takes what is wrong with each file that is skipped; None: the first ends it."""
 
 
 def phone_inventory() -> list[str]:
@@ -32,29 +37,40 @@ def phone_inventory() -> list[str]:
     return [*_NOISES, *sorted([*stressed, *_CONSONANTS.split()])]
 
 
-def prepare(task: Task, config: Config, directory: Path) -> None:
+def prepare(
+    task: Task, config: Config, directory: Path, on_corrupt: OnCorrupt = "raise"
+) -> list[str]:
     """Make the files that a task's settings name in its job's directory.
 
     Args:
         task: The task.
         config: Its settings, with directories.
         directory: The job's; it exists.
+        on_corrupt: What to do at audio that can't be decoded.
+
+    Returns:
+        What is wrong with each file that is skipped.
+
+    Raises:
+        DataError: If audio can't be decoded and is not to be skipped.
     """
     maker = _MAKERS.get(task.name)
+    skipped: list[str] = []
     if maker is not None:
-        maker(config["downstream_expert"], directory)
+        maker(config["downstream_expert"], directory, skipped if on_corrupt == "skip" else None)
+    return skipped
 
 
-def _phones(_: Config, directory: Path) -> None:
+def _phones(_: Config, directory: Path, __: Skipped) -> None:
     (directory / "phones.txt").write_text("\n".join(phone_inventory()) + "\n")
 
 
-def _slots(_: Config, directory: Path) -> None:
+def _slots(_: Config, directory: Path, __: Skipped) -> None:
     characters = [" ", *string.ascii_uppercase, "'"]
     (directory / "characters.txt").write_text("\n".join(characters) + "\n")
 
 
-def _letters(expert: Config, directory: Path) -> None:
+def _letters(expert: Config, directory: Path, skipped: Skipped) -> None:
     """Write ASR's dictionary, and the lengths by which its batches are made."""
     letters = ["|", *string.ascii_uppercase, "'"]  # a fairseq dictionary counts its symbols
     text = "".join(f"{letter} 1\n" for letter in letters)
@@ -64,15 +80,24 @@ def _letters(expert: Config, directory: Path) -> None:
     lengths.mkdir(exist_ok=True)
     splits = ("train", "dev-clean", "test-clean")
     for part in dict.fromkeys(part for split in splits for part in data[split]):
-        _write_lengths(root, part, lengths / f"{part}.csv")
+        _write_lengths(root, part, lengths / f"{part}.csv", skipped)
 
 
-def _write_lengths(root: Path, part: str, table: Path) -> None:
+def _write_lengths(root: Path, part: str, table: Path, skipped: Skipped) -> None:
     """Write the samples of each file below a part, unless that is done."""
     if is_there(table):
         return
-    files = sorted((root / part).rglob("*.flac"))
-    rows = [(str(file.relative_to(root)), soundfile.info(str(file)).frames) for file in files]
+    files = [Path(file) for file in list_audio(root / part).files]
+    rows = []
+    for file in files:
+        try:
+            samples = read_header(file.stem, str(file), str(file)).num_source_samples
+        except DataError as error:
+            if skipped is None:
+                raise
+            skipped.append(str(error))
+        else:
+            rows.append((str(file.relative_to(root)), samples))
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["file_path", "length"])
@@ -80,11 +105,13 @@ def _write_lengths(root: Path, part: str, table: Path) -> None:
     write_whole(table, text.getvalue().encode())
 
 
-def _emotions(expert: Config, directory: Path) -> None:
+def _emotions(expert: Config, directory: Path, skipped: Skipped) -> None:
     """Write IEMOCAP's labels for a fold: one session to test on, the others to train on."""
     root = Path(expert["datarc"]["root"])
     sessions = [f"Session{number}" for number in range(1, 6)]
     labelled = {session: _labelled(root, session) for session in sessions}
+    if skipped is not None:  # the expert reads all of it as it is made
+        labelled = {each: _decodable(root, rows, skipped) for each, rows in labelled.items()}
     fold = str(expert["datarc"]["test_fold"]).replace("fold", "Session")
     folder = directory / "meta_data" / fold
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +123,8 @@ def _emotions(expert: Config, directory: Path) -> None:
 
 def _labelled(root: Path, session: str) -> list[dict[str, Any]]:
     """Read a session's utterances of the four emotions."""
-    files = {file.stem: file for file in sorted((root / session / "sentences/wav").rglob("*.wav"))}
+    found = list_audio(root / session / "sentences/wav").files
+    files = {file.stem: file for file in map(Path, found)}
     rows = []
     for table in sorted((root / session / "dialog/EmoEvaluation").glob("*.txt")):
         for line in table.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -110,11 +138,23 @@ def _labelled(root: Path, session: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _no_trials(_: Config, directory: Path) -> None:
+def _decodable(root: Path, rows: list[dict[str, Any]], skipped: list[str]) -> list[dict[str, Any]]:
+    kept = []
+    for row in rows:
+        try:
+            load(root / row["path"])
+        except DataError as error:
+            skipped.append(str(error))
+        else:
+            kept.append(row)
+    return kept
+
+
+def _no_trials(_: Config, directory: Path, __: Skipped) -> None:
     (directory / "no_trials.txt").touch()
 
 
-_MAKERS: Final[Mapping[str, Callable[[Config, Path], None]]] = {
+_MAKERS: Final[Mapping[str, Callable[[Config, Path, Skipped], None]]] = {
     "pr": _phones,
     "asr": _letters,
     "sf": _slots,

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import soundfile
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from interstack.errors import ConfigurationError, DataError
+from interstack.data.utterance import read_samples
+from interstack.errors import ConfigurationError
 
 _RMS_WINDOWS_A_SECOND: Final = 50
 """SoX's `silence` judges the root mean square of the last 20 ms."""
@@ -34,7 +34,7 @@ def load(path: str | Path, *_: object, **__: object) -> tuple[Tensor, int]:
     """Read audio as torchaudio did while it had decoders of its own.
 
     Args:
-        path: FLAC, WAV, Ogg or MP3.
+        path: Of any format that libsndfile reads.
         *_: Nothing else is asked for by s3prl.
         **__: The same.
 
@@ -44,11 +44,31 @@ def load(path: str | Path, *_: object, **__: object) -> tuple[Tensor, int]:
     Raises:
         DataError: If it can't be read.
     """
-    try:
-        samples, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{path} can't be read as audio ({error}): replace or remove it") from error
-    return torch.from_numpy(samples.T.copy()), int(rate)
+    samples, rate = read_samples(str(path), str(path))
+    return torch.from_numpy(samples.T.copy()), rate
+
+
+def read(
+    path: str, *_: object, start: int = 0, stop: int | None = None, **__: object
+) -> tuple[NDArray[np.float64], int]:
+    """Read audio as ``soundfile.read`` does, of which s3prl's diarization asks for a stretch.
+
+    Args:
+        path: As `load` takes it.
+        *_: Nothing else is asked for by s3prl.
+        start: First sample.
+        stop: Sample after the last one; None: to the end.
+        **__: The same.
+
+    Returns:
+        (num_samples,) or (num_samples, channels), and the sample rate.
+
+    Raises:
+        DataError: If it can't be read.
+    """
+    samples, rate = read_samples(path, path)
+    wanted = samples[start:stop].astype(np.float64)
+    return wanted[:, 0] if wanted.shape[1] == 1 else wanted, rate
 
 
 def apply_effects_file(

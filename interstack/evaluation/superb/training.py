@@ -7,7 +7,8 @@ import importlib
 import math
 import random
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -20,34 +21,20 @@ from torch.utils.data import DataLoader
 from interstack.checkpointing.atomic import AtomicCheckpointIO
 from interstack.checkpointing.disk import disk_fault, is_there, unread, write_errors
 from interstack.checkpointing.random_state import random_state, restore_random_state
-from interstack.data.workers import load, prepare_worker
+from interstack.data.tolerance import OnCorrupt
+from interstack.data.workers import prepare_worker
 from interstack.errors import CheckpointError, DataError
+from interstack.evaluation.superb.compatibility import without_unreadable
+from interstack.evaluation.superb.reading import (
+    Unreadable,
+    leave_out_of_scores,
+    read_batches,
+)
+from interstack.evaluation.superb.scalars import ScalarLog, Scalars
 from interstack.evaluation.superb.tasks import Config, Metric, Task
 
 STATES_FILE: Final = "states.ckpt"
 BEST_FILE: Final = "best.ckpt"
-Scalars = dict[str, float]
-"""What an expert has logged of a split, by its own names."""
-
-
-class ScalarLog:
-    """Takes what an expert would write for TensorBoard."""
-
-    def __init__(self) -> None:
-        self.scalars: dict[str, float] = {}
-
-    def add_scalar(self, name: str, value: float, global_step: int = 0) -> None:  # noqa: ARG002
-        """Keep a scalar; its name is ``task/split-metric``."""
-        self.scalars[name.rpartition("/")[2]] = float(value)
-
-    def of_split(self, split: str) -> Scalars:
-        """Return what was logged of a split."""
-        prefix = f"{split}-"
-        return {
-            name.removeprefix(prefix): value
-            for name, value in self.scalars.items()
-            if name.startswith(prefix)
-        }
 
 
 class DownstreamTraining:
@@ -64,6 +51,10 @@ class DownstreamTraining:
         directory: The job's; it exists.
         seed: Of weights and data.
         device: What computes.
+        on_corrupt: What to do at audio that can't be decoded.
+
+    Attributes:
+        skipped: What is wrong with each file that was skipped, in the order in which it was met.
     """
 
     def __init__(
@@ -74,8 +65,11 @@ class DownstreamTraining:
         directory: Path,
         seed: int,
         device: torch.device,
+        on_corrupt: OnCorrupt = "raise",
     ) -> None:
         self.task = task
+        self.on_corrupt = on_corrupt
+        self.skipped: dict[str, None] = {}
         self.config = copy.deepcopy(config)
         self.directory = directory
         self.seed = seed
@@ -95,13 +89,16 @@ class DownstreamTraining:
             layer_selection=self.config.get("layer"),
         ).to(device)
         module = importlib.import_module(f"s3prl.downstream.{task.expert}.expert")
-        self.expert: Any = module.DownstreamExpert(
-            upstream_dim=self.featurizer.output_dim,
-            upstream_rate=self.featurizer.downsample_rate,
-            **copy.deepcopy(self.config),
-            expdir=str(directory),
-            device=str(device),
-        ).to(device)
+        with ExitStack() as tolerant:
+            if on_corrupt == "skip":
+                tolerant.enter_context(without_unreadable(self._skip))
+            self.expert: Any = module.DownstreamExpert(
+                upstream_dim=self.featurizer.output_dim,
+                upstream_rate=self.featurizer.downsample_rate,
+                **copy.deepcopy(self.config),
+                expdir=str(directory),
+                device=str(device),
+            ).to(device)
         self._learners = [self.featurizer, self.expert]
         self._parameters = [each for learner in self._learners for each in learner.parameters()]
         self.optimizer: torch.optim.Optimizer | None = None
@@ -165,17 +162,27 @@ class DownstreamTraining:
     def _micro_batches(self, every: int) -> Iterator[float]:
         """Yield the losses of an epoch's batches, each backpropagated."""
         self._seed_all(f"epoch {self.epoch}")
-        batches = load(self._loader("train"))
+        batches = read_batches(self._loader("train"), self.on_corrupt)
+        usable = False
         for _ in islice(batches, self.batches):
             pass  # heard before the job was cut
         if self._random is not None:
             restore_random_state(self._random, self.device)
             self._random = None
-        for content in batches:
+        for content, skipped in batches:
             self.batches += 1
+            self._note(skipped)
+            if content is None:
+                continue
+            usable = True
             loss = self._forward("train", content, defaultdict(list))
             torch.autograd.backward(loss / every)
             yield float(loss)
+        if self.batches and not usable and not self.step:
+            raise DataError(
+                f"no training audio of {self.task.name.upper()} can be decoded, the first: "
+                f"{next(iter(self.skipped))}"
+            )
         if not self.batches:
             raise DataError(
                 f"{self.task.name.upper()} has too little training data for a batch: give more, "
@@ -226,10 +233,21 @@ class DownstreamTraining:
             learner.eval()
         log, loader = ScalarLog(), self._loader(split)
         records: dict[str, list[Any]] = defaultdict(list)
-        numbers = []
-        for number, content in enumerate(load(loader)):
+        numbers: list[int] = []
+        unreadable: list[Unreadable] = []
+        for number, (content, skipped) in enumerate(read_batches(loader, self.on_corrupt)):
+            self._note(skipped)
+            unreadable += skipped
+            if content is None:
+                continue
             self._forward(split, content, records, batch_id=number)
             numbers.append(number)
+        if not numbers:
+            raise DataError(
+                f"no audio of {self.task.name.upper()}'s split {split} can be decoded, the first: "
+                f"{unreadable[0].message if unreadable else 'there is none'}"
+            )
+        leave_out_of_scores(getattr(self.expert, "test_dataset", None), unreadable, records)
         self.expert.log_records(
             split,
             records=records,
@@ -242,6 +260,14 @@ class DownstreamTraining:
             learner.train(learning)
         restore_random_state(before, self.device)
         return log.of_split(split)
+
+    def _note(self, skipped: Sequence[Unreadable]) -> None:
+        for each in skipped:
+            self._skip(each.message)
+
+    def _skip(self, message: str) -> None:
+        """Count what can't be decoded, once however often it is met."""
+        self.skipped.setdefault(message)
 
     def load_best(self) -> int:
         """Take the best step's weights, and return that step; 0 where nothing is trained."""
@@ -269,6 +295,7 @@ class DownstreamTraining:
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
                 "random": random_state(self.device),
+                "skipped": list(self.skipped),
             },
         )
 
@@ -290,6 +317,7 @@ class DownstreamTraining:
         if self.scheduler is not None:
             self.scheduler.load_state_dict(states["scheduler"])
         self._random = states["random"]
+        self.skipped = dict.fromkeys([*states.get("skipped", ()), *self.skipped])
         return True
 
     def _weights(self) -> dict[str, torch.Tensor]:

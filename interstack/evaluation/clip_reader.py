@@ -1,0 +1,79 @@
+"""Clips for a probe, decoded: which of them it can use, and how many it skips."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from interstack.data.decoding import Decoder, decode_each
+from interstack.data.folder import LibriSpeechFolder
+from interstack.data.left_out import LeftOutHere, report_skipped
+from interstack.data.source import Split
+from interstack.data.tolerance import OnCorrupt, Tolerance
+from interstack.data.utterance import Utterance
+from interstack.errors import DataError
+
+
+class ClipReader:
+    """Decodes the clips of a probe, the same ones for all of its upstreams.
+
+    Args:
+        on_corrupt: ``raise``: stop at a clip that can't be decoded or is too short, naming it;
+            ``skip``: leave it out, name the first and count them.
+        min_samples: Samples at 16 kHz that a clip needs.
+        needed_by: The upstream that needs so many.
+
+    Attributes:
+        skipped: Clips that were skipped, by split.
+    """
+
+    def __init__(
+        self, on_corrupt: OnCorrupt = "raise", min_samples: int = 0, needed_by: str = ""
+    ) -> None:
+        self.on_corrupt = on_corrupt
+        self.min_samples = min_samples
+        self.needed_by = needed_by
+        self.skipped: Counter[Split] = Counter()
+
+    def list(self, folder: LibriSpeechFolder, split: Split) -> tuple[list[Utterance], set[str]]:
+        """List a split, and the names without suffix of files that are skipped by their headers.
+
+        Raises:
+            DataError: If the split can't be used.
+        """
+        found, corrupt = folder.utterances(split, self.on_corrupt)
+        self.skipped[split] += len(corrupt)
+        return found, {Path(file).stem for file in corrupt}
+
+    def decode(
+        self, utterances: Iterable[Utterance], decode: Decoder, split: Split
+    ) -> Iterator[tuple[Utterance, Tensor]]:
+        """Yield the clips that can be used with their waveforms.
+
+        Raises:
+            DataError: If a clip can't be used and nothing is to be skipped.
+        """
+        tolerance = Tolerance(self.on_corrupt, LeftOutHere())
+        for utterance, waveform in decode_each(utterances, decode, tolerance):
+            if len(waveform) >= self.min_samples:
+                yield utterance, waveform
+                continue
+            error = DataError(
+                f"{utterance.name} has {len(waveform)} samples at 16 kHz, but {self.needed_by} "
+                f"needs {self.min_samples}: remove the clip, or give --on-corrupt skip"
+            )
+            if self.on_corrupt == "raise":
+                raise error
+            tolerance.left_out.count_skipped(error)
+        counts = tolerance.left_out.take()
+        self.skipped[split] += counts.skipped
+        report_skipped(counts.skipped, counts.example, f"clips of {split}")
+
+
+def skipped_note(num_skipped: Mapping[Split, int]) -> str:
+    """Return a sentence for a table's caption; empty if nothing was skipped."""
+    parts = [f"{count} of {split}" for split, count in num_skipped.items() if count]
+    return f" Clips that can't be used and are skipped: {', '.join(parts)}." if parts else ""
