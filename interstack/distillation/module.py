@@ -68,7 +68,11 @@ class Distillation(DistillationSteps):
         compile_layers: bool = False,
     ) -> None:
         super().__init__()
-        # Checkpoints hold the settings as plain dictionaries, and come back as such.
+        # Checkpoints hold the settings as plain dictionaries, and come back as such. What an earlier
+        # version let a run begin with is read; new settings have to have an effect.
+        for section in (teacher, student, objective):
+            if not isinstance(section, dict):
+                section.check_effects()
         self.teacher_config = _config(TeacherConfig, teacher)
         self.student_config = _config(StudentConfig, student)
         self.objective = _config(ObjectiveConfig, objective)

@@ -7,14 +7,15 @@ never counts and batches of different sizes, or ranks, can be averaged rightly.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from dataclasses import asdict, dataclass
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from interstack.errors import ConfigurationError
+from interstack.settings import Owners, check_effects, defaults_of
 
 ObjectiveKind = Literal["mse", "distilhubert"]
 TargetNormKind = Literal["none", "layer_norm", "channel"]
@@ -42,20 +43,34 @@ class ObjectiveConfig:
     target_norm: TargetNormKind = "none"
     target_norm_seconds: float = 600.0
 
+    OWNERS: ClassVar[Owners] = {
+        "intermediate_weight": ("kind", ("mse",)),
+        "cosine_weight": ("kind", ("distilhubert",)),
+        "target_norm_seconds": ("target_norm", ("channel",)),
+    }
+
     def __post_init__(self) -> None:
         for name, known in (("kind", ObjectiveKind), ("target_norm", TargetNormKind)):
             if getattr(self, name) not in get_args(known):
                 raise ConfigurationError(
-                    f"there is no objective.{name} {getattr(self, name)!r}: choose one of "
+                    f"there is no model.objective.{name} {getattr(self, name)!r}: choose one of "
                     f"{', '.join(get_args(known))}"
                 )
         for name in ("intermediate_weight", "cosine_weight"):
             if getattr(self, name) < 0:
-                raise ConfigurationError(f"objective.{name} {getattr(self, name)} is below 0")
+                raise ConfigurationError(f"model.objective.{name} {getattr(self, name)} is below 0")
         if self.target_norm_seconds <= 0:
             raise ConfigurationError(
-                f"objective.target_norm_seconds {self.target_norm_seconds} must be above 0"
+                f"model.objective.target_norm_seconds {self.target_norm_seconds} must be above 0"
             )
+
+    def check_effects(self) -> None:
+        """Refuse options that have no effect beside the others.
+
+        Raises:
+            ConfigurationError: In that case.
+        """
+        check_effects("model.objective", asdict(self), defaults_of(ObjectiveConfig), self.OWNERS)
 
 
 class TapSums(NamedTuple):
