@@ -144,9 +144,12 @@ def main(arguments: Arguments | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"error: there is no command {words[0]!r}\n\n{overview()}", file=sys.stderr)
         return 2
+    from interstack.commands.overlays import without_empty_configs
+
     _log_to_terminal()
     run, _ = COMMANDS[words[0]]
     try:
+        words = without_empty_configs(words)
         run(words if run is _lightning else words[1:])
     except RunInterrupted as stop:
         return _say_stopped(stop)

@@ -93,4 +93,6 @@ def _plain(value: object) -> object:
 
 def _written(value: object) -> str:
     """Write a value as a configuration file has it."""
-    return str(value).lower() if isinstance(value, bool) else "null" if value is None else f"{value}"
+    return (
+        str(value).lower() if isinstance(value, bool) else "null" if value is None else f"{value}"
+    )

@@ -191,9 +191,7 @@ def _fill(longest: list[int], budget: int, ends: list[int] | None = None) -> lis
     return starts
 
 
-def _halve_largest(
-    starts: list[int], end: int, world_size: int, budget_option: str
-) -> list[int]:
+def _halve_largest(starts: list[int], end: int, world_size: int, budget_option: str) -> list[int]:
     """Halves the batches with the most utterances until the ranks can share them evenly."""
     if end < -(-len(starts) // world_size) * world_size:
         raise DataError(

@@ -59,11 +59,11 @@ class LibriSpeechFolder(FileSource):
         to_be_made = self.download and self.root.name != "LibriSpeech"
         return nested if nested.is_dir() or to_be_made else self.root
 
-    def prepare(self) -> None:
-        """Downloads the missing splits if asked to."""
+    def prepare(self, splits: Sequence[Split] = ("train", "validation", "test")) -> None:
+        """Downloads what is missing of some splits if `download` is set."""
         if not self.download:
             return
-        for name in dict.fromkeys(name for names in self.splits.values() for name in names):
+        for name in dict.fromkeys(name for split in splits for name in self.splits[split]):
             if not (self.base / name).is_dir():
                 download_split(name, self.base)
 
@@ -75,7 +75,7 @@ class LibriSpeechFolder(FileSource):
         """
         files = [file for name in self.splits[split] for file in self._files(name)]
         if not files:
-            raise DataError(f"No split is named for {split}; set data.source.{split}.")
+            raise DataError(f"no split is named for {split}: set {self.section}.{split}")
         ids = self._ids(files)
         with ThreadPoolExecutor(_HEADER_THREADS) as pool:
             results = list(pool.map(_header_or_error, ids, files))
@@ -113,10 +113,10 @@ class LibriSpeechFolder(FileSource):
         else:
             names = sorted(entry.name for entry in self.base.iterdir() if entry.is_dir())
             there = f"{self.base} has {', '.join(names) or 'no folders'}"
-        mend = "name one of these, or point data.source.root elsewhere"
+        mend = f"name one of these, or point {self.section}.root elsewhere"
         if name in LIBRISPEECH_SPLITS and not self.download:
-            mend += ", or set data.source.download=true to fetch it"
-        return f"There is no split {name!r}: {there}; {mend}."
+            mend += f", or set {self.section}.download to true to fetch it"
+        return f"there is no split {name!r}, {there}: {mend}"
 
     def _ids(self, files: Sequence[str]) -> list[str]:
         """Names utterances as LibriSpeech does, by file name; by path where names recur."""

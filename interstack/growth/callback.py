@@ -80,7 +80,8 @@ class InterleavedStacking(L.Callback):
             b^alpha. ``explicit``: as ``lengths`` says.
         alpha: Exponent of ``prop``, and refused with another schedule.
         lengths: Length of each stage for ``explicit``; they sum to the run's.
-        unit: Unit of ``lengths``: ``epochs`` (fractions allowed) or ``steps``; refused without them.
+        unit: Unit of ``lengths``, and refused without them: ``epochs`` (fractions allowed) or
+            ``steps``.
         optimizer_state: The optimizer's moments and step counts at growth. ``reset``: all begin at
             zero. ``carry``: clones begin at zero, everything else goes on. ``clone``: clones begin
             with copies of their parents'.
@@ -127,13 +128,20 @@ class InterleavedStacking(L.Callback):
         check_belongs("rewarm_steps", rewarm_steps, "learning_rate", learning_rate, "rewarm")
         if rewarm_steps is not None and rewarm_steps < 1:
             raise ConfigurationError(f"growth.rewarm_steps {rewarm_steps} must be 1 or more")
-        settings = {"operator": operator, "schedule": schedule, "alpha": alpha, "unit": unit}
+        settings: dict[str, Any] = {
+            "operator": operator,
+            "schedule": schedule,
+            "alpha": alpha,
+            "unit": unit,
+        }
         settings |= {"optimizer_state": optimizer_state, "learning_rate": learning_rate}
         defaults = defaults_of(InterleavedStacking)
         check_effects("growth", settings, defaults, _OWNERS)
         for name in _OF_GROWTH_STEPS if len(depths) == 1 else ():
             where = f"with the single depth of growth.depths {list(depths)}"
-            check_effect(f"growth.{name}", settings[name], defaults[name], where, "give more depths")
+            check_effect(
+                f"growth.{name}", settings[name], defaults[name], where, "give more depths"
+            )
         self._rehearse()
 
     def _rehearse(self) -> None:

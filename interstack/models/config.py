@@ -133,8 +133,8 @@ def student_hubert_config(
         front_end |= {"feat_extract_norm": student.feat_extract_norm}
     elif teacher is None or not hasattr(teacher, "conv_kernel"):
         raise ConfigurationError(
-            f"model.student.front_end is {student.front_end!r}, but the teacher takes log-mel features "
-            "and has no waveform front end: give model.student.front_end own"
+            f"model.student.front_end is {student.front_end!r}, but the teacher takes log-mel "
+            "features and has no waveform front end: give model.student.front_end own"
         )
     else:
         front_end = {key: getattr(teacher, key) for key in FRONT_END_KEYS if hasattr(teacher, key)}
@@ -175,8 +175,8 @@ def _check_student(student: StudentConfig) -> None:
     lengths = {len(student.conv_dim), len(student.conv_kernel), len(student.conv_stride)}
     if len(lengths) != 1:
         raise ConfigurationError(
-            "model.student.conv_dim, conv_kernel and conv_stride must have one entry a convolution each, "
-            f"but have {len(student.conv_dim)}, {len(student.conv_kernel)} and "
+            "model.student.conv_dim, conv_kernel and conv_stride must have one entry a convolution "
+            f"each, but have {len(student.conv_dim)}, {len(student.conv_kernel)} and "
             f"{len(student.conv_stride)}"
         )
     if not 0.0 <= student.dropout < 1.0:

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from interstack.checkpointing.atomic import write_whole
-from interstack.errors import TeacherError
+from interstack.errors import TeacherError, first_line
 from interstack.models.teacher import Teacher, TeacherOutput
 from interstack.target_cache.cache import TargetCache
 from interstack.target_cache.values import StoredTargets, restore
@@ -68,10 +69,15 @@ class CachedTeacher:
         path = self.cache.directory / FRONT_END_FILE
         try:
             weights: dict[str, Tensor] = load_file(path)
-        except OSError as error:
+        except FileNotFoundError as error:
             raise TeacherError(
                 f"the cache in {self.cache.directory} holds no front end of {self.source} to share "
                 "or copy: give model.student.front_end own"
+            ) from error
+        except (OSError, SafetensorError) as error:
+            raise TeacherError(
+                f"{path} can't be read ({first_line(error)}): make the cache anew in another "
+                "directory"
             ) from error
         return weights
 
