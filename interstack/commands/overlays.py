@@ -23,15 +23,12 @@ def without_empty_configs(words: Sequence[str]) -> list[str]:
         ConfigurationError: If a configuration file is no YAML, or holds something else than keys.
     """
     kept: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        name, equals, value = word.partition("=")
-        if name not in _OPTIONS:
-            kept.append(word)
-            continue
-        given = [word] if equals else [word, *([next(rest)] if len(kept) + 1 < len(words) else [])]
-        path = value if equals else given[-1]
-        if not _is_empty(Path(path)):
+    place = 0
+    while place < len(words):
+        name, equals, path = words[place].partition("=")
+        given = list(words[place : place + 1 if equals or name not in _OPTIONS else place + 2])
+        place += len(given)
+        if name not in _OPTIONS or not _is_empty(Path(path or given[-1])):
             kept += given
     return kept
 

@@ -68,8 +68,8 @@ class Distillation(DistillationSteps):
         compile_layers: bool = False,
     ) -> None:
         super().__init__()
-        # Checkpoints hold the settings as plain dictionaries, and come back as such. What an earlier
-        # version let a run begin with is read; new settings have to have an effect.
+        # Checkpoints hold the settings as plain dictionaries, and come back as such. Those are read
+        # as they are, whatever an earlier version accepted; others have to have an effect.
         for section in (teacher, student, objective):
             if not isinstance(section, dict):
                 section.check_effects()

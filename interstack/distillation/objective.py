@@ -27,8 +27,10 @@ class ObjectiveConfig:
 
     Attributes:
         kind: ``mse``: mean squared error on the last tap plus ``intermediate_weight`` times its
-            mean over all taps (arXiv 2606.11766). ``distilhubert``: the sum over the taps of
-            L1 − ``cosine_weight`` · log σ(cosine similarity) (arXiv 2110.01900).
+            mean over all taps (arXiv 2606.11766), so that of three taps the last weighs 1 + w/3;
+            the paper leaves open whether it counts twice, and whether sums or means are taken.
+            ``distilhubert``: the sum over the taps of L1 − ``cosine_weight`` · log σ(cosine
+            similarity) (arXiv 2110.01900).
         intermediate_weight: w, the weight of the layer-to-layer term of ``mse``.
         cosine_weight: λ, the weight of the cosine term of ``distilhubert``.
         target_norm: ``none``; ``layer_norm``: each frame to zero mean and unit variance over its

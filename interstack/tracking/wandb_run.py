@@ -152,10 +152,10 @@ def _finish(run: Any, exit_code: int) -> None:  # noqa: ANN401, W&B's
     directory = Path(run.dir).parent
     try:
         run.finish(exit_code)
-    except TimeoutError:
+    except Exception as error:  # the client's own are of many kinds; what was trained is saved
         log.warning(
-            "Weights & Biases can't be reached at the run's end: wandb sync %s sends what it lacks",
-            directory,
+            "Weights & Biases lacks the end of the run (%s): wandb sync %s sends it",
+            *(first_line(error), directory),
         )
         return
     if run.offline:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import soundfile
 import torch
 from cached_runs import SPEECH, cache, fit
 from safetensors.torch import load_file, save_file
+
+from interstack.errors import TeacherError
+from interstack.target_cache.teacher import CachedTeacher
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -137,3 +141,20 @@ def test_audio_that_has_changed_is_told_from_what_the_teacher_heard(
     own = ("--model.student.front_end=own", "--model.student.conv_dim=[8,8,8,8,8,8,8]")
     assert fit(tmp_path / "run", teacher_directory, *words, *own) == 2
     assert "is not what the cache of targets" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "holds no front end of whisper"), (b"cut", "front_end.safetensors can't be read")],
+)
+def test_a_front_end_that_cant_be_read_is_named(
+    content: bytes | None, message: str, tmp_path: Path
+) -> None:
+    """Missing, as of a teacher that takes log-mel, or corrupt."""
+    if content is not None:
+        (tmp_path / "front_end.safetensors").write_bytes(content)
+    cached = CachedTeacher.__new__(CachedTeacher)
+    cached.cache = SimpleNamespace(directory=tmp_path)  # type: ignore[assignment]
+    cached.source = "whisper"
+    with pytest.raises(TeacherError, match=message):
+        cached.front_end_state()
