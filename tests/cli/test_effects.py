@@ -88,7 +88,9 @@ def test_an_option_without_effect_is_refused(
 )
 def test_growth_refuses_alike_in_python(settings: dict[str, Any], message: str) -> None:
     """Where the schedule does not need it, and where nothing grows."""
-    with pytest.raises(ConfigurationError, match=f"^{message}.*, which has no effect with growth"):
+    with pytest.raises(
+        ConfigurationError, match=f"^{message}.*, which has no effect with .*growth"
+    ):
         InterleavedStacking(**settings)
 
 
@@ -176,7 +178,7 @@ def test_an_option_that_had_no_effect_may_differ_on_resuming(teacher_directory: 
     run = SavedRun(Path("x.ckpt"), 1, 3, began, None, None)
     check_same_model(model, run, resumes=True)
     began["objective"]["intermediate_weight"] = 2.0
-    with pytest.raises(ConfigurationError, match="intermediate_weight was 2.0 and is 0.5: give"):
+    with pytest.raises(ConfigurationError, match=r"intermediate_weight was 2\.0 and is 0\.5: give"):
         check_same_model(model, run, resumes=True)
 
 
@@ -202,11 +204,11 @@ def test_a_resolved_configuration_loads_again(
     resolved = directory / "config.yaml"
     settings = yaml.safe_load(resolved.read_text())
     assert (settings["growth"]["alpha"], settings["growth"]["unit"]) == (1.0, "epochs")
-    assert main(["fit", f"--config={resolved}", "--ckpt_path=last"]) == 0
     del settings["tracking"]
     older = tmp_path / "older.yaml"
     older.write_text(yaml.safe_dump(settings))
-    assert main(["fit", f"--config={older}", "--ckpt_path=last"]) == 0
+    both = [f"--config={resolved}", f"--config={older}"]
+    assert main(["fit", *both, "--ckpt_path=last"]) == 0
     assert main(["validate", f"--ckpt_path={directory / 'checkpoints' / 'last.ckpt'}"]) == 0
     assert "which has no effect" not in capsys.readouterr().err
 

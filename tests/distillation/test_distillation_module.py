@@ -17,8 +17,8 @@ from small_runs import (
     make_batch,
     make_module,
     make_trainer,
-    training_batches,
     small_student,
+    training_batches,
 )
 from torch import Tensor
 from transformers import AutoModel, WhisperModel

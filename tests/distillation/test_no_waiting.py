@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from interstack.checkpointing.callback import Checkpoints
 from interstack.distillation.module import Distillation
 from interstack.distillation.objective import ObjectiveConfig, ObjectiveKind
-from interstack.models.config import FrontEnd, StudentConfig, TeacherConfig
+from interstack.models.config import FrontEnd, TeacherConfig
 from interstack.tracking.dashboard import Dashboard
 from interstack.tracking.progress_bar import StageProgressBar
 from interstack.tracking.stages import StageRecorder

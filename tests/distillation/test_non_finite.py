@@ -11,9 +11,9 @@ from small_runs import loader, make_batch, make_module, make_trainer, training_b
 from spoilt_runs import NAN, skipping, spoilt, train
 from torch import Tensor
 
+from interstack.distillation.finite import NumberFormats
 from interstack.distillation.module import Distillation
 from interstack.distillation.non_finite import NonFiniteBatches, NonFinitePolicy
-from interstack.distillation.finite import NumberFormats
 from interstack.errors import ConfigurationError, DataError
 from interstack.models.teacher import TeacherOutput
 

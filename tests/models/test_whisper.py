@@ -11,6 +11,7 @@ from families import NUM_LAYERS, edit_json, pad, read_speech, save, whisper_conf
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from interstack.errors import DataError, TeacherError
+from interstack.evaluation.superb.upstream import TeacherUpstream
 from interstack.models.teacher import Teacher
 from interstack.models.whisper import LogMel
 

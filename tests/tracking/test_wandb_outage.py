@@ -101,14 +101,14 @@ Reach = Callable[[str], None]
 
 @pytest.fixture
 def reach(monkeypatch: pytest.MonkeyPatch) -> Iterator[Reach]:
-    """Let W&B's client speak to an address, with limits of a second; a fresh client, and after."""
+    """Let W&B's client speak to an address, for a second; a fresh client, and after."""
 
     def speak_to(address: str) -> None:
         wandb.teardown()
         for name in ("WANDB_MODE", "WANDB_RUN_ID", "WANDB_QUIET", "WANDB_SILENT"):
             monkeypatch.delenv(name, raising=False)
-        limits = {"WANDB_INIT_TIMEOUT": "1", "WANDB_FINISH_TIMEOUT": "1"}
-        for name, value in {"WANDB_BASE_URL": address, "WANDB_API_KEY": KEY, **limits}.items():
+        service = {"WANDB_BASE_URL": address, "WANDB_API_KEY": KEY, "WANDB_INIT_TIMEOUT": "1"}
+        for name, value in service.items():
             monkeypatch.setenv(name, value)
 
     yield speak_to
@@ -131,7 +131,11 @@ def test_a_run_goes_on_offline_under_its_id(
         with caplog.at_level(logging.INFO, "interstack"), finished_wandb():
             begin_wandb([logger], "offline")
             logger.log_metrics({"loss": 1.0}, step=3)
-        (warning,) = [each.message for each in caplog.records if each.levelno == logging.WARNING]
+        (warning,) = [
+            each.message
+            for each in caplog.records
+            if each.levelno == logging.WARNING and each.name.startswith("interstack")
+        ]
     assert logger.experiment.id == "abc12345"
     offline = Offline(tmp_path)
     assert offline.exit_code == 0
@@ -142,33 +146,36 @@ def test_a_run_goes_on_offline_under_its_id(
 
 def test_an_option_lets_an_outage_stop_the_run(reach: Reach, tmp_path: Path) -> None:
     """With the option's name."""
-    with refusing() as address, pytest.raises(ConfigurationError, match=r"tracking\.wandb_outage"):
+    with refusing() as address:
         reach(address)
-        begin_wandb([make_logger(tmp_path)], "stop")
+        with pytest.raises(ConfigurationError, match=r"tracking\.wandb_outage"):
+            begin_wandb([make_logger(tmp_path)], "stop")
 
 
 def test_what_the_service_refuses_is_an_error(reach: Reach, tmp_path: Path) -> None:
     """A key that is not its own is the user's to correct, also where an outage is not."""
-    with (
-        serving(refuse) as address,
-        pytest.raises(ConfigurationError, match=r"403.*correct that"),
-        finished_wandb(),
-    ):
+    with serving(refuse) as address:
         reach(address)
-        begin_wandb([make_logger(tmp_path)], "offline")
+        with pytest.raises(ConfigurationError, match=r"403.*correct that"), finished_wandb():
+            begin_wandb([make_logger(tmp_path)], "offline")
 
 
 def test_an_outage_at_the_end_does_not_hold_the_run_up(
-    reach: Reach, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    reach: Reach,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It began online; what could not be sent is in its directory."""
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
     with finished_wandb(), caplog.at_level(logging.INFO, "interstack"), ExitStack() as stack:
         reach(stack.enter_context(serving(accept)))
+        monkeypatch.setenv("WANDB_INIT_TIMEOUT", "20")
         logger = make_logger(tmp_path)
         begin_wandb([logger], "offline")
         assert not logger.experiment.offline
         logger.log_metrics({"loss": 1.0})
-    told = [each.message for each in caplog.records]
+    told = [each.message for each in caplog.records if each.name.startswith("interstack")]
     assert told[0].endswith("/me/x/runs/abc12345")
     (directory,) = tmp_path.glob("wandb/run-*")
     assert f"wandb sync {directory} sends it" in told[-1]
@@ -195,10 +202,8 @@ def test_a_fit_in_an_outage_is_whole_and_without_colours(
     assert done.stderr.count("can't be reached") == 1
     offline = Offline(tmp_path / "run")
     assert offline.directory.name.endswith("-swept001")
-    assert (offline.exit_code, "val/loss" in {key for row in offline.rows for key in row}) == (
-        0,
-        True,
-    )
+    assert offline.exit_code == 0
+    assert sum("train/loss" in row for row in offline.rows) == 4
     assert (tmp_path / "run" / "wandb_id").read_text() == "swept001\n"
 
 
