@@ -27,7 +27,7 @@ import lightning as L
 import torch
 from lightning.pytorch.trainer.connectors.logger_connector import _LoggerConnector
 
-from benchmarks.options import RECORDS
+from benchmarks.options import add_output
 from benchmarks.records import write_record
 from benchmarks.table import logging_table
 from interstack.cli import main as interstack
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.logging_cost", description=__doc__)
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--steps", type=int, default=80)
-    parser.add_argument("--output", type=Path, default=RECORDS, help="directory for the record")
+    add_output(parser)
     options = parser.parse_args(arguments)
     if options.repetitions < 1:
         parser.error(f"--repetitions {options.repetitions} has to be 1 or more")

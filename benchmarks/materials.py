@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -61,15 +61,16 @@ class Scale:
         """Return the student's settings."""
         if not self.quick:
             return StudentConfig(front_end=setting.front_end)
-        return StudentConfig(
+        tiny = StudentConfig(
             front_end=setting.front_end,
             hidden_size=32,
             intermediate_size=64,
             num_attention_heads=4,
-            conv_dim=_TINY_FRONT_END,
             num_conv_pos_embeddings=16,
             num_conv_pos_embedding_groups=4,
         )
+        own = setting.front_end == "own"
+        return replace(tiny, conv_dim=_TINY_FRONT_END) if own else tiny
 
     def audio(self) -> Batch:
         """Return the batch, always the same."""
@@ -169,4 +170,4 @@ class Materials:
 
     def _teacher_config(self, dtype: TeacherDtype) -> TeacherConfig:
         source = str(self.directory / "teacher")
-        return TeacherConfig(source, TAPS, dtype=dtype, local_files_only=True)
+        return TeacherConfig(source, TAPS, dtype=dtype)

@@ -15,6 +15,9 @@ from interstack.errors import ConfigurationError
 from interstack.models.compiling import check_can_compile
 
 RECORDS: Final = Path(__file__).parent / "records"
+"""The project's own records, from which the README's tables are made."""
+MEASUREMENTS: Final = Path(__file__).parents[1] / "runs" / "benchmarks"
+"""Where a measurement goes that is none of these; git ignores it."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Options:
     precision: str = "32"
     compile: bool = False
     peak_tflops: float | None = None
-    output: Path = RECORDS
+    output: Path = MEASUREMENTS
 
     def __post_init__(self) -> None:
         for name in ("repetitions", "utterances"):
@@ -55,8 +58,8 @@ class Options:
             raise ConfigurationError("--device cuda needs a GPU that torch can use: give cpu")
         if self.quick and self.output.resolve() == RECORDS.resolve():
             raise ConfigurationError(
-                "--quick says nothing about speed and belongs to no record that is kept: give "
-                "--output another directory"
+                "--quick says nothing about speed and belongs to none of the project's records: "
+                "leave --record out"
             )
         if self.compile:
             check_can_compile(self.device)
@@ -96,5 +99,27 @@ def parse(arguments: Sequence[str]) -> Options:
     parser.add_argument("--precision", choices=("32", "bf16"), default=defaults.precision)
     parser.add_argument("--compile", action="store_true", help="also time compiled layers")
     parser.add_argument("--peak-tflops", type=float, help="the chip's dense bfloat16 peak")
-    parser.add_argument("--output", type=Path, default=RECORDS, help="directory for the record")
+    add_output(parser)
     return Options(**vars(parser.parse_args(arguments)))
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where a measurement goes, as ``output``.
+
+    Only ``--record`` writes among the project's records, whose newest the README has to show.
+    """
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument(
+        "--output",
+        type=Path,
+        default=MEASUREMENTS,
+        help="directory for the measurement (default runs/benchmarks)",
+    )
+    place.add_argument(
+        "--record",
+        dest="output",
+        action="store_const",
+        const=RECORDS,
+        help="add it to the project's records; python -m benchmarks.table then brings the README's "
+        "tables up to date",
+    )

@@ -88,6 +88,10 @@ COMMANDS: dict[str, tuple[Callable[[Arguments], None], str]] = {
 }
 
 
+_CONFIGURED = (_lightning, _plan, _cache, _pack)
+"""Commands that take configuration files."""
+
+
 def overview() -> str:
     """Return what the command line offers."""
     lines = [f"  {name:<9} {purpose}" for name, (_, purpose) in COMMANDS.items()]
@@ -144,9 +148,13 @@ def main(arguments: Arguments | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"error: there is no command {words[0]!r}\n\n{overview()}", file=sys.stderr)
         return 2
+    from interstack.commands.overlays import without_empty_configs
+
     _log_to_terminal()
     run, _ = COMMANDS[words[0]]
     try:
+        if run in _CONFIGURED:
+            words = without_empty_configs(words)
         run(words if run is _lightning else words[1:])
     except RunInterrupted as stop:
         return _say_stopped(stop)

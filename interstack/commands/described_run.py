@@ -12,6 +12,7 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+from interstack.commands.effects import check_sections
 from interstack.commands.lightning import TRAINER_DEFAULTS, InterstackCLI
 from interstack.commands.quiet import hush_lightning
 from interstack.data.datamodule import SpeechDataModule
@@ -63,6 +64,7 @@ def describe_run(
             add_options(parser)
 
         def before_instantiate_classes(self) -> None:
+            check_sections(self.config)
             self.config.trainer.logger = False
             self.config.trainer.enable_checkpointing = False
             self.config.trainer.enable_progress_bar = False

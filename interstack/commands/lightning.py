@@ -16,6 +16,7 @@ from interstack.checkpointing.callback import Checkpoints
 from interstack.checkpointing.deferred import deferred_writes
 from interstack.checkpointing.disk import write_errors
 from interstack.checkpointing.run_lock import run_lock
+from interstack.commands.effects import check_sections
 from interstack.commands.quiet import hush_lightning
 from interstack.commands.resuming import checkpoint_of, with_saved_config
 from interstack.commands.run_directory import (
@@ -29,10 +30,10 @@ from interstack.distillation.module import Distillation
 from interstack.evaluation.predictions import SaveHiddenStates
 from interstack.export.callback import SaveStudent
 from interstack.growth.callback import InterleavedStacking
-from interstack.tracking.boards import finished_wandb
 from interstack.tracking.dashboard import Dashboard
 from interstack.tracking.progress_bar import StageProgressBar
 from interstack.tracking.stages import StageRecorder
+from interstack.tracking.wandb_run import Tracking, begin_wandb, finished_wandb
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "default_root_dir": "runs/interstack",
@@ -44,7 +45,7 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 
 
 class InterstackCLI(LightningCLI):
-    """A LightningCLI whose sections are trainer, model, growth, data and checkpoint.
+    """A LightningCLI whose sections are trainer, model, growth, data, checkpoint and tracking.
 
     Args:
         resources: What is held as long as the command runs.
@@ -56,9 +57,10 @@ class InterstackCLI(LightningCLI):
         super().__init__(**settings)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add growth and checkpoints; let the model begin at the first stage's depth."""
+        """Add growth, checkpoints and tracking; let the model begin at the first depth."""
         parser.add_lightning_class_args(InterleavedStacking, "growth")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
+        parser.add_class_arguments(Tracking, "tracking")
         parser.link_arguments("growth.depths", "model.initial_depth", compute_fn=_first)
 
     def _parse_ckpt_path(self) -> None:
@@ -66,9 +68,10 @@ class InterstackCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Settle in the run's directory before anything is made that writes."""
+        config = self.config if self.subcommand is None else self.config[self.subcommand]
+        check_sections(config)
         if self.subcommand is None:
             return
-        config = self.config[self.subcommand]
         if config.trainer.enable_progress_bar is False:
             self.trainer_defaults["callbacks"] = [
                 callback
@@ -84,6 +87,10 @@ class InterstackCLI(LightningCLI):
             config.trainer.logger = False  # what is judged is printed; the run's own log stays
         if self.subcommand == "predict":
             config.return_predictions = False  # they go to disk, not all into memory
+
+    def before_fit(self) -> None:
+        """Begin the W&B run before Lightning does, which would let an outage stop the training."""
+        begin_wandb(self.trainer.loggers, self.config.fit.tracking.wandb_outage)
 
 
 def _first(depths: Sequence[int]) -> int:

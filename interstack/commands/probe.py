@@ -18,6 +18,7 @@ from interstack.evaluation.clip_probe import clip_table, run_clip_probe
 from interstack.evaluation.phone_probe import run_phone_probe
 from interstack.evaluation.phone_report import phone_table
 from interstack.evaluation.upstreams import LOG_MEL, RANDOM
+from interstack.settings import check_effect
 
 TASKS = ("phones", "domain", "speaker")
 
@@ -37,6 +38,12 @@ def run_probe(arguments: Sequence[str]) -> None:
         raise ConfigurationError(
             f"there is no probe for {', '.join(unknown)}: --tasks are {' '.join(TASKS)}"
         )
+    if options.seeds < 1:
+        raise ConfigurationError(f"--seeds is {options.seeds}: give 1 or more")
+    if "phones" not in options.tasks:
+        where, fix = f"with --tasks {' '.join(options.tasks)}", "add phones to --tasks"
+        check_effect("--alignments", options.alignments, None, where, fix)
+        check_effect("--per-layer", options.per_layer, False, where, fix)
     if options.json is not None:
         check_output(options.json, "--json")
     options.upstream = _with_untrained(options.upstream)
@@ -65,7 +72,10 @@ def _parser() -> argparse.ArgumentParser:
         help="phones (forced alignments), domain (of prompts), speaker (characters of a game); "
         "default: phones",
     )
-    parser.add_argument("--alignments", help="table of phones (default: CORPUS/alignments/en.tsv)")
+    parser.add_argument(
+        "--alignments",
+        help="table of phones, for the task phones (default: CORPUS/alignments/en.tsv)",
+    )
     parser.add_argument(
         "--upstream",
         action="append",

@@ -13,10 +13,13 @@ from jsonargparse import Namespace
 from interstack.checkpointing.disk import write_errors
 from interstack.checkpointing.reading import SavedRun, newest_run, read_checkpoint
 from interstack.commands.run_directory import checkpoint_directory
+from interstack.distillation.objective import ObjectiveConfig
 from interstack.errors import CheckpointError, ConfigurationError
 from interstack.growth.callback import InterleavedStacking
 from interstack.growth.progress import run_length
 from interstack.growth.record import ScheduleRecord, check_unchanged
+from interstack.models.config import StudentConfig
+from interstack.settings import idle_options
 
 log = logging.getLogger(__name__)
 
@@ -96,11 +99,11 @@ def check_same_model(settings: Mapping[str, Any], run: SavedRun, *, resumes: boo
     Raises:
         ConfigurationError: With every difference.
     """
-    now = dict(_flat(settings))
+    now, idle = dict(_flat(settings)), _idle(run.model)
     differences = [
         f"model.{name} was {then!r} and is {now[name]!r}"
         for name, then in _flat(run.model)
-        if name in now and now[name] != then and _matters(name, resumes)
+        if name in now and now[name] != then and name not in idle and _matters(name, resumes)
     ]
     if differences:
         mend = (
@@ -115,6 +118,16 @@ def check_same_model(settings: Mapping[str, Any], run: SavedRun, *, resumes: boo
 
 def _matters(name: str, resumes: bool) -> bool:
     return name not in _MAY_CHANGE if resumes else name.startswith(_JUDGES)
+
+
+def _idle(model: Mapping[str, Any]) -> set[str]:
+    """Return the options that had no effect on the run, whose values an older version let be."""
+    owners = {"student": StudentConfig.OWNERS, "objective": ObjectiveConfig.OWNERS}
+    return {
+        f"{section}.{name}"
+        for section, belongs in owners.items()
+        for name in idle_options(model[section], belongs)
+    }
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -68,7 +68,8 @@ def settle_in(config: Namespace, resumed: SavedRun | None) -> None:
 
     Args:
         config: The subcommand's parsed configuration; changed in place. A logger whose ``save_dir``
-            is ``.`` gets the run's directory, a W&B logger without an id the run's.
+            is ``.`` gets the run's directory, a W&B logger without an id the run's, which is
+            ``WANDB_RUN_ID`` if that is set.
         resumed: The checkpoint that the run goes on from. What lies beyond it is moved aside, and
             the metrics go on behind it. Without one the run begins anew, and an earlier one in the
             directory is moved aside. Nothing is ever overwritten.
@@ -89,14 +90,24 @@ def settle_in(config: Namespace, resumed: SavedRun | None) -> None:
             check_writable(directory)
             if resumed is not None:
                 _go_back_to(resumed, directory, checkpoints)
-    loggers = config.trainer.logger
-    for logger in loggers if isinstance(loggers, list) else [loggers]:
+    for logger in loggers_of(config):
         arguments = getattr(logger, "init_args", None)
         if arguments is not None and str(arguments.get("save_dir")) == HERE:
             arguments.save_dir = str(directory)
-            if logger.class_path.endswith("WandbLogger") and arguments.get("id") is None:
+            if is_wandb(logger) and arguments.get("id") is None:
                 with write_errors(directory / WANDB_ID_FILE, fix):
                     arguments.id = _wandb_id(directory)
+
+
+def loggers_of(config: Namespace) -> list[Any]:
+    """Return the loggers of a parsed configuration, each as class and arguments, or a switch."""
+    loggers = config.trainer.logger
+    return loggers if isinstance(loggers, list) else [loggers]
+
+
+def is_wandb(logger: Any) -> bool:  # noqa: ANN401, a class and its arguments, or a switch
+    """Return whether a logger of a parsed configuration is Weights & Biases."""
+    return str(getattr(logger, "class_path", "")).endswith("WandbLogger")
 
 
 def move_aside(path: Path) -> None:
@@ -157,15 +168,18 @@ def _go_back_to(resumed: SavedRun, directory: Path, checkpoints: Path) -> None:
 
 
 def _wandb_id(directory: Path) -> str | None:
-    """Return the id under which all parts of a run are one run in W&B; rank zero logs."""
+    """Return the id under which all parts of a run are one run in W&B; rank zero logs.
+
+    ``WANDB_RUN_ID``, which launchers and agents of sweeps set, goes before the run's own.
+    """
     if not is_first_process():
         return None
     file = directory / WANDB_ID_FILE
-    known = file.read_text().strip() if is_there(file) else ""
-    if not known:  # or empty, as a full disk leaves a file
-        known = uuid.uuid4().hex[:8]
-        write_whole(file, f"{known}\n".encode())
-    return known
+    known = file.read_text().strip() if is_there(file) else ""  # empty, as a full disk leaves it
+    wanted = os.environ.get("WANDB_RUN_ID") or known or uuid.uuid4().hex[:8]
+    if wanted != known:
+        write_whole(file, f"{wanted}\n".encode())
+    return wanted
 
 
 class SaveConfig(SaveConfigCallback):

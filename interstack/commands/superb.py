@@ -25,12 +25,14 @@ from interstack.evaluation.superb.results import (
 )
 from interstack.evaluation.superb.tasks import (
     TASKS,
+    Task,
     limit_workers,
     presets,
     protocol,
     tasks_named,
 )
 from interstack.evaluation.superb.upstream import Upstream
+from interstack.settings import check_effect
 from interstack.target_cache.share import Share
 
 log = logging.getLogger(__name__)
@@ -47,8 +49,10 @@ def run_superb(arguments: Sequence[str]) -> None:
     """
     options = _parser().parse_args(arguments)
     tasks = tasks_named(options.tasks)
-    if options.seeds < 1 or options.num_workers < 0:
+    workers = options.num_workers
+    if options.seeds < 1 or (workers is not None and workers < 0):
         raise ConfigurationError("superb needs --seeds of 1 at least, and --num-workers of 0")
+    _check_effects(options, tasks)
     jobs = _jobs(options)
     if not options.table:
         _check(jobs)
@@ -105,8 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num-workers",
         type=int,
-        default=max(1, (os.cpu_count() or 2) - 1),
-        help="decoding processes a job at most",
+        help="decoding processes a job at most (default: one less than there are processors)",
     )
     parser.add_argument(
         "--share",
@@ -120,19 +123,25 @@ def _parser() -> argparse.ArgumentParser:
         "first and count them (default raise)",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
-    parser.add_argument("--table", action="store_true", help="only print what is there")
+    parser.add_argument(
+        "--table",
+        action="store_true",
+        help="only print what is there; --share, --device and --num-workers belong to jobs",
+    )
     return parser
 
 
 def _jobs(options: argparse.Namespace) -> list[Job]:
     """Return all jobs, in the order in which they are shared out."""
     changes = dict(_change(text) for text in options.set)
+    workers = options.num_workers
+    most = max(1, (os.cpu_count() or 2) - 1) if workers is None else workers
     upstreams = [Upstream.find(name) for name in dict.fromkeys(options.upstream)]
     jobs = []
     for upstream in upstreams:
         for task in tasks_named(options.tasks):
             config = protocol(task, options.preset, changes)
-            limit_workers(config, options.num_workers)
+            limit_workers(config, most)
             jobs += [
                 Job(
                     *(upstream, task, variant, seed, config, options.data_root, options.output),
@@ -142,6 +151,25 @@ def _jobs(options: argparse.Namespace) -> list[Job]:
                 for variant in task.variants
             ]
     return jobs
+
+
+def _check_effects(options: argparse.Namespace, tasks: Sequence[Task]) -> None:
+    """Refuse options that have no effect on the tasks that are named, or on a mere table."""
+    names = [task.name for task in tasks]
+    here = f"with --tasks {' '.join(names)}"
+    for key, _ in map(_change, options.set):
+        owner = key.partition(".")[0]
+        if owner in TASKS and owner not in names:
+            raise ConfigurationError(
+                f"--set {key} has no effect {here}: leave it out, or add {owner} to --tasks"
+            )
+    plain = [protocol(task, "superb", {}) for task in tasks]
+    if plain == [protocol(task, options.preset, {}) for task in tasks]:
+        check_effect("--preset", options.preset, "superb", here, "name a task that it changes")
+    if options.table:
+        for name, default in (("share", None), ("device", "auto"), ("num_workers", None)):
+            flag = f"--{name.replace('_', '-')}"
+            check_effect(flag, getattr(options, name), default, "with --table", "leave --table out")
 
 
 def _change(text: str) -> tuple[str, Any]:

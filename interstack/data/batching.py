@@ -106,6 +106,7 @@ def plan_batches(
     *,
     world_size: int = 1,
     keep_order: bool = False,
+    budget_option: str = "data.batch_seconds",
 ) -> BatchPlan:
     """Plans batches whose padded size, utterances × longest, stays within a budget.
 
@@ -117,6 +118,7 @@ def plan_batches(
         world_size: the number of batches is made a multiple of it by halving the batches with
             the most utterances.
         keep_order: leave the utterances as they stand; only without buckets.
+        budget_option: name of the option that the budget comes from, for the message.
 
     Raises:
         DataError: the utterances are too few for the ranks.
@@ -125,14 +127,15 @@ def plan_batches(
     order = np.arange(len(lengths)) if keep_order else np.argsort(lengths, kind="stable")
     lengths = lengths[order]
     if num_buckets is None:
-        starts = _halve_largest(_fill(lengths.tolist(), budget), len(lengths), world_size)
+        starts = _fill(lengths.tolist(), budget)
+        starts = _halve_largest(starts, len(lengths), world_size, budget_option)
         return BatchPlan(order, lengths, np.arange(len(lengths)), np.asarray(starts))
     bucket_starts = _bucket_starts(lengths, budget, num_buckets)
     for spread, width in (*_TRADES, _FOR_LACK_OF_A_BETTER):
         longest = _longest(lengths, bucket_starts, spread)
         reached = np.searchsorted(lengths, lengths * width, side="right")
         filled = _fill(longest.tolist(), budget, reached.tolist())
-        starts = _halve_largest(filled, len(lengths), world_size)
+        starts = _halve_largest(filled, len(lengths), world_size, budget_option)
         plan = BatchPlan(order, lengths, bucket_starts, np.asarray(starts), spread)
         if plan.padding((0,)) + plan.padding((1,)) <= 2 * _MOST_PADDING:
             break
@@ -188,12 +191,12 @@ def _fill(longest: list[int], budget: int, ends: list[int] | None = None) -> lis
     return starts
 
 
-def _halve_largest(starts: list[int], end: int, world_size: int) -> list[int]:
+def _halve_largest(starts: list[int], end: int, world_size: int, budget_option: str) -> list[int]:
     """Halves the batches with the most utterances until the ranks can share them evenly."""
     if end < -(-len(starts) // world_size) * world_size:
         raise DataError(
             f"{end} utterances in {len(starts)} batches can't be shared evenly by {world_size} "
-            "ranks; raise data.batch_seconds, use fewer devices or more data."
+            f"ranks: raise {budget_option}, lower trainer.devices, or give more data"
         )
     starts = list(starts)
     while len(starts) % world_size:

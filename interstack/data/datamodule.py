@@ -20,6 +20,7 @@ from interstack.data.source import SpeechSource, Split
 from interstack.data.tolerance import OnCorrupt
 from interstack.data.utterance import Utterance
 from interstack.errors import ConfigurationError
+from interstack.settings import check_effect
 from interstack.target_cache.cache import TargetCache
 
 _log = logging.getLogger(__name__)
@@ -53,10 +54,10 @@ class SpeechDataModule(L.LightningDataModule):
         on_corrupt: raise: stop at audio that can't be decoded, naming it; skip: leave it out and
             count it.
         resample: resample audio of other rates to 16 kHz instead of refusing it.
-        epoch_batches: batches that make an epoch on each rank. Streams need it, and only they: an
-            epoch of a folder is every utterance once.
+        epoch_batches: batches that make an epoch on each rank. Streams need it; a folder refuses
+            it, since its epoch is every utterance once.
         crop: random: training crops at another place each epoch; fixed: at one place for each
-            utterance, whatever the seed, so that its targets can be cached.
+            utterance, whatever the seed, so that its targets can be cached. Needs max_seconds.
         target_cache: directory of targets that the command `cache` has computed; the teacher is
             then never loaded. Null: it computes them in every step.
 
@@ -97,6 +98,8 @@ class SpeechDataModule(L.LightningDataModule):
         self.crop: CropPlace = crop
         self.target_cache = target_cache
         self.targets: TargetCache | None = None
+        evaluates_alike = validation_batch_seconds is None
+        self._evaluation_option = f"{'' if evaluates_alike else 'validation_'}batch_seconds"
         self._check_settings()
         self._left_out = LeftOutSoFar()
         self._feeds: dict[Split, Feed] = {}
@@ -116,6 +119,9 @@ class SpeechDataModule(L.LightningDataModule):
         for name, (value, least) in at_least.items():
             if value is not None and value < least:
                 raise ConfigurationError(f"data.{name} is {value}; it must be at least {least:g}.")
+        if self.max_seconds is None:
+            where = "with data.max_seconds null, where nothing is cropped"
+            check_effect("data.crop", self.crop, "random", where, "give data.max_seconds")
 
     def prepare_data(self) -> None:
         """Downloads what the source is allowed to; Lightning calls it once a machine."""
@@ -153,7 +159,8 @@ class SpeechDataModule(L.LightningDataModule):
             _log.info("utterances left out: %s", counts)
 
     def _settings(self, split: Split) -> FeedSettings:
-        seconds = self.batch_seconds if split == "train" else self.validation_batch_seconds
+        training = split == "train"
+        seconds = self.batch_seconds if training else self.validation_batch_seconds
         return FeedSettings(
             batch_samples=int(seconds * SAMPLE_RATE),
             max_samples=None if self.max_seconds is None else int(self.max_seconds * SAMPLE_RATE),
@@ -165,6 +172,7 @@ class SpeechDataModule(L.LightningDataModule):
             epoch_batches=self.epoch_batches,
             left_out=LeftOutHere(),
             crop=self.crop,
+            budget_option=f"data.{'batch_seconds' if training else self._evaluation_option}",
         )
 
     def utterances_once(self, split: Split) -> tuple[Iterable[Utterance], FeedSettings]:

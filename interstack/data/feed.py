@@ -48,6 +48,7 @@ class FeedSettings:
         left_out: counts the utterances left out in this process.
         crop: where training crops what is too long.
         targets: the teacher's, from a cache; None: they are the model's to compute.
+        budget_option: name of the option that `batch_samples` comes from, for messages.
     """
 
     batch_samples: int
@@ -61,6 +62,7 @@ class FeedSettings:
     left_out: LeftOutHere
     crop: CropPlace = "random"
     targets: SplitTargets | None = None
+    budget_option: str = "data.batch_seconds"
 
     def decoder(self, epoch: int | None) -> Decoder:
         """Returns what decodes and crops in an epoch of training, or in evaluation (None)."""
@@ -92,16 +94,21 @@ class FeedSettings:
         return Tolerance(self.on_corrupt, self.left_out)
 
 
-def check_rate(utterance: Utterance, resample: bool) -> None:
+def check_rate(utterance: Utterance, resample: bool, option: str = "data.resample") -> None:
     """Refuses rates other than 16 kHz unless resampling is allowed.
+
+    Args:
+        utterance: the utterance.
+        resample: whether it is allowed.
+        option: the option that allows it, by its name in the command at hand.
 
     Raises:
         DataError: the utterance is at another rate.
     """
     if utterance.sample_rate != SAMPLE_RATE and not resample:
         raise DataError(
-            f"{utterance.name} is sampled at {utterance.sample_rate} Hz, not {SAMPLE_RATE}; set "
-            "resample=true, or resample the corpus once and for all."
+            f"{utterance.name} is sampled at {utterance.sample_rate} Hz, not {SAMPLE_RATE}: set "
+            f"{option} to true, or resample the corpus once and for all"
         )
 
 

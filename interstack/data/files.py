@@ -18,6 +18,7 @@ from interstack.data.source import SpeechSource, Split
 from interstack.data.tolerance import OnCorrupt
 from interstack.data.utterance import Utterance
 from interstack.errors import ConfigurationError, DataError
+from interstack.settings import check_effect
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +48,9 @@ class FileSource(SpeechSource):
 
     def open(self, split: Split, settings: FeedSettings) -> FileFeed:
         """Lists the split's utterances and keeps the usable ones; see `SpeechSource.open`."""
+        where = f"with {type(self).__name__}, whose epoch is every utterance once"
+        fix = "limit an epoch by trainer.limit_train_batches"
+        check_effect("data.epoch_batches", settings.epoch_batches, None, where, fix)
         found, corrupt = self.checked_utterances(split, settings.on_corrupt)
         for utterance in found:
             check_rate(utterance, settings.resample)
@@ -115,9 +119,9 @@ class FileFeed(Feed):
         if self.longest_samples > settings.batch_samples:
             longest = utterances[self._lengths.index(self.longest_samples)]
             raise ConfigurationError(
-                f"{longest.name} takes {self.longest_samples / SAMPLE_RATE:.1f} s, but a batch "
-                f"only {settings.batch_samples / SAMPLE_RATE:.1f} s; raise data.batch_seconds or "
-                "lower data.max_seconds."
+                f"{settings.budget_option} is {settings.batch_samples / SAMPLE_RATE:g}, but "
+                f"{longest.name} lasts {self.longest_samples / SAMPLE_RATE:.1f} s: raise "
+                f"{settings.budget_option} or lower data.max_seconds"
             )
 
         for utterance, crop in zip(utterances, crops, strict=True):
@@ -171,7 +175,11 @@ class FileFeed(Feed):
         Longest first because what does not fit into memory then fails at once.
         """
         plan = plan_batches(
-            self._lengths, self.settings.batch_samples, world_size=world_size, keep_order=keep_order
+            self._lengths,
+            self.settings.batch_samples,
+            world_size=world_size,
+            keep_order=keep_order,
+            budget_option=self.settings.budget_option,
         )
         batches = plan.batches() if keep_order else plan.batches()[::-1]
         # what is to be predicted is the student's alone

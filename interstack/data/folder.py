@@ -63,11 +63,11 @@ class LibriSpeechFolder(FileSource):
         to_be_made = self.download and self.root.name != "LibriSpeech"
         return nested if nested.is_dir() or to_be_made else self.root
 
-    def prepare(self) -> None:
-        """Downloads the missing splits if asked to."""
+    def prepare(self, splits: Sequence[Split] = ("train", "validation", "test")) -> None:
+        """Downloads what is missing of some splits if `download` is set."""
         if not self.download:
             return
-        for name in dict.fromkeys(name for names in self.splits.values() for name in names):
+        for name in dict.fromkeys(name for split in splits for name in self.splits[split]):
             if not (self.base / name).is_dir():
                 download_split(name, self.base)
 
@@ -95,7 +95,7 @@ class LibriSpeechFolder(FileSource):
     def _files(self, split: Split) -> list[str]:
         """List the audio files of a split's folders, each once."""
         if not self.splits[split]:
-            raise DataError(f"No split is named for {split}; set data.source.{split}.")
+            raise DataError(f"no split is named for {split}: set {self.section}.{split}")
         seen: set[object] = set()
         files, unsupported, repeated = [], [], 0
         for name in self.splits[split]:
@@ -135,10 +135,10 @@ class LibriSpeechFolder(FileSource):
         else:
             names = sorted(entry.name for entry in self.base.iterdir() if entry.is_dir())
             there = f"{self.base} has {', '.join(names) or 'no folders'}"
-        mend = "name one of these, or point data.source.root elsewhere"
+        mend = f"name one of these, or point {self.section}.root elsewhere"
         if name in LIBRISPEECH_SPLITS and not self.download:
-            mend += ", or set data.source.download=true to fetch it"
-        return f"There is no split {name!r}: {there}; {mend}."
+            mend += f", or set {self.section}.download to true to fetch it"
+        return f"there is no split {name!r}, {there}: {mend}"
 
     def _ids(self, files: Sequence[str], split: Split) -> list[str]:
         """Name utterances as LibriSpeech does, by file name; by path where names recur.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Final
 
 import fsspec
 
@@ -13,9 +13,13 @@ from interstack.data.source import Split
 from interstack.data.stream_reading import Shard
 from interstack.data.streams import StreamSource
 from interstack.errors import DataError
+from interstack.settings import check_effect
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
+
+
+_ID_COLUMN: Final = "id"
 
 
 class HubDataset(StreamSource):
@@ -32,9 +36,12 @@ class HubDataset(StreamSource):
         validation: splits to validate on.
         test: splits to test and predict on.
         audio_column: column that holds the audio.
-        id_column: column that names the utterance; where there is none, the audio's file name or
-            else its position does.
-        revision: branch, tag or commit of the dataset.
+        id_column: column that names the utterance; where there is no column "id", the audio's file
+            name or else its position does.
+        revision: branch, tag or commit of the dataset; refused for a local folder.
+
+    Raises:
+        ConfigurationError: there is a revision of a local folder.
     """
 
     def __init__(
@@ -45,7 +52,7 @@ class HubDataset(StreamSource):
         validation: Sequence[str] = ("validation.clean",),
         test: Sequence[str] = ("test.clean",),
         audio_column: str = "audio",
-        id_column: str = "id",
+        id_column: str = _ID_COLUMN,
         revision: str | None = None,
     ) -> None:
         self.path = path
@@ -58,24 +65,27 @@ class HubDataset(StreamSource):
         self.audio_column = audio_column
         self.id_column = id_column
         self.revision = revision
+        if Path(path).is_dir():
+            where = f"with {self.section}.path {path}, a local folder"
+            check_effect(f"{self.section}.revision", revision, None, where)
 
     def shards(self, split: Split) -> Sequence[Shard]:
         """Lists the files of a split's dataset; see `StreamSource.shards`."""
         shards = [shard for name in self.splits[split] for shard in self._shards_of(name)]
         if not shards:
-            raise DataError(f"No split is named for {split}; set data.source.{split}.")
+            raise DataError(f"no split is named for {split}: set {self.section}.{split}")
         return shards
 
     def _shards_of(self, split: str) -> list[Shard]:
         from datasets import Audio
 
         dataset = self._load(split)
-        columns = dataset.column_names
-        if columns is not None and self.audio_column not in columns:
-            raise DataError(
-                f"{self.path} has no column {self.audio_column!r} but {', '.join(columns)}; set "
-                "data.source.audio_column."
-            )
+        for option, column in self._columns_needed().items():
+            if dataset.column_names is not None and column not in dataset.column_names:
+                raise DataError(
+                    f"{self.section}.{option} is {column!r}, but {self.path} has the columns "
+                    f"{', '.join(dataset.column_names)}: name one of these"
+                )
         dataset = dataset.cast_column(self.audio_column, Audio(decode=False))
         number = dataset.num_shards
         return [
@@ -88,6 +98,11 @@ class HubDataset(StreamSource):
             for place in [f"{split}-{index}"]
         ]
 
+    def _columns_needed(self) -> dict[str, str]:
+        """Returns the options that name a column which has to be there, and what they are."""
+        needed = {"audio_column": self.audio_column}
+        return needed | ({} if self.id_column == _ID_COLUMN else {"id_column": self.id_column})
+
     def _load(self, split: str) -> IterableDataset:
         """Opens a split without reading it."""
         from datasets import load_dataset
@@ -99,7 +114,7 @@ class HubDataset(StreamSource):
         except Exception as error:  # datasets, huggingface_hub and httpx each raise their own
             raise DataError(
                 f"The split {split!r} of the dataset {self.path!r} can't be opened ({error}). "
-                "Without a connection to the hub, set data.source.path to a local copy, or use "
+                f"Without a connection to the hub, set {self.section}.path to a local copy, or use "
                 "LibriSpeechFolder or Shards."
             ) from error
 

@@ -61,15 +61,19 @@ def pack(
         InterstackError: the disk is full; splits that are complete are kept.
     """
     if utterances_per_shard < 1:
-        raise ConfigurationError("utterances_per_shard must be at least 1.")
+        raise ConfigurationError(
+            f"--utterances_per_shard is {utterances_per_shard}: give 1 or more"
+        )
+    source.section = "--source"
+    source.prepare(splits)
     packed: dict[Split, int] = {}
     for split in splits:
         target = Path(output) / split
         if target.exists():
-            raise DataError(f"{target} exists already; remove it or choose another output.")
+            raise DataError(f"{target} exists already: remove it, or give another --output")
         utterances, _ = source.checked_utterances(split, on_corrupt)
         for utterance in utterances:
-            check_rate(utterance, resample)
+            check_rate(utterance, resample, "--resample")
         order = np.random.default_rng(seed).permutation(len(utterances))
         partial_ = target.with_name(f".{split}.partial")
         shuffled = [utterances[index] for index in order]

@@ -52,7 +52,7 @@ class Shards(StreamSource):
     def shards(self, split: Split) -> Sequence[Shard]:
         """Lists a split's shards; see `StreamSource.shards`."""
         if not self.folders[split]:
-            raise DataError(f"No folder of shards is named for {split}; set data.source.{split}.")
+            raise DataError(f"no folder of shards is named for {split}: set {self.section}.{split}")
         return [
             Shard(url, partial(_read, url), "pack them again under other names, or leave one out")
             for folder in self.folders[split]

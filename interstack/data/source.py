@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 from interstack.data.feed import Feed, FeedSettings
@@ -13,9 +14,16 @@ Split: TypeAlias = Literal["train", "validation", "test"]
 class SpeechSource(ABC):
     """A corpus with a train, a validation and a test split."""
 
-    def prepare(self) -> None:
-        """Fetches what is missing. Called in one process a machine, before `open`."""
-        return
+    section: str = "data.source"
+    """What its options' names begin with in the command at hand, for messages."""
+
+    def prepare(self, splits: Sequence[Split] = ("train", "validation", "test")) -> None:
+        """Fetches what is missing of some splits. Called in one process a machine, before `open`.
+
+        Args:
+            splits: the splits.
+        """
+        del splits
 
     @abstractmethod
     def open(self, split: Split, settings: FeedSettings) -> Feed:

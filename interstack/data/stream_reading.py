@@ -84,7 +84,8 @@ def read_share(
         if not found:
             raise DataError(
                 f"Reader {reader} of {num_readers} finds no usable utterance in its share of "
-                f"{len(shards)} shards; use fewer workers or devices, or pack more shards."
+                f"{len(shards)} shards: lower data.num_workers or trainer.devices, or pack more "
+                "shards"
             )
         yield None
 

@@ -33,13 +33,14 @@ class StreamSource(SpeechSource):
         """Lists the split's shards and tries the first utterance; see `SpeechSource.open`."""
         if split == "train" and settings.epoch_batches is None:
             raise ConfigurationError(
-                "A stream has no end of its own: set data.epoch_batches to the batches that make "
-                "an epoch on each rank."
+                "data.epoch_batches is null, but a stream has no end of its own: set it to the "
+                "batches that make an epoch on each rank"
             )
         if settings.max_samples is None or settings.max_samples > settings.batch_samples:
             raise ConfigurationError(
-                "A stream's longest utterance is not known beforehand: set data.max_seconds to at "
-                f"most the {settings.batch_samples / SAMPLE_RATE:g} s of a batch."
+                "the longest utterance of a stream is not known beforehand: set data.max_seconds "
+                f"to at most the {settings.batch_samples / SAMPLE_RATE:g} s of "
+                f"{settings.budget_option}, or raise that"
             )
         shards = self.shards(split)
         first = next(read_once(shards, settings), None)

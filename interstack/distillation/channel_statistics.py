@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from interstack.data.batch import Batch
-from interstack.distillation.finite import BatchLoss
+from interstack.distillation.finite import BatchLoss, NumberFormats
 from interstack.distillation.non_finite import ANOTHER_RANK, NonFinitePolicy
 from interstack.distillation.objective import TapSums
 from interstack.distillation.reduction import sum_over_ranks
@@ -28,6 +28,7 @@ def measure_channels(
     ask: Callable[[Batch], tuple[StudentOutput, tuple[Tensor, ...]]],
     seconds: float,
     policy: NonFinitePolicy,
+    formats: NumberFormats,
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Sum the targets' channels over the first batches, as one process would over all ranks'.
 
@@ -36,6 +37,7 @@ def measure_channels(
         ask: Gives the student's output and the targets as the teacher has them.
         seconds: Seconds of audio to measure on, all ranks together.
         policy: Whether targets that are not finite stop the run, or are left out.
+        formats: What they are computed with.
 
     Returns:
         What ``TargetNorm.measure`` takes: the sums of each batch, equal on all ranks.
@@ -52,7 +54,7 @@ def measure_channels(
         if bool(torch.isfinite(squares).all()):
             measured.append((total, squares, frames))
         else:
-            part = BatchLoss(TapSums(mine[1], mine[2]), targets, output, batch)
+            part = BatchLoss(TapSums(mine[1], mine[2]), targets, output, batch, formats)
             here = f"training batch {number}, for the targets' channel statistics"
             fault = f"{here}: {ANOTHER_RANK}" if part.is_finite else part.fault(here)
             if policy == "stop":

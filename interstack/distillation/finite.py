@@ -10,14 +10,38 @@ from torch import Tensor
 from interstack.data.batch import Batch
 from interstack.distillation.objective import TapSums
 from interstack.models.student import StudentOutput
+from interstack.models.teacher import overflow_fix
 
-_MENDS = {
-    "audio": "Repair these files, or leave them out",
-    "target": "The teacher overflows there: give model.teacher.dtype float32 or bfloat16, or leave "
-    "these utterances out",
-    "prediction": "The student has diverged: lower model.optimizer.learning_rate, or train with "
-    "trainer.precision bf16-mixed or 32-true",
-}
+
+class NumberFormats(NamedTuple):
+    """What a loss is computed with, which decides how an overflow can be helped.
+
+    Attributes:
+        teacher: ``model.teacher.dtype``.
+        student: ``trainer.precision``.
+        target_norm: ``model.objective.target_norm``.
+    """
+
+    teacher: str
+    student: str
+    target_norm: str
+
+    def fix(self, whose: str) -> str:
+        """Return what to do where the ``audio``, ``target`` or ``prediction`` is not finite."""
+        if whose == "audio":
+            return "repair these files, or leave them out"
+        if whose == "target":
+            return overflow_fix(self.teacher)
+        narrow = self.student == "16-mixed"
+        other = ", or give trainer.precision bf16-mixed or 32-true" if narrow else ""
+        return f"the student has diverged: lower model.optimizer.learning_rate{other}"
+
+    @property
+    def overflow_fix(self) -> str:
+        """What to do where the loss alone is not finite."""
+        if self.target_norm == "layer_norm":
+            return "the student has diverged: lower model.optimizer.learning_rate"
+        return "set model.objective.target_norm to layer_norm"
 
 
 class BatchLoss(NamedTuple):
@@ -28,12 +52,14 @@ class BatchLoss(NamedTuple):
         targets: The teacher's hidden states before their normalisation, one tensor a tap.
         output: The student's output.
         batch: The batch.
+        formats: What it was computed with.
     """
 
     sums: TapSums
     targets: tuple[Tensor, ...]
     output: StudentOutput
     batch: Batch
+    formats: NumberFormats
 
     @property
     def is_finite(self) -> bool:
@@ -64,8 +90,9 @@ class BatchLoss(NamedTuple):
                     for name, is_bad in zip(self.batch.ids, bad.tolist(), strict=True)
                     if is_bad
                 ]
-                return f"{where}: the {whose} of {', '.join(names)} is not finite. {_MENDS[whose]}"
+                fix = self.formats.fix(whose)
+                return f"{where}: the {whose} of {', '.join(names)} is not finite: {fix}"
         return (
             f"{where}: the loss of {', '.join(self.batch.ids)} overflows although targets and "
-            "predictions are finite: set model.objective.target_norm to layer_norm"
+            f"predictions are finite: {self.formats.overflow_fix}"
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from interstack.data.batch import Batch
 from interstack.distillation.channel_statistics import measure_channels
 from interstack.distillation.checks import check_lengths
-from interstack.distillation.finite import BatchLoss
+from interstack.distillation.finite import BatchLoss, NumberFormats
 from interstack.distillation.metrics import DistillationLoss
 from interstack.distillation.non_finite import NonFiniteBatches, NonFinitePolicy
 from interstack.distillation.objective import ObjectiveConfig, tap_sums
@@ -68,7 +68,11 @@ class Distillation(DistillationSteps):
         compile_layers: bool = False,
     ) -> None:
         super().__init__()
-        # Checkpoints hold the settings as plain dictionaries, and come back as such.
+        # Checkpoints hold the settings as plain dictionaries, and come back as such. Those are read
+        # as they are, whatever an earlier version accepted; others have to have an effect.
+        for section in (teacher, student, objective):
+            if not isinstance(section, dict):
+                section.check_effects()
         self.teacher_config = _config(TeacherConfig, teacher)
         self.student_config = _config(StudentConfig, student)
         self.objective = _config(ObjectiveConfig, objective)
@@ -177,7 +181,8 @@ class Distillation(DistillationSteps):
         self._move_teacher()
         if self.target_norm.wants_statistics:
             seconds, policy = self.objective.target_norm_seconds, self.non_finite.policy
-            self.target_norm.measure(measure_channels(self.trainer, self, seconds, policy))
+            sums = measure_channels(self.trainer, self, seconds, policy, self.number_formats)
+            self.target_norm.measure(sums)
 
     def compile_as_asked(self) -> None:
         """Compile the layers of student and teacher, on the device that they are used on.
@@ -237,6 +242,12 @@ class Distillation(DistillationSteps):
         told: TeacherOutput = teacher(batch.waveforms, batch.num_samples, with_features=shared)
         return told
 
+    @property
+    def number_formats(self) -> NumberFormats:
+        """What the loss is computed with."""
+        precision = "32-true" if self._trainer is None else str(self._trainer.precision)
+        return NumberFormats(self.teacher_config.dtype, precision, self.objective.target_norm)
+
     def batch_loss(self, batch: Batch, told: TeacherOutput | None = None) -> BatchLoss:
         """Return what the loss of a batch is made of, in fp32 whatever the models compute in.
 
@@ -248,7 +259,7 @@ class Distillation(DistillationSteps):
         with torch.autocast(self.device.type, enabled=False):
             normalised = self.target_norm(targets)
             sums = tap_sums(output.predictions, normalised, output.mask, self.objective)
-        return BatchLoss(sums, targets, output, batch)
+        return BatchLoss(sums, targets, output, batch, self.number_formats)
 
 
 def _config(kind: type[ConfigT], value: ConfigT | dict[str, Any]) -> ConfigT:

@@ -7,14 +7,15 @@ never counts and batches of different sizes, or ranks, can be averaged rightly.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from dataclasses import asdict, dataclass
+from typing import ClassVar, Literal, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from interstack.errors import ConfigurationError
+from interstack.settings import Owners, check_effects, defaults_of
 
 ObjectiveKind = Literal["mse", "distilhubert"]
 TargetNormKind = Literal["none", "layer_norm", "channel"]
@@ -26,8 +27,10 @@ class ObjectiveConfig:
 
     Attributes:
         kind: ``mse``: mean squared error on the last tap plus ``intermediate_weight`` times its
-            mean over all taps (arXiv 2606.11766). ``distilhubert``: the sum over the taps of
-            L1 − ``cosine_weight`` · log σ(cosine similarity) (arXiv 2110.01900).
+            mean over all taps (arXiv 2606.11766), so that of three taps the last weighs 1 + w/3;
+            the paper leaves open whether it counts twice, and whether sums or means are taken.
+            ``distilhubert``: the sum over the taps of L1 − ``cosine_weight`` · log σ(cosine
+            similarity) (arXiv 2110.01900).
         intermediate_weight: w, the weight of the layer-to-layer term of ``mse``.
         cosine_weight: λ, the weight of the cosine term of ``distilhubert``.
         target_norm: ``none``; ``layer_norm``: each frame to zero mean and unit variance over its
@@ -42,20 +45,34 @@ class ObjectiveConfig:
     target_norm: TargetNormKind = "none"
     target_norm_seconds: float = 600.0
 
+    OWNERS: ClassVar[Owners] = {
+        "intermediate_weight": ("kind", ("mse",)),
+        "cosine_weight": ("kind", ("distilhubert",)),
+        "target_norm_seconds": ("target_norm", ("channel",)),
+    }
+
     def __post_init__(self) -> None:
         for name, known in (("kind", ObjectiveKind), ("target_norm", TargetNormKind)):
             if getattr(self, name) not in get_args(known):
                 raise ConfigurationError(
-                    f"there is no objective.{name} {getattr(self, name)!r}: choose one of "
+                    f"there is no model.objective.{name} {getattr(self, name)!r}: choose one of "
                     f"{', '.join(get_args(known))}"
                 )
         for name in ("intermediate_weight", "cosine_weight"):
             if getattr(self, name) < 0:
-                raise ConfigurationError(f"objective.{name} {getattr(self, name)} is below 0")
+                raise ConfigurationError(f"model.objective.{name} {getattr(self, name)} is below 0")
         if self.target_norm_seconds <= 0:
             raise ConfigurationError(
-                f"objective.target_norm_seconds {self.target_norm_seconds} must be above 0"
+                f"model.objective.target_norm_seconds {self.target_norm_seconds} must be above 0"
             )
+
+    def check_effects(self) -> None:
+        """Refuse options that have no effect beside the others.
+
+        Raises:
+            ConfigurationError: In that case.
+        """
+        check_effects("model.objective", asdict(self), defaults_of(ObjectiveConfig), self.OWNERS)
 
 
 class TapSums(NamedTuple):

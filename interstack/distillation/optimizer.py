@@ -39,11 +39,11 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.learning_rate <= 0:
             raise ConfigurationError(
-                f"optimizer.learning_rate {self.learning_rate} must be above 0"
+                f"model.optimizer.learning_rate {self.learning_rate} must be above 0"
             )
         if not 0.0 <= self.warmup < 1.0:
             raise ConfigurationError(
-                f"optimizer.warmup {self.warmup} is a share of the run and must lie in [0, 1)"
+                f"model.optimizer.warmup {self.warmup} is a share of the run and must lie in [0, 1)"
             )
 
     def learning_rate_at(self, progress: float) -> float:

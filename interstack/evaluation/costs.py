@@ -15,6 +15,7 @@ from rich.table import Table
 from torch import Tensor
 
 from interstack.constants import SAMPLE_RATE
+from interstack.errors import ConfigurationError
 from interstack.models.pretrained import WEIGHT_FILES, Source
 from interstack.models.teacher import Teacher
 from interstack.planning.costs import teacher_gigamacs
@@ -60,6 +61,7 @@ class _Measured:
         self.num_parameters = sum(parameter.numel() for parameter in whole.parameters())
         self._model = Teacher(place, [config.num_hidden_layers]).to(device)
         self._device = device
+        self.max_samples = self._model.max_samples
         self.times: list[float] = []
 
     def hear(self, waveforms: Tensor, num_samples: Tensor) -> None:
@@ -103,11 +105,19 @@ def measure_costs(
 
     Raises:
         TeacherError: If one can't be loaded.
+        ConfigurationError: If the utterance is longer than one takes.
     """
     device = device or torch.device("cpu")
     waveforms = 0.1 * torch.randn(1, round(seconds * SAMPLE_RATE), device=device)
     num_samples = torch.tensor([waveforms.shape[1]], device=device)
     measured = [_Measured(name, place, device) for name, place in models]
+    for model in measured:
+        limit = model.max_samples
+        if limit is not None and waveforms.shape[1] > limit:
+            raise ConfigurationError(
+                f"--seconds is {seconds:g}, but {model.name} has positions for "
+                f"{limit / SAMPLE_RATE:g} s: give --seconds {limit / SAMPLE_RATE:g} or less"
+            )
     for _ in range(rounds + 1):
         for model in measured:
             model.hear(waveforms, num_samples)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Final, Protocol, cast, runtime_checkable
 
 import lightning as L
 
@@ -23,6 +23,11 @@ from interstack.growth.schedule import (
 )
 from interstack.growth.settings import check_belongs, check_choice
 from interstack.growth.strategy import check_optimizers, check_strategy, rebuild_after_growth
+from interstack.settings import Owners, check_effect, check_effects, defaults_of
+
+_OWNERS: Final[Owners] = {"alpha": ("schedule", ("prop",)), "unit": ("schedule", ("explicit",))}
+_OF_GROWTH_STEPS: Final = ("operator", "schedule", "optimizer_state", "learning_rate")
+"""Options that have no effect on a run of a single depth."""
 
 
 class Growable(Protocol):
@@ -73,9 +78,10 @@ class InterleavedStacking(L.Callback):
         operator: How the student grows: ``interleave`` or one of its rivals.
         schedule: ``eql``: all stages equally long. ``prop``: stage b takes a share proportional to
             b^alpha. ``explicit``: as ``lengths`` says.
-        alpha: Exponent of ``prop``.
+        alpha: Exponent of ``prop``, and refused with another schedule.
         lengths: Length of each stage for ``explicit``; they sum to the run's.
-        unit: Unit of ``lengths``: ``epochs`` (fractions allowed) or ``steps``.
+        unit: Unit of ``lengths``, and refused without them: ``epochs`` (fractions allowed) or
+            ``steps``.
         optimizer_state: The optimizer's moments and step counts at growth. ``reset``: all begin at
             zero. ``carry``: clones begin at zero, everything else goes on. ``clone``: clones begin
             with copies of their parents'.
@@ -84,7 +90,8 @@ class InterleavedStacking(L.Callback):
         rewarm_steps: Optimizer steps of that rise, such as 500. Belongs to ``rewarm``.
 
     Raises:
-        ConfigurationError: If these contradict each other, or the operator can't serve the depths.
+        ConfigurationError: If these contradict each other, one has no effect, or the operator can't
+            serve the depths.
     """
 
     def __init__(
@@ -121,6 +128,20 @@ class InterleavedStacking(L.Callback):
         check_belongs("rewarm_steps", rewarm_steps, "learning_rate", learning_rate, "rewarm")
         if rewarm_steps is not None and rewarm_steps < 1:
             raise ConfigurationError(f"growth.rewarm_steps {rewarm_steps} must be 1 or more")
+        settings: dict[str, Any] = {
+            "operator": operator,
+            "schedule": schedule,
+            "alpha": alpha,
+            "unit": unit,
+        }
+        settings |= {"optimizer_state": optimizer_state, "learning_rate": learning_rate}
+        defaults = defaults_of(InterleavedStacking)
+        check_effects("growth", settings, defaults, _OWNERS)
+        for name in _OF_GROWTH_STEPS if len(depths) == 1 else ():
+            where = f"with the single depth of growth.depths {list(depths)}"
+            check_effect(
+                f"growth.{name}", settings[name], defaults[name], where, "give more depths"
+            )
         self._rehearse()
 
     def _rehearse(self) -> None:

@@ -93,7 +93,11 @@ def midas(lineage: Sequence[int], depth: int) -> GrowthPlan:
 
 
 def lidas(lineage: Sequence[int], depth: int) -> GrowthPlan:
-    """Copy the exact middle layers right after themselves: 1 2 3 4 → 1 2 3 2 3 4."""
+    """Copy the middle layers right after themselves: 1 2 3 4 → 1 2 3 2 3 4.
+
+    They are the exact middle where present and added layers are both even or both odd. Elsewhere
+    one layer less is left below them than above: of 6 layers the copied three are 2 3 4.
+    """
     present, added = _present_and_added("lidas", lineage, depth)
     end = (present - added) // 2 + added
     return GrowthPlan((*range(end), *range(end - added, present)))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
 
 from transformers import HubertConfig, PretrainedConfig
 
 from interstack.errors import ConfigurationError
 from interstack.growth.plan import TapPlacement
+from interstack.settings import Owners, check_effect, check_effects, defaults_of
 
 FrontEnd = Literal["own", "copy", "shared"]
 TeacherDtype = Literal["float32", "bfloat16", "float16"]
@@ -35,9 +37,10 @@ class TeacherConfig:
         taps: Indices into the teacher's hidden states that the student learns, strictly increasing;
             0 is the encoder's input, the last layer has the teacher's depth. None: one tap for each
             layer of the student's first stage, spread evenly.
-        revision: Branch, tag or commit on the hub.
+        revision: Branch, tag or commit on the hub; refused for a directory.
         dtype: Number format of the teacher's weights and computation; targets are fp32 in any case.
-        local_files_only: Never ask the hub; take what is in the local cache.
+        local_files_only: Never ask the hub, but take what is in the local cache; refused for a
+            directory.
     """
 
     source: str
@@ -46,10 +49,23 @@ class TeacherConfig:
     dtype: TeacherDtype = "float32"
     local_files_only: bool = False
 
+    def check_effects(self) -> None:
+        """Refuse options of the hub for a local directory.
+
+        Raises:
+            ConfigurationError: In that case.
+        """
+        if Path(self.source).expanduser().is_dir():
+            where = f"with model.teacher.source {self.source}, a directory"
+            check_effect("model.teacher.revision", self.revision, None, where)
+            check_effect("model.teacher.local_files_only", self.local_files_only, False, where)
+
 
 @dataclass(frozen=True)
 class StudentConfig:
     """The student: a HuBERT whose depth is the growth schedule's. Defaults are the paper's.
+
+    The four settings of an ``own`` front end are refused where it is the teacher's.
 
     Attributes:
         hidden_size: Width of the encoder.
@@ -83,6 +99,18 @@ class StudentConfig:
     dropout: float = 0.1
     tap_placement: TapPlacement = "block_end"
 
+    OWNERS: ClassVar[Owners] = dict.fromkeys(
+        ("conv_dim", "conv_kernel", "conv_stride", "feat_extract_norm"), ("front_end", ("own",))
+    )
+
+    def check_effects(self) -> None:
+        """Refuse options that have no effect beside the others.
+
+        Raises:
+            ConfigurationError: In that case.
+        """
+        check_effects("model.student", asdict(self), defaults_of(StudentConfig), self.OWNERS)
+
 
 def student_hubert_config(
     student: StudentConfig, depth: int, teacher: PretrainedConfig | None = None
@@ -105,8 +133,8 @@ def student_hubert_config(
         front_end |= {"feat_extract_norm": student.feat_extract_norm}
     elif teacher is None or not hasattr(teacher, "conv_kernel"):
         raise ConfigurationError(
-            f"student.front_end is {student.front_end!r}, but the teacher takes log-mel features "
-            "and has no waveform front end: use front_end: own"
+            f"model.student.front_end is {student.front_end!r}, but the teacher takes log-mel "
+            "features and has no waveform front end: give model.student.front_end own"
         )
     else:
         front_end = {key: getattr(teacher, key) for key in FRONT_END_KEYS if hasattr(teacher, key)}
@@ -135,21 +163,21 @@ def _check_student(student: StudentConfig) -> None:
     """Refuse settings that transformers would take and fail on later."""
     if student.hidden_size % student.num_attention_heads:
         raise ConfigurationError(
-            f"student.hidden_size {student.hidden_size} is not divisible by "
-            f"student.num_attention_heads {student.num_attention_heads}: change one of them"
+            f"model.student.hidden_size {student.hidden_size} is not divisible by "
+            f"model.student.num_attention_heads {student.num_attention_heads}: change one of them"
         )
     if student.hidden_size % student.num_conv_pos_embedding_groups:
         raise ConfigurationError(
-            f"student.hidden_size {student.hidden_size} is not divisible by "
-            f"student.num_conv_pos_embedding_groups {student.num_conv_pos_embedding_groups}: "
+            f"model.student.hidden_size {student.hidden_size} is not divisible by "
+            f"model.student.num_conv_pos_embedding_groups {student.num_conv_pos_embedding_groups}: "
             "change one of them"
         )
     lengths = {len(student.conv_dim), len(student.conv_kernel), len(student.conv_stride)}
     if len(lengths) != 1:
         raise ConfigurationError(
-            "student.conv_dim, conv_kernel and conv_stride must have one entry a convolution each, "
-            f"but have {len(student.conv_dim)}, {len(student.conv_kernel)} and "
+            "model.student.conv_dim, conv_kernel and conv_stride must have one entry a convolution "
+            f"each, but have {len(student.conv_dim)}, {len(student.conv_kernel)} and "
             f"{len(student.conv_stride)}"
         )
     if not 0.0 <= student.dropout < 1.0:
-        raise ConfigurationError(f"student.dropout {student.dropout} must lie in [0, 1)")
+        raise ConfigurationError(f"model.student.dropout {student.dropout} must lie in [0, 1)")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from torch.nn.utils import parametrize
 from transformers import AutoConfig, AutoModel, PretrainedConfig
@@ -20,7 +19,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
-from interstack.errors import TeacherError
+from interstack.errors import InterstackError, TeacherError, first_line
 
 WAVEFORM_FAMILIES: Final = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")
 """transformers model types whose encoder takes the raw waveform."""
@@ -33,16 +32,6 @@ WEIGHT_FILES: Final = (
     "pytorch_model.bin.index.json",
 )
 """What transformers looks for in a model's directory."""
-_FAILURES: Final = (
-    OSError,
-    RuntimeError,
-    ValueError,
-    KeyError,
-    TypeError,
-    EOFError,
-    SafetensorError,
-)
-"""What transformers raises for a model that is absent, unreachable, malformed or corrupt."""
 
 
 @dataclass(frozen=True)
@@ -203,17 +192,19 @@ class Source:
                 **self._options,
             )
             fields = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
-        return bool(fields.get("do_normalize", default))
+            return bool(fields.get("do_normalize", default))
 
     @contextmanager
     def _explaining_failures(self) -> Iterator[None]:
         """Turn the many ways in which loading fails into one that names the mend."""
         try:
             yield
-        except TeacherError:
+        except InterstackError:
             raise
-        except _FAILURES as error:
-            reason = str(error).strip().split("\n")[0].rstrip(".")
+        # transformers raises a dozen kinds for a model that is absent, unreachable, malformed or
+        # corrupt, and torch, pickle and safetensors their own
+        except Exception as error:
+            reason = first_line(error)
             if self.directory is not None:
                 raise TeacherError(
                     f"The teacher in {self.name} can't be loaded: {reason}. Copy or download it "

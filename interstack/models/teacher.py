@@ -34,6 +34,18 @@ DTYPES: Final = {
 """Precisions that a teacher can run in."""
 
 
+def overflow_fix(dtype: str) -> str:
+    """Return what to do about hidden states that are not finite.
+
+    Args:
+        dtype: What the teacher computes in.
+    """
+    wider = {"float16": "float32 or bfloat16", "bfloat16": "float32"}.get(dtype)
+    if wider is None:
+        return "the teacher itself overflows there, in float32: leave these utterances out"
+    return f"give model.teacher.dtype {wider}, or leave these utterances out"
+
+
 class TeacherOutput(NamedTuple):
     """What a teacher knows of a batch; frames past an utterance's end are finite, meaningless."""
 
@@ -129,9 +141,9 @@ class Teacher(nn.Module):
         """
         if not isinstance(self.body, _WaveformBody):
             raise TeacherError(
-                f"The teacher {self.source} takes log-mel, not waveforms, so that a student can't "
-                "share or copy its front end. Give the student its own, or choose a waveform "
-                "teacher such as HuBERT."
+                f"the teacher {self.source} takes log-mel, not waveforms, so that a student can't "
+                "share or copy its front end: give model.student.front_end own, or a waveform "
+                "teacher such as HuBERT"
             )
         return self.body.feature_extractor
 

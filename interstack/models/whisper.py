@@ -150,6 +150,6 @@ class WhisperBody(nn.Module):
             raise TeacherError(
                 f"{too_long} of a batch's {len(num_samples)} utterances are longer than the "
                 f"{limit:g} s that this Whisper teacher has positions for (the longest: "
-                f"{longest:.2f} s). Set data.max_seconds to {limit:g} or less."
+                f"{longest:.2f} s): crop longer audio to {limit:g} s, or leave it out"
             )
         return waveforms[:, : self.max_samples]

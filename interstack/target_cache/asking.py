@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from interstack.data.batch import Batch
-from interstack.models.teacher import Teacher
+from interstack.models.teacher import Teacher, overflow_fix
 from interstack.target_cache.record import CacheRecord
 from interstack.target_cache.values import StoredValues, store
 
@@ -29,7 +29,7 @@ def ask_teacher(
     Raises:
         DataError: If a value is not finite, or too large for the number format.
     """
-    features = record.num_features > 0
+    features, fix = record.num_features > 0, overflow_fix(record.teacher_dtype)
     waveforms, num_samples = batch.waveforms.to(device), batch.num_samples.to(device)
     output = teacher(waveforms, num_samples, with_features=features)
     parts: list[Tensor] = [*output.hidden_states]
@@ -37,6 +37,6 @@ def ask_teacher(
         parts.insert(0, output.features.transpose(1, 2))
     exact = torch.cat(parts, dim=-1)
     return [
-        store(exact[row, :frames], record.dtype, batch.ids[row]).cpu()
+        store(exact[row, :frames], record.dtype, batch.ids[row], fix).cpu()
         for row, frames in enumerate(output.num_frames.tolist())
     ]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from interstack.checkpointing.atomic import write_whole
 from interstack.checkpointing.disk import disk_fault, unread
-from interstack.errors import TeacherError
+from interstack.errors import TeacherError, first_line
 from interstack.models.teacher import Teacher, TeacherOutput
 from interstack.target_cache.cache import TargetCache
 from interstack.target_cache.values import StoredTargets, restore
@@ -74,7 +74,8 @@ class CachedTeacher:
             fault = disk_fault(path)
             if fault is None:
                 raise TeacherError(
-                    f"{path} is damaged ({error}): make the cache anew in another directory"
+                    f"{path} can't be read ({first_line(error)}): make the cache anew in another "
+                    "directory"
                 ) from error
             if not isinstance(fault, FileNotFoundError):
                 raise TeacherError(unread(path, fault)) from error

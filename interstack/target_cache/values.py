@@ -60,22 +60,22 @@ class StoredTargets(NamedTuple):
     num_frames: Tensor
 
 
-def store(exact: Tensor, dtype: CacheDtype, name: str) -> StoredValues:
+def store(
+    exact: Tensor, dtype: CacheDtype, name: str, fix: str = "leave the utterance out"
+) -> StoredValues:
     """Bring an utterance's values into a number format.
 
     Args:
         exact: (frames, channels) float32.
         dtype: The format.
         name: The utterance, for the message.
+        fix: What to do where a value is not finite, for the message.
 
     Raises:
         DataError: If a value is not finite, or too large for the format.
     """
     if not bool(torch.isfinite(exact).all()):
-        raise DataError(
-            f"the teacher's hidden states of {name} are not finite: give model.teacher.dtype "
-            "float32 or bfloat16, or leave the utterance out"
-        )
+        raise DataError(f"the teacher's hidden states of {name} are not finite: {fix}")
     if dtype == "int8":
         offset, greatest = exact.amin(0), exact.amax(0)
         scale = (greatest - offset) / _LEVELS

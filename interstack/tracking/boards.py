@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from interstack.errors import ConfigurationError, RunInterrupted, first_line
 from interstack.tracking.event_figures import event_figures, step_index
 from interstack.tracking.events import Event
 from interstack.tracking.lineage import COLUMNS
 from interstack.tracking.pictures import similarity_picture
 from interstack.tracking.summaries import STAGE_COLUMNS
-
-log = logging.getLogger(__name__)
 
 _STEP = "trainer/global_step"
 
@@ -47,46 +39,6 @@ def open_boards(trainer: L.Trainer) -> list[Board]:
         return []
     boards = (_board(logger) for logger in trainer.loggers)
     return [board for board in boards if board is not None]
-
-
-@contextmanager
-def finished_wandb() -> Iterator[None]:
-    """End the W&B run that is begun meanwhile, as failed if it fails; say how to sync it.
-
-    W&B would do so when the process ends, but into files in colours as well, and behind the last
-    value of every metric; ``WANDB_QUIET=false`` brings these back.
-
-    Raises:
-        ConfigurationError: If W&B knows no account, or can't be reached.
-    """
-    os.environ.setdefault("WANDB_QUIET", "true")
-    earlier = _wandb_run()
-    exit_code = 1
-    try:
-        yield
-        exit_code = 0
-    except RunInterrupted as stop:
-        exit_code = stop.exit_status
-        raise
-    except Exception as error:
-        if type(error).__module__.startswith("wandb."):
-            raise ConfigurationError(
-                f"Weights & Biases: {first_line(error)}: mend that, or give its logger offline: "
-                "true and send the run later"
-            ) from error
-        raise
-    finally:
-        run = _wandb_run()
-        if run is not None and run is not earlier:
-            directory = Path(run.dir).parent
-            run.finish(exit_code)
-            if run.offline:
-                log.info("W&B was offline: wandb sync %s sends the run", directory)
-
-
-def _wandb_run() -> Any:  # noqa: ANN401, W&B's
-    """Return the run that is going on in this process; nothing is imported for that."""
-    return getattr(sys.modules.get("wandb"), "run", None)
 
 
 def _board(logger: Logger) -> Board | None:
@@ -117,18 +69,21 @@ class WandbBoard:
             run.define_metric(name, step_metric=_STEP)
 
     def catch_up(self, history: Sequence[Event]) -> None:
-        """Tell an offline run its own beginning.
+        """Log what the run in W&B lacks of its own beginning.
 
         A run that goes on offline is a new directory of the same id, which takes the place of the
-        earlier one when it is synced: so it has to hold everything. Online the server knows it.
+        earlier one when it is synced: so it has to hold everything. Online it lacks what was logged
+        while W&B could not be reached.
         """
-        if not self._logger.experiment.offline:
-            self._stages = [event for event in history if event["kind"] == "stage"]
-            return
+        run = self._logger.experiment
+        known = run.summary.get(_STEP) if run.resumed and not run.offline else None
         for event in history:
-            if figures := event_figures(event):
-                self._log(event, figures)
-            self._show(event)
+            if known is None or step_index(event) > known:
+                if figures := event_figures(event):
+                    self._log(event, figures)
+                self._show(event)
+            elif event["kind"] == "stage":
+                self._stages.append(event)
 
     def show(self, event: Event) -> None:
         """Log tables and pictures, and an alert at a growth."""

@@ -11,6 +11,7 @@ from benchmarks.__main__ import main
 from benchmarks.growth_event import GrowthEvent
 from benchmarks.logging_cost import main as logging_cost
 from benchmarks.memory import Memory
+from benchmarks.options import MEASUREMENTS, parse
 from benchmarks.records import BenchRecord, StepTimes
 from benchmarks.steps import time_in_turns
 from benchmarks.table import README, RECORDS, bench_tables, logging_table, tables
@@ -67,6 +68,25 @@ def test_the_readmes_tables_are_made_from_the_records() -> None:
     assert tables(RECORDS) in README.read_text(encoding="utf-8")
 
 
+def test_a_measurement_is_no_record_unless_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A user's goes where git ignores it, so that the README's tables still come from the records.
+
+    The option for it and a directory of one's own exclude each other.
+    """
+    assert parse([]).output == MEASUREMENTS
+    ignored = (README.parent / ".gitignore").read_text().split()
+    assert f"/{MEASUREMENTS.relative_to(README.parent).parts[0]}/" in ignored
+    assert parse(["--record"]).output == RECORDS
+    assert parse(["--record"]).command == parse([]).command == "python -m benchmarks"
+    with pytest.raises(SystemExit):
+        parse(["--record", "--output=elsewhere"])
+    with pytest.raises(SystemExit):
+        logging_cost(["--record", "--output=elsewhere"])
+    assert capsys.readouterr().err.count("not allowed with argument") == 2
+
+
 def test_steps_are_timed_in_turns_back_and_forth() -> None:
     """A machine that slows down evenly favours neither the first nor the last."""
     clock = iter(range(100))
@@ -120,7 +140,7 @@ def test_the_cost_of_logging_is_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--quick"], "--quick says nothing about speed"),
+        (["--quick", "--record"], "--quick says nothing about speed"),
         (["--repetitions=0"], "--repetitions 0"),
         (["--seconds=0"], "--seconds 0"),
         (["--peak-tflops=-1"], "--peak-tflops -1"),

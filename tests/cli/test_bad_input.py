@@ -32,6 +32,7 @@ from interstack.cli import main
         (["--data.min_seconds=0.01"], ["data.min_seconds", "receptive field"]),
         (["--model.teacher.source=nowhere/at-all-at-all"], ["nowhere/at-all-at-all", "local"]),
         (["--trainer.max_epochs=2"], ["max_steps", "max_epochs"]),
+        (["--data.validation_batch_seconds=1"], ["raise data.validation_batch_seconds"]),
     ],
     ids=lambda value: value[0].removeprefix("--").split("=")[0] if "--" in value[0] else "",
 )

@@ -15,7 +15,7 @@ from corpora import (
 )
 
 from interstack.data import HubDataset
-from interstack.errors import DataError
+from interstack.errors import ConfigurationError, DataError
 
 
 def test_corrupt_audio_in_a_stream_is_named_or_skipped(tmp_path: Path) -> None:
@@ -58,10 +58,20 @@ def test_what_is_wrong_with_a_dataset_is_said(
         make_stream_module(source)
     source = hub_over(hub_folder)
     source.audio_column = "audio"
-    with pytest.raises(DataError, match=r"no column 'audio' but id, sound.*audio_column"):
+    with pytest.raises(
+        DataError, match=r"audio_column is 'audio', but .* has the columns id, sound"
+    ):
         make_stream_module(source)
+    source = hub_over(hub_folder)
+    source.id_column = "name"
+    with pytest.raises(DataError, match=r"data\.source\.id_column is 'name', but .* id, sound"):
+        make_stream_module(source)
+    with pytest.raises(
+        ConfigurationError, match=r"data\.source\.revision is main, which has no eff"
+    ):
+        HubDataset(str(hub_folder), revision="main")
     source.splits["train"] = ()
-    with pytest.raises(DataError, match="No split is named for train"):
+    with pytest.raises(DataError, match="no split is named for train"):
         make_stream_module(source)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=r"'nobody/nothing' can't be opened.*local copy"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from full_disks import NoSpace
 from interstack.data import LibriSpeechFolder, Shards, SpeechDataModule
 from interstack.data.loader import SpeechLoader
 from interstack.data.pack import pack
+from interstack.data.source import Split
 from interstack.errors import ConfigurationError, DataError, InterstackError
 
 
@@ -148,7 +149,7 @@ def test_folders_without_shards_are_refused(packed: Path, tmp_path: Path) -> Non
         make_stream_module(Shards([str(tmp_path)], []))
     with pytest.raises(DataError, match="nowhere holds no shards"):
         make_stream_module(Shards([str(tmp_path / "nowhere")], []))
-    with pytest.raises(DataError, match="No folder of shards is named for validation"):
+    with pytest.raises(DataError, match="no folder of shards is named for validation"):
         make_stream_module(Shards([str(packed / "train")], []))
     with pytest.raises(DataError, match=r"recording.000007.tar can't be read"):
         make_stream_module(_write_shards(tmp_path / "shards", "recording.000007.tar"))
@@ -188,3 +189,26 @@ def test_streams_close_what_they_open(packed: Path) -> None:
     iterator = batches()
     next(iterator)
     del iterator
+
+
+def test_pack_fetches_its_splits_and_names_its_own_options(corpus: Path, tmp_path: Path) -> None:
+    """What is not packed is not fetched; `--resample`, and not `data.resample` of a fit."""
+    fetched: list[Sequence[str]] = []
+
+    class Fetching(LibriSpeechFolder):
+        """Keeps what is asked for."""
+
+        def prepare(self, splits: Sequence[Split] = ()) -> None:
+            """Note the splits."""
+            fetched.append(splits)
+
+    victim = files_of(corpus)[0]
+    samples, _ = soundfile.read(victim)
+    soundfile.write(victim, samples, 8000)
+    with pytest.raises(DataError, match="set --resample to true"):
+        pack(Fetching(corpus), tmp_path / "packed", ["train"])
+    assert fetched == [["train"]]
+    with pytest.raises(DataError, match=r"point --source\.root elsewhere"):
+        pack(LibriSpeechFolder(corpus, train=["none"]), tmp_path / "packed", ["train"])
+    with pytest.raises(ConfigurationError, match="--utterances_per_shard is 0"):
+        pack(LibriSpeechFolder(corpus), tmp_path / "packed", utterances_per_shard=0)

@@ -120,6 +120,8 @@ def test_a_stream_needs_to_know_how_long_an_epoch_is(source: SpeechSource) -> No
     for longest in (None, 31.0):
         with pytest.raises(ConfigurationError, match=r"data\.max_seconds to at most the 30 s"):
             make_stream_module(source, max_seconds=longest)
+    with pytest.raises(ConfigurationError, match=r"2 s of data\.validation_batch_seconds"):
+        make_stream_module(source, max_seconds=4.0, validation_batch_seconds=2.0)
 
 
 def _twice(source: SpeechSource, module: SpeechDataModule) -> None:

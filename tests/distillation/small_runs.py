@@ -30,6 +30,12 @@ SMALL: Final = StudentConfig(
 """The paper's student but for its width."""
 
 
+def small_student(**changes: Any) -> StudentConfig:  # noqa: ANN401, StudentConfig's
+    """Return the small student with changes; a front end that is the teacher's has no settings."""
+    shape = {} if changes.get("front_end", "own") == "own" else {"conv_dim": (512,) * 7}
+    return StudentConfig(**vars(SMALL) | shape | changes)
+
+
 def make_batch(clips: Sequence[Tensor], names: str = "abcdefgh") -> Batch:
     """Pad clips into a batch; their names are letters."""
     waveforms, num_samples = pad(list(clips))

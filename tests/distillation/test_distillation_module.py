@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,13 @@ import pytest
 import torch
 from families import pad, read_speech, whisper_config
 from small_runs import (
-    SMALL,
     SaveAfterFirstEpoch,
     fit,
     loader,
     make_batch,
     make_module,
     make_trainer,
+    small_student,
     training_batches,
 )
 from torch import Tensor
@@ -175,7 +174,7 @@ def test_the_teacher_is_never_trained_and_no_part_of_the_module(
     teacher_directory: Path,
 ) -> None:
     """No parameter of it is the module's or the optimizer's, and none changes in training."""
-    module = make_module(teacher_directory, student=dataclasses.replace(SMALL, front_end=front_end))
+    module = make_module(teacher_directory, student=small_student(front_end=front_end))
     module.setup("fit")
     before = {name: weight.clone() for name, weight in module.teacher.state_dict().items()}
     own = {weight.data_ptr() for weight in module.teacher.parameters()}
@@ -193,7 +192,7 @@ def test_the_teacher_is_never_trained_and_no_part_of_the_module(
 
 def test_a_shared_front_end_stays_the_teachers(teacher_directory: Path) -> None:
     """Training, weight decay and growth leave it as it is."""
-    student = dataclasses.replace(SMALL, front_end="shared")
+    student = small_student(front_end="shared")
     optimizer = OptimizerConfig(learning_rate=1e-2, weight_decay=0.5)
     module = make_module(teacher_directory, student=student, optimizer=optimizer)
     fit(make_trainer(max_steps=4), module, training_batches(2))

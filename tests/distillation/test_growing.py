@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import lightning as L
 import pytest
 import torch
 from families import pad
-from small_runs import SMALL, fit, make_module, make_trainer, training_batches
+from small_runs import fit, make_module, make_trainer, small_student, training_batches
 from torch import Tensor
 
 from interstack.distillation.module import Distillation
@@ -262,7 +261,7 @@ def test_a_checkpoint_keeps_all_of_a_students_structure(
     changes: dict[str, Any], teacher_directory: Path, clips: list[Tensor], tmp_path: Path
 ) -> None:
     """Front end, norms and taps come back without their settings being given."""
-    module = make_module(teacher_directory, student=dataclasses.replace(SMALL, **changes))
+    module = make_module(teacher_directory, student=small_student(**changes))
     trainer = make_trainer(max_steps=4)
     fit(trainer, module, training_batches(2))
     trainer.save_checkpoint(tmp_path / "grown.ckpt")

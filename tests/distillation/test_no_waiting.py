@@ -17,7 +17,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from small_runs import SMALL, make_trainer, training_batches
+from small_runs import SMALL, make_trainer, small_student, training_batches
 from spoilt_runs import train
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from interstack.checkpointing.callback import Checkpoints
 from interstack.distillation.module import Distillation
 from interstack.distillation.objective import ObjectiveConfig, ObjectiveKind
-from interstack.models.config import FrontEnd, StudentConfig, TeacherConfig
+from interstack.models.config import FrontEnd, TeacherConfig
 from interstack.tracking.dashboard import Dashboard
 from interstack.tracking.progress_bar import StageProgressBar
 from interstack.tracking.stages import StageRecorder
@@ -132,7 +132,7 @@ def test_no_step_waits_for_the_device(
     kind: ObjectiveKind, front_end: FrontEnd, teacher_directory: Path, tmp_path: Path
 ) -> None:
     """But those whose losses are logged: there they are looked at."""
-    student = StudentConfig(**vars(SMALL) | {"front_end": front_end})
+    student = small_student(front_end=front_end)
     objective = ObjectiveConfig(kind=kind, target_norm="layer_norm")
     teacher = TeacherConfig(str(teacher_directory), (2, 4))
     module = Distillation(teacher, student, objective, initial_depth=2)

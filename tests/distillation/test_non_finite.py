@@ -11,6 +11,7 @@ from small_runs import loader, make_batch, make_module, make_trainer, training_b
 from spoilt_runs import NAN, skipping, spoilt, train
 from torch import Tensor
 
+from interstack.distillation.finite import NumberFormats
 from interstack.distillation.module import Distillation
 from interstack.distillation.non_finite import NonFiniteBatches, NonFinitePolicy
 from interstack.errors import ConfigurationError, DataError
@@ -109,6 +110,30 @@ def test_an_overflow_of_the_loss_alone_points_to_the_target_norm(
     assert not loss.is_finite
     assert loss.fault("here").startswith("here: the loss of a, b, c overflows")
     assert loss.fault("here").endswith("target_norm to layer_norm")
+
+
+@pytest.mark.parametrize(
+    ("formats", "whose", "advised", "not_advised"),
+    [
+        (("float16", "32-true", "none"), "target", "float32 or bfloat16", "trainer"),
+        (("bfloat16", "32-true", "none"), "target", "dtype float32,", "bfloat16"),
+        (("float32", "32-true", "none"), "target", "leave these utterances out", "dtype"),
+        (("float32", "16-mixed", "none"), "prediction", "bf16-mixed or 32-true", "dtype"),
+        (("float32", "32-true", "none"), "prediction", "model.optimizer.learning_rate", "32-true"),
+    ],
+)
+def test_no_fix_is_advised_that_is_in_place_already(
+    formats: tuple[str, str, str], whose: str, advised: str, not_advised: str
+) -> None:
+    """Such as float32 for a teacher that overflows in float32."""
+    fix = NumberFormats(*formats).fix(whose)
+    assert advised in fix
+    assert not_advised not in fix
+
+
+def test_a_layer_norm_is_not_advised_twice() -> None:
+    """Where targets are normalised already, the student is what is left."""
+    assert "learning_rate" in NumberFormats("float32", "32-true", "layer_norm").overflow_fix
 
 
 @pytest.mark.parametrize("policy", ["stop", "skip"])

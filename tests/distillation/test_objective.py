@@ -167,5 +167,5 @@ def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: st
 @pytest.mark.parametrize("setting", ["kind", "target_norm"])
 def test_an_unknown_name_is_refused_in_python_too(setting: str) -> None:
     """Whoever lifts the objective out has no command line to check names."""
-    with pytest.raises(ConfigurationError, match=f"no objective.{setting} 'other'"):
+    with pytest.raises(ConfigurationError, match=f"no model.objective.{setting} 'other'"):
         ObjectiveConfig(**{setting: "other"})

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from families import save
 from transformers import AutoModel
 
 from interstack.cli import main
@@ -67,6 +68,7 @@ def test_what_can_not_be_measured_is_named(
         ([str(stranger)], "model of type 'bert'"),
         ([str(tmp_path / "nowhere")], "nowhere"),
         ([str(TEACHER), "--seconds=0"], "--seconds"),
+        ([str(save("whisper", tmp_path)), "--seconds=2"], "give --seconds 1 or less"),
     ):
         assert main(["inspect", *words]) == 2
         assert message in capsys.readouterr().err

@@ -79,6 +79,7 @@ def test_interleave_serves_depths_that_blocks_do_not_divide() -> None:
         ("lidas", (4, 6, 8), ["1 2 3 4", "1 2 3 2 3 4", "1 2 3 2 3 2 3 4"]),
         ("lidas", (3, 6), ["1 2 3", "1 2 3 1 2 3"]),
         ("lidas", (6, 9), ["1 2 3 4 5 6", "1 2 3 4 2 3 4 5 6"]),
+        ("lidas", (3, 5), ["1 2 3", "1 2 1 2 3"]),
     ],
 )
 def test_rivals_make_the_stacks_of_their_papers(

@@ -140,10 +140,9 @@ def test_another_number_of_rewarming_steps_is_refused(
     "growth",
     [
         {"schedule": "prop", "alpha": 0.0},
-        {"schedule": "eql", "alpha": 3.0},
         {"schedule": "explicit", "lengths": (4, 4), "unit": "steps"},
     ],
-    ids=["prop", "unused alpha", "explicit"],
+    ids=["prop", "explicit"],
 )
 def test_the_same_stages_in_other_words_go_on(
     growth: dict[str, Any], teacher_directory: Path, begun: Path

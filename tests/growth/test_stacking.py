@@ -35,9 +35,9 @@ def test_the_defaults_are_the_papers() -> None:
 
 
 def test_prop_takes_its_alpha() -> None:
-    """And EQL ignores it."""
+    """EQL, which is PROP-0, refuses it."""
     prop = InterleavedStacking(schedule="prop", alpha=2.0, depths=(1, 2, 3))
-    eql = InterleavedStacking(schedule="eql", alpha=2.0, depths=(1, 2))
+    eql = InterleavedStacking(schedule="eql", depths=(1, 2))
     assert prop.make_schedule(100, "steps").stages[1].start == pytest.approx(1 / 14)
     assert eql.make_schedule(100, "steps").stages[1].start == pytest.approx(1 / 2)
 

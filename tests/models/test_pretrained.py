@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,26 @@ def test_a_corrupt_file_is_refused(file: str, tmp_path: Path) -> None:
     """Cut off in mid-download, say."""
     directory = save("hubert-base", tmp_path)
     (directory / file).write_bytes(b'{"model_ty')
+    with pytest.raises(TeacherError, match="can't be loaded"):
+        Teacher(str(directory), [1])
+
+
+@pytest.mark.parametrize(
+    "content", [b"no tensors", b"PK\x03\x04 cut off", pickle.dumps({"weight": print}), b""]
+)
+def test_weights_that_are_no_tensor_file_are_refused(content: bytes, tmp_path: Path) -> None:
+    """Of the older kind, which is a pickle: text, half an archive, something else, nothing."""
+    directory = save("hubert-base", tmp_path)
+    (directory / "model.safetensors").unlink()
+    (directory / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(TeacherError, match=rf"{directory.name} can't be loaded"):
+        Teacher(str(directory), [1])
+
+
+def test_preprocessing_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
+    """A list, say."""
+    directory = save("hubert-base", tmp_path)
+    (directory / "preprocessor_config.json").write_text("[]")
     with pytest.raises(TeacherError, match="can't be loaded"):
         Teacher(str(directory), [1])
 

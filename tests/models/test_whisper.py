@@ -11,6 +11,7 @@ from families import NUM_LAYERS, edit_json, pad, read_speech, save, whisper_conf
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from interstack.errors import DataError, TeacherError
+from interstack.evaluation.superb.upstream import TeacherUpstream
 from interstack.models.teacher import Teacher
 from interstack.models.whisper import LogMel
 
@@ -43,10 +44,22 @@ def test_log_mel_of_an_utterance_does_not_depend_on_its_batch() -> None:
 
 
 def test_whisper_refuses_what_exceeds_its_positions(tmp_path: Path) -> None:
-    """How many, how long, and the setting that mends it."""
+    """How many and how long; the command at hand may crop by another option than `fit`."""
     teacher = Teacher(str(save("whisper", tmp_path)), [1])
-    with pytest.raises(TeacherError, match=r"2 of a batch's 3.*1 s.*2\.00 s.*max_seconds to 1 "):
+    with pytest.raises(
+        TeacherError, match=r"2 of a batch's 3.*1 s.*2\.00 s.*crop longer audio to 1 s"
+    ):
         teacher(*pad(read_speech(1.5, 0.5, 2.0)))
+
+
+def test_superb_names_what_applies_there_to_audio_that_is_too_long(tmp_path: Path) -> None:
+    """None of its options crops, and `data.max_seconds` is none of them."""
+    upstream = TeacherUpstream(str(save("whisper", tmp_path)))
+    waveforms, num_samples = pad(read_speech(0.5, 2.0))
+    speech = [waveform[:length] for waveform, length in zip(waveforms, num_samples, strict=True)]
+    assert len(upstream(speech[:1])["hidden_states"]) == NUM_LAYERS + 1
+    with pytest.raises(TeacherError, match=r"--upstream .* positions for 1 s.* 2\.0 s.*--tasks"):
+        upstream(speech)
 
 
 def test_whisper_accepts_padding_beyond_its_positions(tmp_path: Path) -> None:

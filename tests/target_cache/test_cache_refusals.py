@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import soundfile
@@ -12,6 +13,9 @@ import torch
 from cached_runs import SPEECH, cache, fit
 from full_disks import NoSpace
 from safetensors.torch import load_file, save_file
+
+from interstack.errors import TeacherError
+from interstack.target_cache.teacher import CachedTeacher
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -172,3 +176,20 @@ def test_a_cache_that_can_not_be_read_now_is_not_taken_for_damaged(
         assert fit(tmp_path / "run", teacher_directory, *words) == 2
         error = capsys.readouterr().err
         assert f"{copied / name} can't be read (Is a directory): give the same command" in error
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(None, "holds no front end of whisper"), (b"cut", "front_end.safetensors can't be read")],
+)
+def test_a_front_end_that_cant_be_read_is_named(
+    content: bytes | None, message: str, tmp_path: Path
+) -> None:
+    """Missing, as of a teacher that takes log-mel, or corrupt."""
+    if content is not None:
+        (tmp_path / "front_end.safetensors").write_bytes(content)
+    cached = CachedTeacher.__new__(CachedTeacher)
+    cached.cache = SimpleNamespace(directory=tmp_path)  # type: ignore[assignment]
+    cached.source = "whisper"
+    with pytest.raises(TeacherError, match=message):
+        cached.front_end_state()

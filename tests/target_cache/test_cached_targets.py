@@ -22,11 +22,11 @@ STUDENT: Final = StudentConfig(
     hidden_size=16,
     intermediate_size=32,
     num_attention_heads=2,
-    conv_dim=(8,) * 7,
     num_conv_pos_embeddings=16,
     num_conv_pos_embedding_groups=2,
     dropout=0.0,
 )
+OWN_SHAPE: Final[dict[str, Any]] = {"conv_dim": (8,) * 7}
 
 
 def losses_by_tap(
@@ -45,7 +45,7 @@ def losses_by_tap(
     torch.manual_seed(0)
     module = Distillation(
         TeacherConfig(str(teacher), (2, 4)),
-        replace(STUDENT, front_end=front_end),
+        replace(STUDENT, front_end=front_end, **OWN_SHAPE if front_end == "own" else {}),
         ObjectiveConfig(target_norm="layer_norm"),
         initial_depth=2,
     )

@@ -12,6 +12,7 @@ from typing import Any, Final, Self
 import torch
 from torch import Tensor, nn
 
+from interstack.constants import SAMPLE_RATE
 from interstack.errors import ConfigurationError, TeacherError
 from interstack.models.pretrained import Source
 from interstack.models.teacher import Teacher
@@ -99,6 +100,7 @@ class TeacherUpstream(nn.Module):
 
     def __init__(self, name: str) -> None:
         super().__init__()
+        self.name = name
         layers = Source(name).read_config().num_hidden_layers
         self.teacher = Teacher(name, range(layers + 1))
 
@@ -111,7 +113,17 @@ class TeacherUpstream(nn.Module):
 
         Args:
             wavs: Waveforms (num_samples,).
+
+        Raises:
+            TeacherError: If one is longer than the model has positions for.
         """
         lengths = torch.tensor([len(wav) for wav in wavs], device=wavs[0].device)
+        limit = self.teacher.max_samples
+        if limit is not None and int(lengths.max()) > limit:
+            raise TeacherError(
+                f"--upstream {self.name} has positions for {limit / SAMPLE_RATE:g} s, but the task "
+                f"has audio of {int(lengths.max()) / SAMPLE_RATE:.1f} s: leave the task out of "
+                "--tasks, leave longer audio out of its corpus, or give another upstream"
+            )
         padded = nn.utils.rnn.pad_sequence(list(wavs), batch_first=True)
         return {"hidden_states": self.teacher(padded, lengths).hidden_states}
