@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ from interstack.target_cache.cache import TargetCache
 from interstack.target_cache.teacher import CachedTeacher
 
 ConfigT = TypeVar("ConfigT")
+SharedT = TypeVar("SharedT")
 
 
 class Distillation(DistillationSteps):
@@ -38,7 +39,7 @@ class Distillation(DistillationSteps):
 
     The module owns the student's depth: it goes into every checkpoint under a key of its own and is
     rebuilt before the weights are loaded. The teacher is loaded at ``setup``, is no submodule, and
-    so is never trained, wrapped or saved.
+    so is never trained, wrapped or saved; copies of the module have the very same one.
 
     Args:
         teacher: The speech foundation model.
@@ -89,7 +90,7 @@ class Distillation(DistillationSteps):
         self.non_finite = NonFiniteBatches(non_finite)
         self.compile_layers = compile_layers
         # in a list, so that torch does not register it
-        self._teacher: list[Teacher | CachedTeacher] = []
+        self._teacher: _Shared[Teacher | CachedTeacher] = _Shared()
 
     # Structure ----------------------------------------------------------------------------------
 
@@ -113,6 +114,15 @@ class Distillation(DistillationSteps):
         """The frozen teacher, or the cache that stands in for it; there after ``setup``."""
         return self._teacher[0]
 
+    def configure_model(self) -> None:
+        """Build the student, unless it is there, for the teacher or the cache of its targets.
+
+        Lightning calls this after ``setup``, and callbacks that copy the module before. Without a
+        Trainer nothing is built: ``load_from_checkpoint`` rebuilds what the checkpoint describes.
+        """
+        if self._trainer is not None:
+            self._build()
+
     def setup(self, stage: str) -> None:
         """Load the teacher, unless its targets are cached; build the student, unless it is there.
 
@@ -122,17 +132,31 @@ class Distillation(DistillationSteps):
         """
         if self._trainer is not None:  # there is none in a notebook
             check_precision(str(self._trainer.precision))
+        self._build()
+        if stage != "predict":
+            self._load_teacher()
         datamodule: Any = getattr(self._trainer, "datamodule", None)
-        targets: TargetCache | None = getattr(datamodule, "targets", None)
-        builds = not hasattr(self, "student")
-        if not self._teacher and (stage != "predict" or builds):
-            self._teacher = [self._find_teacher(targets)]
-        if builds:
-            self._adopt(build_student(self.student_config, self.initial_depth, self.teacher))
+        targets = self._cached_targets()
         if targets is not None:
             targets.with_features = self.student.freeze_front_end
         if datamodule is not None:
             check_lengths(datamodule, self.student, self._teacher[0] if self._teacher else None)
+
+    def _build(self) -> None:
+        """Make a fresh student, unless there is one."""
+        if not hasattr(self, "student"):
+            self._load_teacher()
+            self._adopt(build_student(self.student_config, self.initial_depth, self.teacher))
+
+    def _cached_targets(self) -> TargetCache | None:
+        datamodule: Any = getattr(self._trainer, "datamodule", None)
+        targets: TargetCache | None = getattr(datamodule, "targets", None)
+        return targets
+
+    def _load_teacher(self) -> None:
+        """Load the teacher, or what stands in for it, unless it is there."""
+        if not self._teacher:
+            self._teacher.append(self._find_teacher(self._cached_targets()))
 
     def _find_teacher(self, targets: TargetCache | None) -> Teacher | CachedTeacher:
         if targets is None:
@@ -249,6 +273,15 @@ class Distillation(DistillationSteps):
             normalised = self.target_norm(targets)
             sums = tap_sums(output.predictions, normalised, output.mask, self.objective)
         return BatchLoss(sums, targets, output, batch)
+
+
+class _Shared(list[SharedT]):
+    """A list that copies of its owner share instead of copying what is in it."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return the list itself."""
+        del memo
+        return self
 
 
 def _config(kind: type[ConfigT], value: ConfigT | dict[str, Any]) -> ConfigT:
