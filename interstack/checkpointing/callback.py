@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler
 from torch import distributed
 
 from interstack.checkpointing.agreement import Agreement
@@ -26,7 +26,7 @@ from interstack.checkpointing.signals import StopRequest
 from interstack.checkpointing.stop_broadcast import spare_stop_broadcast
 from interstack.checkpointing.writer import LAST, CheckpointWriter
 from interstack.errors import ConfigurationError, DataError, InterstackError, RunInterrupted
-from interstack.growth.callback import growable
+from interstack.growth.callback import callbacks_of, growable
 from interstack.growth.plan import GrowthPlan
 from interstack.tracking.position import stage_number
 
@@ -106,6 +106,12 @@ class Checkpoints(Checkpoint):
         self._restarted = run["random_states"]
         datamodule: Any = getattr(trainer, "datamodule", None)
         position = Position(**run["position"])
+        for callback in callbacks_of(trainer):
+            if isinstance(callback, GradientAccumulationScheduler):
+                # it sets the window at an epoch's start, of which a resumed epoch has none
+                trainer.accumulate_grad_batches = callback.get_accumulate_grad_batches(
+                    position.epoch
+                )
         if run["world_size"] == trainer.world_size or datamodule is None:
             return
         now = datamodule.num_training_batches(trainer.world_size)
