@@ -106,17 +106,11 @@ class Checkpoints(Checkpoint):
         self._restarted = run["random_states"]
         datamodule: Any = getattr(trainer, "datamodule", None)
         position = Position(**run["position"])
-        for callback in callbacks_of(trainer):
-            if isinstance(callback, GradientAccumulationScheduler):
-                # it sets the window at an epoch's start, of which a resumed epoch has none
-                trainer.accumulate_grad_batches = callback.get_accumulate_grad_batches(
-                    position.epoch
-                )
         if run["world_size"] == trainer.world_size or datamodule is None:
             return
         now = datamodule.num_training_batches(trainer.world_size)
         if trainer.limit_train_batches == 1.0 and position.batch:
-            window = trainer.accumulate_grad_batches
+            window = _accumulation_window(trainer, position.epoch)
             done = rescale_position(checkpoint["loops"], position, now, window)
         else:
             done = position.batch
@@ -140,6 +134,9 @@ class Checkpoints(Checkpoint):
         self._saved_at = time.monotonic()
         self._align = self._restarted is not None
         if self._restarted is not None:
+            # a scheduler sets it when an epoch starts, which a resumed epoch does not
+            window = _accumulation_window(trainer, trainer.current_epoch)
+            trainer.accumulate_grad_batches = window
             states, self._restarted = self._restarted, None
             restore_random_state(states[trainer.global_rank % len(states)], pl_module.device)
 
@@ -269,6 +266,14 @@ class Checkpoints(Checkpoint):
         self.writer.save(trainer, name)
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
+
+
+def _accumulation_window(trainer: L.Trainer, epoch: int) -> int:
+    """Return the batches whose gradients are accumulated in an epoch."""
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, GradientAccumulationScheduler):
+            return callback.get_accumulate_grad_batches(epoch)
+    return trainer.accumulate_grad_batches
 
 
 def _stage_name(trainer: L.Trainer, pl_module: L.LightningModule) -> str:
