@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
+import lightning as L
 import torch
 from torch import Tensor
 
 from interstack.data.batch import Batch
+from interstack.distillation.averaging import (
+    KeepAverages,
+    averaging_callback,
+    check_callbacks,
+    check_goes_on,
+)
 from interstack.distillation.channel_statistics import measure_channels
 from interstack.distillation.checks import check_lengths
 from interstack.distillation.finite import BatchLoss, NumberFormats
@@ -20,6 +28,7 @@ from interstack.distillation.precision import check_precision
 from interstack.distillation.steps import DistillationSteps
 from interstack.distillation.structure import CHECKPOINT_KEY, rebuild_student, student_structure
 from interstack.distillation.targets import FrameGrid, TargetNorm, align_frames
+from interstack.growth.averages import averages_of
 from interstack.growth.plan import GrowthPlan
 from interstack.models.build import build_student, load_teacher, taps_of
 from interstack.models.compiling import check_can_compile
@@ -31,6 +40,7 @@ from interstack.target_cache.cache import TargetCache
 from interstack.target_cache.teacher import CachedTeacher
 
 ConfigT = TypeVar("ConfigT")
+SharedT = TypeVar("SharedT")
 
 
 class Distillation(DistillationSteps):
@@ -38,7 +48,7 @@ class Distillation(DistillationSteps):
 
     The module owns the student's depth: it goes into every checkpoint under a key of its own and is
     rebuilt before the weights are loaded. The teacher is loaded at ``setup``, is no submodule, and
-    so is never trained, wrapped or saved.
+    so is never trained, wrapped or saved; copies of the module have the very same one.
 
     Args:
         teacher: The speech foundation model.
@@ -93,7 +103,7 @@ class Distillation(DistillationSteps):
         self.non_finite = NonFiniteBatches(non_finite)
         self.compile_layers = compile_layers
         # in a list, so that torch does not register it
-        self._teacher: list[Teacher | CachedTeacher] = []
+        self._teacher: _Shared[Teacher | CachedTeacher] = _Shared()
 
     # Structure ----------------------------------------------------------------------------------
 
@@ -117,6 +127,27 @@ class Distillation(DistillationSteps):
         """The frozen teacher, or the cache that stands in for it; there after ``setup``."""
         return self._teacher[0]
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Refuse callbacks that can't work here; add what an average of the weights needs.
+
+        Lightning calls this before anything is loaded or set up.
+
+        Raises:
+            ConfigurationError: If a fit's callbacks include one of those.
+        """
+        if self.trainer.state.fn == "fit":
+            check_callbacks(self.trainer)
+        return [] if averaging_callback(self.trainer) is None else [KeepAverages()]
+
+    def configure_model(self) -> None:
+        """Build the student, unless it is there, for the teacher or the cache of its targets.
+
+        Lightning calls this after ``setup``, and callbacks that copy the module before. Without a
+        Trainer nothing is built: ``load_from_checkpoint`` rebuilds what the checkpoint describes.
+        """
+        if self._trainer is not None:
+            self._build()
+
     def setup(self, stage: str) -> None:
         """Load the teacher, unless its targets are cached; build the student, unless it is there.
 
@@ -126,17 +157,31 @@ class Distillation(DistillationSteps):
         """
         if self._trainer is not None:  # there is none in a notebook
             check_precision(str(self._trainer.precision))
+        self._build()
+        if stage != "predict":
+            self._load_teacher()
         datamodule: Any = getattr(self._trainer, "datamodule", None)
-        targets: TargetCache | None = getattr(datamodule, "targets", None)
-        builds = not hasattr(self, "student")
-        if not self._teacher and (stage != "predict" or builds):
-            self._teacher = [self._find_teacher(targets)]
-        if builds:
-            self._adopt(build_student(self.student_config, self.initial_depth, self.teacher))
+        targets = self._cached_targets()
         if targets is not None:
             targets.with_features = self.student.freeze_front_end
         if datamodule is not None:
             check_lengths(datamodule, self.student, self._teacher[0] if self._teacher else None)
+
+    def _build(self) -> None:
+        """Make a fresh student, unless there is one."""
+        if not hasattr(self, "student"):
+            self._load_teacher()
+            self._adopt(build_student(self.student_config, self.initial_depth, self.teacher))
+
+    def _cached_targets(self) -> TargetCache | None:
+        datamodule: Any = getattr(self._trainer, "datamodule", None)
+        targets: TargetCache | None = getattr(datamodule, "targets", None)
+        return targets
+
+    def _load_teacher(self) -> None:
+        """Load the teacher, or what stands in for it, unless it is there."""
+        if not self._teacher:
+            self._teacher.append(self._find_teacher(self._cached_targets()))
 
     def _find_teacher(self, targets: TargetCache | None) -> Teacher | CachedTeacher:
         if targets is None:
@@ -170,9 +215,21 @@ class Distillation(DistillationSteps):
         self.non_finite.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Rebuild the student at the checkpoint's depth; Lightning loads the weights next."""
+        """Rebuild the student at the checkpoint's depth; Lightning loads the weights next.
+
+        So are its averages, whose weights their callback loads after that.
+
+        Raises:
+            ConfigurationError: If the run kept an average, and is resumed without.
+        """
         self._adopt(rebuild_student(checkpoint[CHECKPOINT_KEY]).to(self.device))
         self.non_finite.load(checkpoint)
+        if self._trainer is not None:
+            check_goes_on(self._trainer, checkpoint)
+            for average in averages_of(self._trainer, self):
+                assert isinstance(average.module, Distillation)
+                average.module._adopt(copy.deepcopy(self.student))
+                average.module.to(average.module.device)
 
     def on_fit_start(self) -> None:
         """Move the teacher, compile the layers, measure the targets' channels: as is asked for."""
@@ -260,6 +317,15 @@ class Distillation(DistillationSteps):
             normalised = self.target_norm(targets)
             sums = tap_sums(output.predictions, normalised, output.mask, self.objective)
         return BatchLoss(sums, targets, output, batch, self.number_formats)
+
+
+class _Shared(list[SharedT]):
+    """A list that copies of its owner share instead of copying what is in it."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Return the list itself."""
+        del memo
+        return self
 
 
 def _config(kind: type[ConfigT], value: ConfigT | dict[str, Any]) -> ConfigT:
