@@ -26,7 +26,7 @@ class BatchAssembler:
     def __init__(self, settings: FeedSettings, epoch: int | None) -> None:
         self.decode = settings.decoder(epoch)
         self.left_out = settings.left_out
-        self._settings = settings
+        self.settings = settings
         self._tolerance = settings.tolerance()
 
     def __call__(self, utterances: Sequence[Utterance]) -> Batch | None:
@@ -48,7 +48,7 @@ class BatchAssembler:
             return None
         ids = [utterance.id for utterance in kept]
         batch = collate(waveforms, ids)
-        targets = self._settings.targets
+        targets = self.settings.targets
         if targets is None:
             return batch
         lengths = torch.tensor([self.decode.crop(utterance)[1] for utterance in kept])
@@ -60,8 +60,8 @@ class BatchAssembler:
         Raises:
             DataError: the audio is corrupt, or not what the targets were computed from.
         """
-        targets = self._settings.targets
-        self._settings.check_targets(utterance, self.decode.crop(utterance))
+        targets = self.settings.targets
+        self.settings.check_targets(utterance, self.decode.crop(utterance))
         if targets is None:
             return self.decode(utterance)
         if targets.replaces_audio:
@@ -104,13 +104,16 @@ class BatchDataset(Dataset[Delivery]):
         left_out.take()  # what was counted before, by others, is no part of this batch
         return Delivery(self.batch(self.first_batch + index), left_out.take())
 
-    def batch(self, index: int) -> Batch | DataError:
+    def batch(self, index: int) -> Batch | DataError | None:
         """Returns batch `index`, or the error that prevents it.
 
         Every step needs a batch, or ranks would fall out of step: one whose utterances are all
-        corrupt is replaced by the next (the last by the first, passed over or not).
+        corrupt is replaced by the next (the last by the first, passed over or not). A prediction
+        has no such steps, and each utterance once: None stands for such a batch there.
         """
         try:
+            if self.assemble.settings.whole:
+                return self.assemble(self.batches[index])
             for offset in range(len(self.batches)):
                 batch = self.assemble(self.batches[(index + offset) % len(self.batches)])
                 if batch is not None:

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import lightning as L
 
@@ -25,11 +25,14 @@ from interstack.target_cache.cache import TargetCache
 
 _log = logging.getLogger(__name__)
 
-_SPLITS: dict[str, tuple[Split, ...]] = {
+FeedName: TypeAlias = Split | Literal["predict"]
+"""What a feed is for: prediction reads the test split too, but whole."""
+
+_FEEDS: dict[str, tuple[FeedName, ...]] = {
     "fit": ("train", "validation"),
     "validate": ("validation",),
     "test": ("test",),
-    "predict": ("test",),
+    "predict": ("predict",),
 }
 
 
@@ -44,8 +47,10 @@ class SpeechDataModule(L.LightningDataModule):
         source: where the speech comes from.
         batch_seconds: most seconds in one rank's batch, padding included (utterances × longest).
         validation_batch_seconds: the same for validation, test and prediction; null: as training.
+            Prediction computes a longer utterance in windows of this length that overlap.
         max_seconds: longer utterances are cropped, in training at a random place that seed, epoch
-            and id decide, otherwise from the start. Null keeps all whole.
+            and id decide, in validation and test from the start, which is logged. Null keeps all
+            whole; prediction always does.
         min_seconds: shorter utterances are left out and counted.
         num_buckets: buckets of alike lengths that batches are drawn from; a small corpus gets
             fewer.
@@ -102,7 +107,8 @@ class SpeechDataModule(L.LightningDataModule):
         self._evaluation_option = f"{'' if evaluates_alike else 'validation_'}batch_seconds"
         self._check_settings()
         self._left_out = LeftOutSoFar()
-        self._feeds: dict[Split, Feed] = {}
+        self._crops_reported: set[FeedName] = set()
+        self._feeds: dict[FeedName, Feed] = {}
 
     def _check_settings(self) -> None:
         """Refuses settings out of range, by their names on the command line."""
@@ -139,12 +145,21 @@ class SpeechDataModule(L.LightningDataModule):
         if self.target_cache is not None and self.targets is None and stage != "predict":
             self.targets = TargetCache(self.target_cache)
         told = self.targets if stage != "predict" else None
-        for split in _SPLITS[stage]:
-            known = self._feeds.get(split)
+        for name in _FEEDS[stage]:
+            known = self._feeds.get(name)
             if known is None or (told is not None and known.settings.targets is None):
-                targets = None if told is None else told.split(split)
-                settings = replace(self._settings(split), targets=targets)
-                self._feeds[split] = self.source.open(split, settings)
+                self._open(name, told)
+
+    def _open(self, name: FeedName, told: TargetCache | None = None) -> Feed:
+        """Opens the split that a feed reads."""
+        split: Split = "test" if name == "predict" else name
+        settings = self._settings(split)
+        if name == "predict":
+            settings = replace(settings, whole=True)
+        elif told is not None:
+            settings = replace(settings, targets=told.split(split))
+        self._feeds[name] = self.source.open(split, settings)
+        return self._feeds[name]
 
     def teardown(self, stage: str) -> None:
         """Says what was left out, if anything was."""
@@ -157,6 +172,9 @@ class SpeechDataModule(L.LightningDataModule):
         if left_out:
             counts = ", ".join(f"{name} {count}" for name, count in left_out.items())
             _log.info("utterances left out: %s", counts)
+        cropped = self._left_out.total.cropped
+        if cropped:
+            _log.info("utterances cropped in validation and test: %d", cropped)
 
     def _settings(self, split: Split) -> FeedSettings:
         training = split == "train"
@@ -175,13 +193,13 @@ class SpeechDataModule(L.LightningDataModule):
             budget_option=f"data.{'batch_seconds' if training else self._evaluation_option}",
         )
 
-    def utterances_once(self, split: Split) -> tuple[Iterable[Utterance], FeedSettings]:
+    def utterances_once(self, name: FeedName) -> tuple[Iterable[Utterance], FeedSettings]:
         """Returns every usable utterance of a split once, and how it becomes a waveform.
 
         Raises:
             ConfigurationError: the split is not set up.
         """
-        feed = self._feed(split)
+        feed = self._feed(name)
         return feed.utterances_once(), feed.settings
 
     def train_dataloader(self) -> TrainingLoader:
@@ -248,20 +266,37 @@ class SpeechDataModule(L.LightningDataModule):
         return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> SpeechLoader:
-        """Returns this rank's batches of the test split, in the corpus' order."""
-        return self._evaluation_loader("test", keep_order=True)
+        """Returns this rank's batches of the test split, in the corpus' order, nothing cropped.
 
-    def _evaluation_loader(self, split: Split, keep_order: bool = False) -> SpeechLoader:
-        feed = self._feed(split)
+        An utterance longer than a batch is a batch of its own, and to be computed in windows of
+        `window_samples`.
+        """
+        return self._evaluation_loader("predict", keep_order=True)
+
+    @property
+    def window_samples(self) -> int:
+        """Most samples of an utterance that prediction computes at a time: those of a batch."""
+        return int(self.validation_batch_seconds * SAMPLE_RATE)
+
+    def _evaluation_loader(self, name: FeedName, keep_order: bool = False) -> SpeechLoader:
+        feed = self._feed(name)
+        cropped = None if name in self._crops_reported else feed.cropped(name)
+        self._crops_reported.add(name)
+        if cropped is not None:
+            _log.warning(cropped)
         dataset = feed.evaluation(*self._place(), keep_order=keep_order)
         most = feed.max_evaluation_workers
         workers = self.num_workers if most is None else min(self.num_workers, most)
         return SpeechLoader(dataset, workers, self.seed, self._left_out)
 
-    def _feed(self, split: Split) -> Feed:
-        if split not in self._feeds:
-            raise ConfigurationError(f"The split {split} is not set up; call setup() first.")
-        return self._feeds[split]
+    def _feed(self, name: FeedName) -> Feed:
+        if name not in self._feeds:
+            # Both read the test split: who has set up one may ask for the other.
+            other = {"test": "predict", "predict": "test"}.get(name)
+            if other not in self._feeds:
+                raise ConfigurationError(f"The split {name} is not set up; call setup() first.")
+            return self._open(name)
+        return self._feeds[name]
 
     def _place(self) -> tuple[int, int]:
         """Returns rank and number of ranks."""

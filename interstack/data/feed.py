@@ -24,11 +24,12 @@ class Delivery(NamedTuple):
 
     Attributes:
         batch: the batch, or the error that prevents it: an exception that a worker raises would
-            arrive with the worker's traceback pasted into its message.
+            arrive with the worker's traceback pasted into its message. None where all of a
+            prediction's batch was left out.
         left_out: what was left out of it, or found and passed over on the way to it.
     """
 
-    batch: Batch | DataError
+    batch: Batch | DataError | None
     left_out: LeftOut
 
 
@@ -49,6 +50,8 @@ class FeedSettings:
         crop: where training crops what is too long.
         targets: the teacher's, from a cache; None: they are the model's to compute.
         budget_option: name of the option that `batch_samples` comes from, for messages.
+        whole: nothing is cropped; an utterance longer than a batch is a batch of its own, of which
+             the model computes a batch's samples at a time.
     """
 
     batch_samples: int
@@ -63,10 +66,11 @@ class FeedSettings:
     crop: CropPlace = "random"
     targets: SplitTargets | None = None
     budget_option: str = "data.batch_seconds"
+    whole: bool = False
 
     def decoder(self, epoch: int | None) -> Decoder:
         """Returns what decodes and crops in an epoch of training, or in evaluation (None)."""
-        return Decoder(self.max_samples, epoch, self.seed, self.crop)
+        return Decoder(None if self.whole else self.max_samples, epoch, self.seed, self.crop)
 
     def check_targets(self, utterance: Utterance, crop: tuple[int, int]) -> None:
         """Holds an utterance to the cache of targets, if there is one.
@@ -145,6 +149,17 @@ class Feed(ABC):
         Raises:
             DataError: the utterances are too few for the ranks.
         """
+
+    def cropped(self, split: str) -> str | None:
+        """Returns how much of the split an evaluation crops, as a sentence for the log.
+
+        None if nothing, or if nobody knows beforehand: then it is counted while loading.
+
+        Args:
+            split: what to call it.
+        """
+        del split
+        return None
 
     def mean_batch_samples(self, world_size: int) -> float | None:
         """Returns the mean padded size of an epoch's batches; None if nobody knows beforehand.

@@ -95,7 +95,7 @@ class FileFeed(Feed):
         corrupt: the same.
 
     Raises:
-        ConfigurationError: an utterance exceeds the budget of a batch.
+        ConfigurationError: an utterance exceeds the budget of a batch, unless it is to be whole.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class FileFeed(Feed):
             "too_short": too_short,
             "corrupt": corrupt,
         }
-        if self.longest_samples > settings.batch_samples:
+        if self.longest_samples > settings.batch_samples and not settings.whole:
             longest = utterances[self._lengths.index(self.longest_samples)]
             raise ConfigurationError(
                 f"{settings.budget_option} is {settings.batch_samples / SAMPLE_RATE:g}, but "
@@ -148,6 +148,23 @@ class FileFeed(Feed):
     def counts(self) -> dict[str, float]:
         """Usable utterances, their seconds after cropping, and how many were left out."""
         return self._counts
+
+    def cropped(self, split: str) -> str | None:
+        """Returns how much of the split an evaluation leaves out by cropping; None if nothing."""
+        crop = self.settings.decoder(None).crop
+        cropped = [each for each in self.utterances if crop(each)[1] < each.num_samples]
+        if not cropped:
+            return None
+        lost = sum(each.num_samples - crop(each)[1] for each in cropped) / SAMPLE_RATE
+        total = sum(each.num_samples for each in self.utterances) / SAMPLE_RATE
+        longest = max(cropped, key=lambda each: each.num_samples)
+        return (
+            f"{len(cropped)} of {len(self.utterances)} utterances of {split} are cropped to "
+            f"data.max_seconds, {crop(longest)[1] / SAMPLE_RATE:g} s, without {lost:.1f} of the "
+            f"split's {total:.1f} s (the longest, {longest.name}, lasts "
+            f"{longest.num_samples / SAMPLE_RATE:.1f} s): raise data.max_seconds to evaluate on "
+            "all of it"
+        )
 
     def num_training_batches(self, world_size: int) -> int:
         """Returns the batches that each of so many ranks gets, the same in every epoch."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 
+from interstack.constants import SAMPLE_RATE
 from interstack.errors import DataError
 
 _log = logging.getLogger(__name__)
@@ -22,17 +23,23 @@ class LeftOut:
         skipped: corrupt ones.
         too_short: shorter than the least.
         example: what was wrong with the first corrupt one.
+        cropped: those of a stream's validation or test split of which only the start is evaluated.
+        cropped_example: the first of them, and to what it is cropped.
     """
 
     skipped: int = 0
     too_short: int = 0
     example: str = ""
+    cropped: int = 0
+    cropped_example: str = ""
 
     def __add__(self, other: LeftOut) -> LeftOut:
         return LeftOut(
             self.skipped + other.skipped,
             self.too_short + other.too_short,
             self.example or other.example,
+            self.cropped + other.cropped,
+            self.cropped_example or other.cropped_example,
         )
 
 
@@ -62,6 +69,14 @@ class LeftOutHere:
         """Counts a short utterance."""
         self._counts += LeftOut(too_short=1)
 
+    def count_cropped(self, name: str, num_samples: int, length: int) -> None:
+        """Counts an utterance that is cropped where it is to be evaluated."""
+        example = (
+            f"{name} lasts {num_samples / SAMPLE_RATE:.1f} s and is cropped to data.max_seconds, "
+            f"{length / SAMPLE_RATE:g} s"
+        )
+        self._counts += LeftOut(cropped=1, cropped_example=example)
+
     def take(self) -> LeftOut:
         """Returns the counts and begins again at zero."""
         counts, self._counts = self._counts, LeftOut()
@@ -84,7 +99,7 @@ class LeftOutSoFar:
         self._in_hand: dict[object, LeftOut] = {}
 
     def hand_out(self, loader: object, counts: LeftOut) -> None:
-        """Adds the counts of the batch that a loader hands out, and warns of the first corruption.
+        """Adds the counts of the batch that a loader hands out, and warns of the first of a kind.
 
         Args:
             loader: anything that stands for one pass of a loader.
@@ -92,6 +107,12 @@ class LeftOutSoFar:
         """
         if self._announced and counts.skipped and not self.total.skipped:
             _log.warning("Left out: %s; further ones are only counted", counts.example)
+        if self._announced and counts.cropped and not self.total.cropped:
+            _log.warning(
+                "%s: raise data.max_seconds to evaluate on all of it; further ones are only "
+                "counted",
+                counts.cropped_example,
+            )
         self.settle(loader)
         self._in_hand[loader] = counts
 
@@ -106,9 +127,10 @@ class LeftOutSoFar:
 
     def state_dict(self) -> dict[str, int]:
         """Returns the final counts, for a checkpoint."""
-        return {"skipped": self._final.skipped, "too_short": self._final.too_short}
+        counts = {"skipped": self._final.skipped, "too_short": self._final.too_short}
+        return counts | ({"cropped": self._final.cropped} if self._final.cropped else {})
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Goes on from the counts of a checkpoint."""
-        self._final = LeftOut(state["skipped"], state["too_short"])
+        self._final = LeftOut(state["skipped"], state["too_short"], cropped=state.get("cropped", 0))
         self._in_hand.clear()

@@ -74,7 +74,8 @@ class SpeechLoader:
                         error = batch
                         break
                     self._left_out.hand_out(this_pass, left_out)
-                    yield batch
+                    if batch is not None:
+                        yield batch
         finally:
             self._left_out.settle(this_pass)
         if error is not None:

@@ -141,7 +141,10 @@ class StreamDataset(IterableDataset[Delivery]):
             if utterance is None:
                 return taken, True
             taken.append(utterance)
-            num_samples -= self._length(utterance)
+            length = self._length(utterance)
+            if self.epoch is None and length < utterance.num_samples:
+                self.settings.left_out.count_cropped(utterance.name, utterance.num_samples, length)
+            num_samples -= length
         return taken, False
 
     def _length(self, utterance: Utterance) -> int:

@@ -36,7 +36,8 @@ class StreamSource(SpeechSource):
                 "data.epoch_batches is null, but a stream has no end of its own: set it to the "
                 "batches that make an epoch on each rank"
             )
-        if settings.max_samples is None or settings.max_samples > settings.batch_samples:
+        longest = settings.batch_samples if settings.whole else settings.max_samples
+        if longest is None or longest > settings.batch_samples:
             raise ConfigurationError(
                 "the longest utterance of a stream is not known beforehand: set data.max_seconds "
                 f"to at most the {settings.batch_samples / SAMPLE_RATE:g} s of "
@@ -48,7 +49,7 @@ class StreamSource(SpeechSource):
             raise DataError(f"The {len(shards)} shards of {split} hold no usable utterance.")
         if first.num_channels > 1:
             _log.warning("%s has several channels; these are averaged.", first.name)
-        return StreamFeed(shards, settings, settings.max_samples)
+        return StreamFeed(shards, settings, longest)
 
 
 class StreamFeed(Feed):
@@ -57,7 +58,8 @@ class StreamFeed(Feed):
     Args:
         shards: openers of the shards.
         settings: how utterances become batches.
-        longest_samples: longest waveform after cropping.
+        longest_samples: longest waveform after cropping; of whole utterances, the most that is
+            computed at a time.
     """
 
     max_evaluation_workers = 1  # a single pass in one order needs one reader

@@ -165,7 +165,9 @@ class Distillation(DistillationSteps):
         if targets is not None:
             targets.with_features = self.student.freeze_front_end
         if datamodule is not None:
-            check_lengths(datamodule, self.student, self._teacher[0] if self._teacher else None)
+            # what is to be predicted is the student's alone
+            asked = self._teacher[0] if self._teacher and stage != "predict" else None
+            check_lengths(datamodule, self.student, asked)
 
     def _build(self) -> None:
         """Make a fresh student, unless there is one."""

@@ -20,6 +20,7 @@ from interstack.distillation.optimizer import OptimizerConfig, make_optimizer
 from interstack.distillation.reduction import rank_loss
 from interstack.growth.progress import run_progress
 from interstack.models.student import Student, StudentOutput
+from interstack.models.windows import WindowedOutput
 
 
 class DistillationSteps(L.LightningModule):
@@ -132,9 +133,19 @@ class DistillationSteps(L.LightningModule):
         """Log the test loss over all ranks."""
         self._log_metric("test", self.test_loss)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> StudentOutput:
-        """Return the student's hidden states of a batch."""
+    def predict_step(self, batch: Batch, batch_idx: int) -> StudentOutput | WindowedOutput:
+        """Return the student's hidden states of a batch; of a long utterance, to be iterated over.
+
+        What does not fit a batch is computed window by window, while it is read.
+        """
         del batch_idx
+        datamodule = getattr(self._trainer, "datamodule", None)
+        window: int | None = getattr(datamodule, "window_samples", None)
+        if window is not None and batch.waveforms.shape[1] > window:
+            (waveform,) = batch.waveforms  # what is longer than a batch is a batch of its own
+            return WindowedOutput(
+                self.student, waveform, window, self.trainer.precision_plugin.predict_step_context
+            )
         output: StudentOutput = self.student(batch.waveforms, batch.num_samples)
         return output
 

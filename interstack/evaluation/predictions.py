@@ -2,47 +2,218 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import errno
+import json
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
-from safetensors.torch import save
+from torch import Tensor
 
-from interstack.checkpointing.atomic import write_whole
 from interstack.checkpointing.disk import write_errors
 from interstack.data.batch import Batch
+from interstack.data.datamodule import SpeechDataModule
+from interstack.errors import DataError
 from interstack.models.student import StudentOutput
+from interstack.models.windows import WindowedOutput
+
+DIRECTORY: Final = "hidden_states"
+SUFFIX: Final = ".safetensors"
+_DTYPES: Final = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+"""What safetensors calls them."""
+_FIX: Final = "free space, then give the same command again"
+_NAME_MAX: Final = 255
+"""Bytes of a file name, where the system does not say how many its file system takes."""
 
 
 class SaveHiddenStates(BasePredictionWriter):
-    """Writes ``<run>/hidden_states/<utterance>.safetensors``, one file an utterance.
+    """Writes ``<run>/hidden_states/<utterance id>.safetensors``, one file an utterance.
 
-    Each holds one tensor, ``hidden_states``: (depth + 1, frames, width), padding cut off.
+    Each holds one tensor, ``hidden_states``: (depth + 1, frames, width), padding cut off, and the
+    id as metadata. An id with slashes makes folders; see `file_of`. A file is complete or not there
+    at all; one of an earlier prediction is replaced.
     """
 
     def __init__(self) -> None:
         super().__init__(write_interval="batch")
+        self._written: dict[str, str] = {}
+        self._ignores_case = False
+
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Check the names of all files, where the corpus is known as a whole.
+
+        Raises:
+            InterstackError: If the directory can't be made.
+            DataError: If two utterances make one file, or a name is too long.
+        """
+        del pl_module
+        directory = _directory(trainer)
+        with write_errors(directory, "give another trainer.default_root_dir"):
+            directory.mkdir(parents=True, exist_ok=True)
+        self._ignores_case = directory.with_name(DIRECTORY.upper()).exists()
+        self._written = {}
+        datamodule = getattr(trainer, "datamodule", None)
+        if isinstance(datamodule, SpeechDataModule):
+            utterances, _ = datamodule.utterances_once("predict")
+            if isinstance(utterances, Sequence):
+                for utterance in utterances:
+                    self._file(directory, utterance.id)
+        self._written = {}
 
     def write_on_batch_end(
         self,
         trainer: L.Trainer,
         pl_module: L.LightningModule,
-        prediction: StudentOutput,
+        prediction: StudentOutput | WindowedOutput,
         batch_indices: Sequence[int] | None,
         batch: Batch,
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Write a batch's utterances."""
+        """Write a batch's utterances.
+
+        Raises:
+            DataError: If a file would replace another utterance's, or its name is too long.
+            InterstackError: If a file can't be written.
+        """
         del pl_module, batch_indices, batch_idx, dataloader_idx
-        directory = Path(trainer.default_root_dir) / "hidden_states"
-        hidden_states: torch.Tensor = torch.stack(prediction.hidden_states)
-        for row, name in enumerate(batch.ids):
-            frames = int(prediction.num_frames[row])
-            clip: dict[str, Any] = {"hidden_states": hidden_states[:, row, :frames].cpu().clone()}
-            path = directory / f"{name.replace('/', '_')}.safetensors"
-            with write_errors(path, "free space, then give the same command again"):
-                write_whole(path, save(clip, metadata={"id": name}))
+        directory = _directory(trainer)
+        for row, id_ in enumerate(batch.ids):
+            path = self._file(directory, id_)
+            part = path.with_name(f".{trainer.global_rank}.part")
+            with write_errors(path, _FIX):
+                try:
+                    _write(path, part, id_, *_pieces(prediction, row))
+                except OSError as error:
+                    if error.errno != errno.ENAMETOOLONG:
+                        raise
+                    found = f"{len(os.fsencode(path))} bytes with its folders"
+                    raise DataError(_too_long(id_, directory, found)) from error
+
+    def _file(self, directory: Path, id_: str) -> Path:
+        """Return the file of an utterance, and note that it is taken.
+
+        Raises:
+            DataError: If it is another one's, or its name is too long.
+        """
+        path = file_of(directory, id_)
+        most = _name_max(directory)
+        longest = max((len(os.fsencode(part)), part) for part in path.relative_to(directory).parts)
+        if longest[0] > most:
+            raise DataError(_too_long(id_, directory, f"{longest[0]} bytes, and it takes {most}"))
+        key = str(path).casefold() if self._ignores_case else str(path)
+        if key in self._written:
+            other = self._written[key]
+            what = "occurs twice" if other == id_ else f"makes the same file as {other!r}"
+            raise DataError(
+                f"the utterance id {id_!r} of the test split {what}, {path}: give each utterance "
+                "an id of its own (its audio file's name, or data.source.id_column)"
+            )
+        self._written[key] = id_
+        return path
+
+
+def file_of(directory: Path, id_: str) -> Path:
+    """Return where an utterance's hidden states go: the folders of its id, below a directory.
+
+    Different ids make different files, and none lies elsewhere: parts of an id that are no names
+    (empty, ``.`` and ``..``) and the characters ``%`` and NUL are percent-encoded.
+
+    Args:
+        directory: Of all files.
+        id_: Of the utterance.
+
+    Example:
+        >>> file_of(Path("out"), "84/121123/84-121123-0000").as_posix()
+        'out/84/121123/84-121123-0000.safetensors'
+        >>> file_of(Path("out"), "../x").as_posix()
+        'out/%2E%2E/x.safetensors'
+    """
+    *folders, name = (part.replace("%", "%25").replace("\0", "%00") for part in id_.split("/"))
+    safe = [_NO_NAMES.get(folder, folder) for folder in folders]
+    return directory.joinpath(*safe, _NO_NAMES.get(name, name) + SUFFIX)
+
+
+_NO_NAMES: Final = {"": "%", ".": "%2E", "..": "%2E%2E"}
+
+
+def _directory(trainer: L.Trainer) -> Path:
+    return Path(trainer.default_root_dir) / DIRECTORY
+
+
+def _name_max(directory: Path) -> int:
+    """Return the bytes of a file name that a directory's file system takes."""
+    try:
+        return os.pathconf(directory, "PC_NAME_MAX")
+    except (AttributeError, OSError, ValueError):
+        return _NAME_MAX
+
+
+def _too_long(id_: str, directory: Path, what: str) -> str:
+    return (
+        f"the utterance id {id_!r} makes a longer file name than the file system of {directory} "
+        f"takes ({what}): give the utterance a shorter id (its audio file's name, or "
+        "data.source.id_column)"
+    )
+
+
+def _pieces(prediction: StudentOutput | WindowedOutput, row: int) -> tuple[int, Iterator[Tensor]]:
+    """Return the frames of one utterance, and its hidden states in pieces along them."""
+    if isinstance(prediction, WindowedOutput):
+        return prediction.num_frames, iter(prediction)
+    frames = int(prediction.num_frames[row])
+    states = torch.stack([hidden[row, :frames] for hidden in prediction.hidden_states])
+    return frames, iter([states])
+
+
+def _write(path: Path, part: Path, id_: str, frames: int, pieces: Iterator[Tensor]) -> None:
+    """Write a safetensors file of which no more than one piece is in memory.
+
+    The format is 8 bytes of the header's length, the header in JSON, then the tensor; safetensors'
+    own functions take whole tensors only. The file gets its name when it is complete.
+
+    Args:
+        path: The file.
+        part: Its name until then.
+        id_: Of the utterance, for the metadata.
+        frames: Of all pieces.
+        pieces: (depth + 1, frames, width), one after another in time.
+
+    Raises:
+        OSError: If it can't be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with part.open("wb") as file:
+            done = 0
+            for piece in pieces:
+                states = piece.cpu().contiguous()
+                num_states, length, width = states.shape
+                if not done:
+                    header = _header(id_, states.dtype, (num_states, frames, width))
+                    file.write(header)
+                stride = width * states.element_size()
+                for layer, state in enumerate(states):
+                    file.seek(len(header) + (layer * frames + done) * stride)
+                    file.write(state.view(torch.uint8).numpy().data)
+                done += length
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _header(id_: str, dtype: torch.dtype, shape: tuple[int, int, int]) -> bytes:
+    """Return what a safetensors file begins with, padded so that the tensor is aligned."""
+    size = dtype.itemsize * shape[0] * shape[1] * shape[2]
+    printable = id_.encode("utf-8", "backslashreplace").decode("utf-8")
+    content = {
+        "__metadata__": {"id": printable},
+        "hidden_states": {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": (0, size)},
+    }
+    text = json.dumps(content, ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

@@ -121,6 +121,8 @@ def untrained(source: str, name: str, seed: int = 0) -> PretrainedUpstream:
     with tempfile.TemporaryDirectory() as folder:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
+            # float32, whatever the source's weights are stored in
+            original.config.dtype = torch.float32
             make: Any = AutoModel.from_config if original.takes_waveform else WhisperEncoder
             model = make(original.config)
         # As save_pretrained would, but without its progress bar.

@@ -10,10 +10,14 @@ from typing import Any, Final
 import yaml
 from transformers import HubertConfig
 
+from interstack.constants import SAMPLE_RATE
 from interstack.export.provenance import Provenance
+from interstack.models.front_end import frame_hop
 from interstack.tracking.record import StageRecord
 
 CARD_FILE: Final = "README.md"
+_S3PRL_HOP: Final = 320
+"""Samples from one frame to the next that s3prl's `hf_hubert` states of every model."""
 _METHOD: Final = "[interleaved stacking](https://arxiv.org/abs/2606.11766)"
 
 
@@ -64,6 +68,7 @@ def _heading(provenance: Provenance, config: HubertConfig, num_parameters: int) 
 
 
 def _use(config: HubertConfig) -> Iterator[str]:
+    hop, depth = frame_hop(config), config.num_hidden_layers
     yield from (
         "## Use",
         "",
@@ -76,11 +81,31 @@ def _use(config: HubertConfig) -> Iterator[str]:
         "hidden_states = model(**inputs, output_hidden_states=True).hidden_states",
         "```",
         "",
-        f"Waveforms at 16 kHz in [-1, 1]; a frame each 20 ms; {config.num_hidden_layers + 1} "
-        "hidden states, of which 0 is the encoder's input. s3prl takes the directory as the "
-        "checkpoint of `hf_hubert_custom`. For an utterance alone the hidden states are those of "
-        "the student in training, up to rounding.",
+        f"Waveforms at 16 kHz in [-1, 1]; a frame each {1000 * hop / SAMPLE_RATE:g} ms; "
+        f"{depth + 1} hidden states, of which 0 is the encoder's input and {depth} its output"
+        f"{' after the final layer norm' if config.do_stable_layer_norm else ''}. {_s3prl(hop)} "
+        "For an utterance alone the hidden states are those of the student in training, up to "
+        "rounding.",
         "",
+    )
+    if config.do_stable_layer_norm:
+        yield from (
+            f"The encoder is pre-LN. Hidden state {depth}, which the student was trained on, is "
+            "transformers' `last_hidden_state`, and `hidden_states[-1]` too where "
+            "`tie_last_hidden_states` of `config.json` is read, as by transformers 5.23. A version "
+            "that does not read it may return `hidden_states[-1]` without the norm: take "
+            "`last_hidden_state` there.",
+            "",
+        )
+
+
+def _s3prl(hop: int) -> str:
+    """Return whether s3prl's expert, which knows frames of 320 samples alone, takes the export."""
+    if hop == _S3PRL_HOP:
+        return "s3prl takes the directory as the checkpoint of `hf_hubert_custom`."
+    return (
+        f"s3prl's `hf_hubert_custom` does not take the directory: it expects a frame each "
+        f"{_S3PRL_HOP} samples, and here it is {hop}."
     )
 
 

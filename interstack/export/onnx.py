@@ -16,6 +16,7 @@ from transformers import HubertModel
 
 from interstack.constants import SAMPLE_RATE
 from interstack.errors import ConfigurationError
+from interstack.models.front_end import receptive_field
 from interstack.models.pretrained import bake_weight_norm
 from interstack.models.student import Student
 
@@ -48,8 +49,9 @@ def export_onnx(student: Student, directory: Path) -> Path:
     """Write ``model.onnx``.
 
     Its input is ``waveforms``, (batch, num_samples) float32 at 16 kHz in [-1, 1], all of one
-    length; its output ``hidden_states``, (depth + 1, batch, frames, width). Batch and length are
-    free. Where the student wants normalised waveforms the graph normalises them.
+    length; its output ``hidden_states``, (depth + 1, batch, frames, width), the last of which is
+    the encoder's output. Batch and length are free, from one frame on. Where the student wants
+    normalised waveforms the graph normalises them.
 
     Args:
         student: The student, at any depth.
@@ -65,8 +67,9 @@ def export_onnx(student: Student, directory: Path) -> Path:
             "an export to ONNX needs the packages onnx and onnxscript: install interstack[onnx]"
         ) from error
     path = directory / ONNX_FILE
-    example = torch.zeros(2, round(_EXAMPLE_SECONDS * SAMPLE_RATE))
-    batch, samples = torch.export.Dim("batch"), torch.export.Dim("num_samples", min=400)
+    shortest = receptive_field(student.config)
+    example = torch.zeros(2, max(round(_EXAMPLE_SECONDS * SAMPLE_RATE), 2 * shortest))
+    batch, samples = torch.export.Dim("batch"), torch.export.Dim("num_samples", min=shortest)
     with _quiet():
         torch.onnx.export(
             _Listener(student).cpu(),

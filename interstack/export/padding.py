@@ -27,7 +27,7 @@ def padding_gap(directory: Path, waveforms: Sequence[Tensor]) -> float:
         waveforms: Two or more utterances, (num_samples,), of different lengths.
     """
     with without_progress_bar():
-        model: Any = AutoModel.from_pretrained(directory)
+        model: Any = AutoModel.from_pretrained(directory, dtype=torch.float32)
     prepare: Any = AutoFeatureExtractor.from_pretrained(directory)
     model.eval()
 

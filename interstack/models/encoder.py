@@ -3,6 +3,11 @@
 transformers' own forward does three things that do not suit us: it writes zeros into its input, it
 always runs every layer, and in data2vec-audio padding leaks through the stacked positional
 convolutions.
+
+The last hidden state of a pre-LN encoder (`do_stable_layer_norm`: HuBERT Large, WavLM Large) is the
+encoder's output, after its final layer norm: the state that `last_hidden_state`, transformers 4,
+fairseq and SUPERB's published rows mean. transformers 5 returns it as `hidden_states[-1]` only
+where the config sets `tie_last_hidden_states`; see `tie_last_hidden_state`.
 """
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ def project(feature_projection: nn.Module, features: Tensor) -> Tensor:
 def encode(
     encoder: nn.Module, projected: Tensor, mask: Tensor, *, num_layers: int | None = None
 ) -> list[Tensor]:
-    """Hidden states as transformers' `output_hidden_states` gives them.
+    """Hidden states as transformers' `output_hidden_states` gives them, the last one finished.
 
     Layer drop is not applied: distillation needs every layer.
 
@@ -47,13 +52,15 @@ def encode(
 
     Returns:
         num_layers + 1 tensors (batch, frames, width): 0 is the input of the first layer, k the
-        output of layer k. The final norm of stable-layer-norm encoders is not in them. Frames past
-        an utterance's end are finite and meaningless.
+        output of layer k. Where that is the last of the `num_hidden_layers` that the encoder's
+        config names, it has gone through the final layer norm of a pre-LN encoder. Frames past an
+        utterance's end are finite and meaningless.
     """
     module: Any = encoder  # the families share attributes, but no type
     hidden = projected.masked_fill(~mask[..., None], 0.0)
     hidden = hidden + _positions(module.pos_conv_embed, hidden, mask)
-    if not type(encoder).__name__.endswith("StableLayerNorm"):
+    pre_ln = type(encoder).__name__.endswith("StableLayerNorm")
+    if not pre_ln:
         hidden = module.layer_norm(hidden)
     hidden = module.dropout(hidden)
 
@@ -61,11 +68,29 @@ def encode(
     attended = attended_frames(mask)
     hidden_states = [hidden]
     if module.config.model_type == "wavlm":
-        return hidden_states + _run_wavlm(layers, hidden, attended)
-    layer_mask = attention_mask(module.config, hidden, attended)
-    for layer in layers:
-        hidden_states.append(layer(hidden_states[-1], attention_mask=layer_mask))
+        hidden_states += _run_wavlm(layers, hidden, attended)
+    else:
+        layer_mask = attention_mask(module.config, hidden, attended)
+        for layer in layers:
+            hidden_states.append(layer(hidden_states[-1], attention_mask=layer_mask))
+    if pre_ln and len(layers) == module.config.num_hidden_layers:
+        hidden_states[-1] = module.layer_norm(hidden_states[-1])
     return hidden_states
+
+
+def tie_last_hidden_state(config: PretrainedConfig) -> None:
+    """Let transformers return a pre-LN model's last hidden state as `encode` does.
+
+    transformers 5 collects the layers' outputs, so that `hidden_states[-1]` lacks the final layer
+    norm unless the config says otherwise; `save_pretrained` keeps the setting. Post-LN models have
+    no such norm, and their config stays as it is.
+
+    Args:
+        config: config of a HuBERT, wav2vec 2.0 or WavLM model; changed in place.
+    """
+    # With an adapter `last_hidden_state` is the adapter's output, which has other frames.
+    if getattr(config, "do_stable_layer_norm", False) and not getattr(config, "add_adapter", False):
+        config.tie_last_hidden_states = True
 
 
 def attended_frames(mask: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ over time: transformers lets padding into them, here they come from each utteran
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,18 @@ class ConvConfig(Protocol):
     @property
     def conv_stride(self) -> Sequence[int]:
         """Stride of each convolution."""
+
+
+class Moments(NamedTuple):
+    """Statistics of the first convolution's output over an utterance, for a group norm over time.
+
+    Attributes:
+        mean: (1, channels) float32.
+        variance: (1, channels) float32, without Bessel's correction.
+    """
+
+    mean: Tensor
+    variance: Tensor
 
 
 def num_frames(config: ConvConfig, num_samples: Tensor) -> Tensor:
@@ -81,13 +93,16 @@ def normalise_waveform(waveforms: Tensor, num_samples: Tensor) -> Tensor:
     Returns:
         (batch, max_num_samples) float32.
     """
-    centred = _centre(waveforms, num_samples)
+    centred = centre(waveforms, num_samples)
     variance = centred.square().sum(1, keepdim=True) / num_samples.clamp(min=1)[:, None]
     return centred / (variance + 1e-7).sqrt()
 
 
 def extract_features(
-    feature_extractor: nn.Module, waveforms: Tensor, num_samples: Tensor
+    feature_extractor: nn.Module,
+    waveforms: Tensor,
+    num_samples: Tensor,
+    moments: Moments | None = None,
 ) -> Tensor:
     """Run transformers' convolutional front end without letting padding into its statistics.
 
@@ -97,6 +112,8 @@ def extract_features(
         feature_extractor: that of a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model.
         waveforms: (batch, max_num_samples), padded on the right.
         num_samples: (batch,) valid samples of each.
+        moments: statistics for a group norm over time, where the waveform is a part of a longer
+            one, which has been centred as a whole; see `utterance_moments`. None: its own.
 
     Returns:
         (batch, channels, frames). Frames past an utterance's end are finite and meaningless.
@@ -113,22 +130,54 @@ def extract_features(
             f"The longest utterance of a batch has {waveforms.shape[1]} samples, but the front "
             f"end needs {needed} to make one frame: leave shorter audio out"
         )
-    if isinstance(getattr(layers[0], "layer_norm", None), nn.GroupNorm):
+    if has_norm_over_time(feature_extractor) and moments is None:
         # Its result stays the same, and its variance can't cancel in a quiet offset recording.
-        waveforms = _centre(waveforms, num_samples).to(waveforms.dtype)
+        waveforms = centre(waveforms, num_samples).to(waveforms.dtype)
     hidden = waveforms[:, None]
     lengths = num_samples
     for layer, (kernel, stride) in zip(layers, shapes, strict=True):
         lengths = _conv_length(lengths, kernel, stride)
         norm = getattr(layer, "layer_norm", None)
         if isinstance(norm, nn.GroupNorm):
-            hidden = layer.activation(_norm_over_time_(norm, layer.conv(hidden), lengths))
+            hidden = _norm_over_time_(norm, layer.conv(hidden), lengths, moments)
+            hidden = layer.activation(hidden)
         else:
             hidden = layer(hidden)
     return hidden
 
 
-def _centre(waveforms: Tensor, num_samples: Tensor) -> Tensor:
+def has_norm_over_time(feature_extractor: nn.Module) -> bool:
+    """Whether the first convolution is followed by a group norm over time, as in base models."""
+    layers: Any = feature_extractor.conv_layers
+    return isinstance(getattr(layers[0], "layer_norm", None), nn.GroupNorm)
+
+
+def utterance_moments(feature_extractor: nn.Module, waveform: Tensor, max_samples: int) -> Moments:
+    """Measure the first convolution's output over a whole utterance, part by part.
+
+    Args:
+        feature_extractor: one with a norm over time.
+        waveform: (num_samples,), centred; at least as long as the first kernel.
+        max_samples: samples that are convolved at a time, at most (but a kernel's at least).
+    """
+    conv: Any = cast(Any, feature_extractor.conv_layers)[0].conv
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    count = (len(waveform) - kernel) // stride + 1
+    step = max(1, (max_samples - kernel) // stride + 1)
+    sums, squares = [], []
+    for first in range(0, count, step):
+        last = min(first + step, count) - 1
+        part = conv(waveform[None, None, first * stride : last * stride + kernel])[0]
+        sums.append(part.sum(-1, dtype=torch.float32))
+        squares.append(torch.linalg.vector_norm(part, dim=-1, dtype=torch.float32).square())
+    # Few numbers, in float64: an hour has eleven million frames here.
+    mean = torch.stack(sums).cpu().double().sum(0, keepdim=True) / count
+    power = torch.stack(squares).cpu().double().sum(0, keepdim=True) / count
+    variance = (power - mean.square()).clamp(min=0.0)
+    return Moments(*(each.float().to(waveform.device) for each in (mean, variance)))
+
+
+def centre(waveforms: Tensor, num_samples: Tensor) -> Tensor:
     """Waveforms in float32 with a mean of zero over the valid samples, and zeros after them."""
     padding = ~frame_mask(num_samples, waveforms.shape[1])
     waveforms = waveforms.float().masked_fill(padding, 0.0)
@@ -136,7 +185,9 @@ def _centre(waveforms: Tensor, num_samples: Tensor) -> Tensor:
     return (waveforms - mean).masked_fill(padding, 0.0)
 
 
-def _norm_over_time_(norm: nn.GroupNorm, hidden: Tensor, num_frames: Tensor) -> Tensor:
+def _norm_over_time_(
+    norm: nn.GroupNorm, hidden: Tensor, num_frames: Tensor, moments: Moments | None
+) -> Tensor:
     """Group norm, one group a channel, with statistics over each utterance's valid frames.
 
     Statistics are float32. The first convolution's output is by far the largest tensor of a model,
@@ -145,10 +196,13 @@ def _norm_over_time_(norm: nn.GroupNorm, hidden: Tensor, num_frames: Tensor) -> 
     """
     with torch.autocast(hidden.device.type, enabled=False):
         hidden = hidden.masked_fill_(~frame_mask(num_frames, hidden.shape[-1])[:, None], 0.0)
-        count = num_frames.clamp(min=1)[:, None].float()
-        mean = hidden.sum(-1, dtype=torch.float32) / count
-        power = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32).square() / count
-        variance = (power - mean.square()).clamp(min=0.0)
+        if moments is None:
+            count = num_frames.clamp(min=1)[:, None].float()
+            mean = hidden.sum(-1, dtype=torch.float32) / count
+            power = torch.linalg.vector_norm(hidden, dim=-1, dtype=torch.float32).square() / count
+            variance = (power - mean.square()).clamp(min=0.0)
+        else:
+            mean, variance = moments
         scale = (variance + norm.eps).rsqrt() * norm.weight.float()
         shift = norm.bias.float() - mean * scale
         return torch.addcmul(shift[..., None], hidden, scale[..., None]).to(hidden.dtype)

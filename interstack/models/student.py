@@ -12,7 +12,7 @@ from transformers import HubertConfig, HubertModel
 
 from interstack.growth.plan import GrowthPlan, TapPlacement, descend, even_ends
 from interstack.models.compiling import compile_layers
-from interstack.models.encoder import encode, project
+from interstack.models.encoder import encode, project, tie_last_hidden_state
 from interstack.models.front_end import (
     extract_features,
     frame_mask,
@@ -27,7 +27,8 @@ class StudentOutput(NamedTuple):
     Attributes:
         predictions: One tensor a tap, (batch, frames, teacher width): the heads' guesses of the
             teacher's hidden states.
-        hidden_states: depth + 1 tensors (batch, frames, width); 0 is the encoder's input.
+        hidden_states: depth + 1 tensors (batch, frames, width); 0 is the encoder's input, the last
+            one the encoder's output: in a pre-LN student after the final layer norm.
         num_frames: Valid frames of each utterance, (batch,).
         mask: True at valid frames, (batch, frames).
     """
@@ -72,6 +73,7 @@ class Student(nn.Module):
         self.tap_placement: TapPlacement = tap_placement
         self.normalises_waveform = normalises_waveform
         self.freeze_front_end = freeze_front_end
+        tie_last_hidden_state(config)
         self.model = HubertModel(config)
         self.heads = nn.ModuleList(
             nn.Linear(config.hidden_size, teacher_width) for _ in self.teacher_taps
@@ -129,14 +131,8 @@ class Student(nn.Module):
 
     def _predict(self, hidden_states: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Let every head read the hidden state of its tap."""
-        predictions = []
-        for head, tap in zip(self.heads, self.hidden_taps, strict=True):
-            tapped = hidden_states[tap]
-            if self.config.do_stable_layer_norm and tap == self.depth:
-                # A pre-LN stack is finished by its last norm, which has no other way to be trained.
-                tapped = self.model.encoder.layer_norm(tapped)
-            predictions.append(head(tapped))
-        return tuple(predictions)
+        taps = zip(self.heads, self.hidden_taps, strict=True)
+        return tuple(head(hidden_states[tap]) for head, tap in taps)
 
     @torch.no_grad()
     def grow(self, plan: GrowthPlan) -> None:

@@ -32,6 +32,14 @@ DTYPES: Final = {
     "float16": torch.float16,
 }
 """Precisions that a teacher can run in."""
+_UNRELATED: Final = (
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "tie_last_hidden_states",
+    "transformers_version",
+)
+"""Fields of a config that change no target."""
 
 
 def overflow_fix(dtype: str) -> str:
@@ -64,7 +72,8 @@ class Teacher(nn.Module):
         source: hub id or local directory of a HuBERT, WavLM, wav2vec 2.0, data2vec-audio or
             Whisper model.
         taps: which hidden states to give, strictly increasing; 0 is the encoder's input, k the
-            output of layer k. Layers above the deepest tap are dropped.
+            output of layer k, the last one after a pre-LN encoder's final layer norm. Layers above
+            the deepest tap are dropped.
         revision: branch, tag or commit on the hub.
         dtype: precision of the teacher's weights and arithmetic; outputs are always float32.
         cache_dir: where downloads are kept; transformers' default if None.
@@ -81,6 +90,8 @@ class Teacher(nn.Module):
     width: int
     """Channels of a hidden state."""
     taps: tuple[int, ...]
+    has_final_norm: bool
+    """Whether the deepest tap has gone through a pre-LN encoder's final layer norm."""
     normalises_waveform: bool
     """Whether waveforms are brought to zero mean and unit variance, as the model was trained."""
     takes_waveform: bool
@@ -112,6 +123,9 @@ class Teacher(nn.Module):
         self.width = self.config.hidden_size
         self.taps = _checked_taps(taps, self.num_layers, source)
         self.takes_waveform = self.config.model_type in WAVEFORM_FAMILIES
+        self.has_final_norm = self.taps[-1] == self.num_layers and bool(
+            getattr(self.config, "do_stable_layer_norm", False)
+        )
 
         pretrained = origin.load(self.config)
         self.normalises_waveform = pretrained.normalises_waveform
@@ -167,7 +181,7 @@ class Teacher(nn.Module):
         That is the architecture, the kept weights and their precision, and the normalisation.
         """
         fields = self.config.to_dict()
-        for unrelated in ("_name_or_path", "architectures", "dtype", "transformers_version"):
+        for unrelated in _UNRELATED:
             fields.pop(unrelated, None)
         fields["normalises_waveform"] = self.normalises_waveform
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())

@@ -45,6 +45,8 @@ class CacheRecord:
         first_frame_centre: As there.
         frame_hop: As there.
         version: Of this file's form.
+        has_final_norm: As there; False in a cache that was made before it was recorded, whose last
+            hidden state of a pre-LN teacher lacks the final layer norm.
     """
 
     dtype: CacheDtype
@@ -64,6 +66,7 @@ class CacheRecord:
     first_frame_centre: float
     frame_hop: int
     version: int = _VERSION
+    has_final_norm: bool = False
 
     @classmethod
     def of(
@@ -96,6 +99,7 @@ class CacheRecord:
             max_samples=teacher.max_samples,
             first_frame_centre=teacher.first_frame_centre,
             frame_hop=teacher.frame_hop,
+            has_final_norm=teacher.has_final_norm,
         )
 
     @classmethod
@@ -126,6 +130,13 @@ class CacheRecord:
             raise ConfigurationError(
                 f"the cache in {directory} is of form {record.version}, this version of interstack "
                 f"reads form {_VERSION}: make it anew in another directory"
+            )
+        pre_ln = bool(record.config.get("do_stable_layer_norm"))
+        if pre_ln and record.taps[-1] == record.num_layers and not record.has_final_norm:
+            raise ConfigurationError(
+                f"the cache in {directory} holds hidden state {record.num_layers} of "
+                f"{record.source} without its final layer norm, as earlier versions of interstack "
+                "stored it: make it anew in another directory"
             )
         return record
 

@@ -26,6 +26,8 @@ from transformers import (
     WhisperModel,
 )
 
+from interstack.models.encoder import tie_last_hidden_state
+
 SPEECH: Final = Path(__file__).parents[2] / "assets/speech/LibriSpeech/test-clean"
 NUM_LAYERS: Final = 3
 WIDTH: Final = 32
@@ -93,6 +95,7 @@ def build(family: str) -> Any:  # noqa: ANN401 - the families share attributes, 
     """A model in eval mode whose every weight is random, also those that start at 0 or 1."""
     torch.manual_seed(0)
     model: Any = MODELS[family]()
+    tie_last_hidden_state(model.config)  # so that transformers' own last one is the finished one
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)

@@ -14,13 +14,18 @@ from torch import Tensor, nn
 
 from interstack.constants import SAMPLE_RATE
 from interstack.errors import ConfigurationError, TeacherError
-from interstack.models.pretrained import Source
+from interstack.models.encoder import tie_last_hidden_state
+from interstack.models.front_end import frame_hop
+from interstack.models.pretrained import WAVEFORM_FAMILIES, Source
 from interstack.models.teacher import Teacher
 
 FBANK: Final = "fbank"
 """SUPERB's baseline: log mel filter banks with deltas, of s3prl's own values."""
 _OWN_EXPERTS: Final = {"hubert": "hf_hubert", "wav2vec2": "hf_wav2vec2"}
 """s3prl's experts of Hugging Face models; the other families have none."""
+_HOP: Final = 320
+"""Samples from one frame to the next that these experts state of every model, and into which the
+ASR recipe brings all upstreams."""
 
 
 @dataclass(frozen=True)
@@ -46,18 +51,30 @@ class Upstream:
 
         Raises:
             TeacherError: If there is no such model, or one of another architecture.
-            ConfigurationError: If it is on the hub and has not been downloaded.
+            ConfigurationError: If it is on the hub and has not been downloaded, or has frames of
+                another length than s3prl's recipes take.
         """
         if name == FBANK:
             return cls(name, FBANK, FBANK)
         source = Source(name)
-        family = str(source.read_config().model_type)
+        config: Any = source.read_config()
+        family = str(config.model_type)
+        hop = frame_hop(config) if family in WAVEFORM_FAMILIES else _HOP
+        if hop != _HOP:
+            raise ConfigurationError(
+                f"the upstream {name} has a frame each {hop} samples ({1000 * hop / SAMPLE_RATE:g} "
+                f"ms), but s3prl's recipes take {_HOP} (20 ms): judge it with the command probe, "
+                "or give an upstream with frames of 20 ms"
+            )
         digest = source.files_digest()
         if digest is None:
             raise ConfigurationError(
                 f"the files of {name} can't be found here: download it (huggingface-cli download "
                 f"{name}), and give its directory or its id"
             )
+        if getattr(config, "do_stable_layer_norm", False):
+            # Results of earlier versions are of a last hidden state without the final layer norm.
+            digest = hashlib.sha256(f"{digest} final layer norm".encode()).hexdigest()
         return cls(name, family, digest)
 
     @property
@@ -71,7 +88,9 @@ class Upstream:
         """Return it as s3prl wants it; s3prl's imports have to be supplied.
 
         A HuBERT or wav2vec 2.0 is loaded by s3prl's own expert, so that an export is judged as
-        everybody else's model is: padded with an attention mask, by transformers.
+        everybody else's model is: padded with an attention mask, by transformers. It computes in
+        float32 whatever its weights are stored in, and the last hidden state of a pre-LN model is
+        the encoder's output, as in SUPERB's published rows.
 
         Raises:
             TeacherError: If it can't be loaded.
@@ -83,10 +102,12 @@ class Upstream:
             expert = importlib.import_module(f"s3prl.upstream.{_OWN_EXPERTS[self.family]}.expert")
             location = str(Source(self.name).directory or self.name)
             try:
-                upstream = expert.UpstreamExpert(location)
+                loaded: Any = expert.UpstreamExpert(location)
             except (OSError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 raise TeacherError(f"s3prl can't load {self.name}: {reason}") from error
+            tie_last_hidden_state(loaded.model.config)
+            upstream = loaded.float()
             return upstream.to(device).eval()
         return TeacherUpstream(self.name).to(device)
 
