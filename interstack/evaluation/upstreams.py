@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -123,8 +122,7 @@ def untrained(source: str, name: str, seed: int = 0) -> PretrainedUpstream:
         # As save_pretrained would, but without its progress bar.
         original.config.save_pretrained(folder)
         save_file(model.state_dict(), Path(folder, "model.safetensors"), {"format": "pt"})
-        preprocessing = json.dumps({"do_normalize": original.normalises_waveform})
-        Path(folder, "preprocessor_config.json").write_text(preprocessing, encoding="utf-8")
+        Source(source).feature_extractor(original.config).save_pretrained(folder)
         return PretrainedUpstream(folder, name)
 
 

@@ -38,6 +38,9 @@ class TeacherConfig:
         revision: Branch, tag or commit on the hub.
         dtype: Number format of the teacher's weights and computation; targets are fp32 in any case.
         local_files_only: Never ask the hub; take what is in the local cache.
+        pad_to_30s: Whisper alone: let each utterance attend to silence up to 30 s, as in OpenAI's
+            own pipeline, instead of its own frames alone. Each utterance then costs the teacher
+            30 s of computation.
     """
 
     source: str
@@ -45,6 +48,7 @@ class TeacherConfig:
     revision: str | None = None
     dtype: TeacherDtype = "float32"
     local_files_only: bool = False
+    pad_to_30s: bool = False
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,8 @@ class Teacher(nn.Module):
         dtype: precision of the teacher's weights and arithmetic; outputs are always float32.
         cache_dir: where downloads are kept; transformers' default if None.
         local_files_only: never ask the hub.
+        pad_to_30s: let a Whisper attend to silence up to 30 s, as it was trained, instead of an
+            utterance's own frames alone.
 
     Raises:
         TeacherError: the model can't be found, loaded or used as asked.
@@ -75,6 +77,8 @@ class Teacher(nn.Module):
     """False for Whisper, which takes log-mel."""
     max_samples: int | None
     """Longest utterance that the model has positions for; None if there is no bound."""
+    pad_to_30s: bool
+    """Whether each utterance attends to silence up to 30 s; Whisper alone."""
     first_frame_centre: float
     """Sample at the centre of frame 0; that of frame i is i * frame_hop later."""
     frame_hop: int
@@ -89,6 +93,7 @@ class Teacher(nn.Module):
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        pad_to_30s: bool = False,
     ) -> None:
         super().__init__()
         if dtype not in DTYPES:
@@ -99,7 +104,14 @@ class Teacher(nn.Module):
         self.num_layers = self.config.num_hidden_layers
         self.width = self.config.hidden_size
         self.taps = _checked_taps(taps, self.num_layers, source)
+        self.pad_to_30s = pad_to_30s
         self.takes_waveform = self.config.model_type in WAVEFORM_FAMILIES
+        if pad_to_30s and self.takes_waveform:
+            raise TeacherError(
+                f"model.teacher.pad_to_30s is true, but {source} is of type "
+                f"{self.config.model_type}, which was trained without padding to 30 s: set it to "
+                "false; it is for Whisper alone"
+            )
 
         pretrained = origin.load(self.config)
         self.normalises_waveform = pretrained.normalises_waveform
@@ -113,7 +125,7 @@ class Teacher(nn.Module):
             self.first_frame_centre = (receptive_field(self.config) - 1) / 2
             self.frame_hop = frame_hop(self.config)
         else:
-            self.body = WhisperBody(model, self.taps[-1])
+            self.body = WhisperBody(model, self.taps[-1], pad_to_30s=pad_to_30s)
             self.max_samples = self.body.max_samples
             self.first_frame_centre = 0.0
             self.frame_hop = FRAME_HOP
@@ -152,12 +164,14 @@ class Teacher(nn.Module):
     def fingerprint(self) -> str:
         """SHA-256 of what the targets depend on, wherever the model lies.
 
-        That is the architecture, the kept weights and their precision, and the normalisation.
+        That is the architecture, the kept weights and their precision, normalisation and padding.
         """
         fields = self.config.to_dict()
         for unrelated in ("_name_or_path", "architectures", "dtype", "transformers_version"):
             fields.pop(unrelated, None)
         fields["normalises_waveform"] = self.normalises_waveform
+        if self.pad_to_30s:  # without it, what was computed before this option existed
+            fields["pad_to_30s"] = True
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.body.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

@@ -44,6 +44,7 @@ class CacheRecord:
         first_frame_centre: As there.
         frame_hop: As there.
         version: Of this file's form.
+        pad_to_30s: See `Teacher`; caches of before it existed were made without.
     """
 
     dtype: CacheDtype
@@ -63,6 +64,7 @@ class CacheRecord:
     first_frame_centre: float
     frame_hop: int
     version: int = _VERSION
+    pad_to_30s: bool = False
 
     @classmethod
     def of(
@@ -95,6 +97,7 @@ class CacheRecord:
             max_samples=teacher.max_samples,
             first_frame_centre=teacher.first_frame_centre,
             frame_hop=teacher.frame_hop,
+            pad_to_30s=teacher.pad_to_30s,
         )
 
     @classmethod
@@ -193,12 +196,14 @@ class CacheRecord:
         run = {
             "taps": list(taps),
             "dtype": config.dtype,
+            "pad_to_30s": config.pad_to_30s,
             "source": config.source if not known else files,
             "revision": config.revision if not known else None,
         }
         cache = {
             "taps": list(self.taps),
             "dtype": self.teacher_dtype,
+            "pad_to_30s": self.pad_to_30s,
             "source": self.source if not known else self.files,
             "revision": self.revision if not known else None,
         }
