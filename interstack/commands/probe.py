@@ -76,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--per-layer", action="store_true", help="also probe each layer alone for phones"
     )
+    parser.add_argument(
+        "--no-precision-check",
+        action="store_true",
+        help="do not compare an upstream's first batch with float32, where it computes in another "
+        "number format",
+    )
     parser.add_argument("--json", type=Path, help="file to write the reports to")
     return parser
 
@@ -98,6 +104,7 @@ def _probe(
             seeds=options.seeds,
             per_layer=options.per_layer,
             show_progress=show_progress,
+            precision_check=not options.no_precision_check,
         )
         return phones.as_dict(), phone_table(phones)
     clips = run_clip_probe(
@@ -106,5 +113,6 @@ def _probe(
         options.upstream,
         seeds=options.seeds,
         show_progress=show_progress,
+        precision_check=not options.no_precision_check,
     )
     return clips.as_dict(), clip_table(clips)

@@ -49,7 +49,7 @@ def run_superb(arguments: Sequence[str]) -> None:
         device = _device(options.device)
         for number, job in enumerate(jobs):
             if number % share.total == share.index and job.result() is None:
-                run_job(job, device)
+                run_job(job, device, precision_check=not options.no_precision_check)
                 log.info("%s is done: %s", job.name, _found(job))
     results = [result for job in jobs if (result := job.result()) is not None]
     if results:
@@ -105,6 +105,12 @@ def _parser() -> argparse.ArgumentParser:
         help="this process' jobs, as 3/8 (from 0/8 to 7/8); default: SLURM's array, or all",
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    parser.add_argument(
+        "--no-precision-check",
+        action="store_true",
+        help="do not compare an upstream's first batch with float32, where it computes in another "
+        "number format",
+    )
     parser.add_argument("--table", action="store_true", help="only print what is there")
     return parser
 

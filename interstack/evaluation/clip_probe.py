@@ -71,6 +71,7 @@ def run_clip_probe(
     seeds: int = 3,
     settings: ProbeSettings | None = None,
     show_progress: bool = False,
+    precision_check: bool = True,
 ) -> ClipProbeReport:
     """Probe upstreams for the labels of whole clips.
 
@@ -81,6 +82,7 @@ def run_clip_probe(
         seeds: Probes to train on each upstream, with seeds 0, 1, ….
         settings: How to train a probe.
         show_progress: Show a bar while an upstream listens.
+        precision_check: Compare each upstream's first utterance with float32.
 
     Raises:
         ConfigurationError: If no seed or no upstream is asked for, or one makes no sense.
@@ -94,7 +96,7 @@ def run_clip_probe(
     settings = settings or ProbeSettings()
     reports = []
     for name in upstreams:
-        upstream = load_upstream(name, pooled=True)
+        upstream = load_upstream(name, pooled=True, precision_check=precision_check)
         pooled = {
             split: pool_clips(upstream, split_clips, labels, show_progress)
             for split, split_clips in clips.items()

@@ -42,6 +42,7 @@ def run_phone_probe(
     per_layer: bool = False,
     settings: ProbeSettings | None = None,
     show_progress: bool = False,
+    precision_check: bool = True,
 ) -> PhoneProbeReport:
     """Probe upstreams for phones.
 
@@ -54,6 +55,7 @@ def run_phone_probe(
         per_layer: also probe each hidden state alone, where there are several.
         settings: how to train a probe.
         show_progress: show a bar while an upstream listens.
+        precision_check: compare each upstream's first utterance with float32.
 
     Raises:
         ConfigurationError: no seed or no upstream is asked for, or one makes no sense.
@@ -67,7 +69,7 @@ def run_phone_probe(
     settings = settings or ProbeSettings()
     reports = []
     for name in upstreams:
-        upstream = load_upstream(name)
+        upstream = load_upstream(name, precision_check=precision_check)
         frames = {
             split: label_frames(upstream, split_clips, labels, show_progress)
             for split, split_clips in clips.items()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -14,9 +16,13 @@ from transformers import AutoModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from interstack.errors import ConfigurationError
+from interstack.evaluation.precision import check_upstream
+from interstack.models.precision import number_format
 from interstack.models.pretrained import Source
-from interstack.models.teacher import Teacher
+from interstack.models.teacher import Teacher, TeacherOutput
 from interstack.models.whisper import HOP, LogMel
+
+log = logging.getLogger(__name__)
 
 LOG_MEL: Final = "log-mel"
 RANDOM: Final = "random"
@@ -88,27 +94,58 @@ class PretrainedUpstream:
     Args:
         source: hub id or local directory of what can be a teacher, a student's export included.
         name: what the user called it; the source if None.
+        precision_check: compare the first utterance with float32, if it computes in another format.
 
     Raises:
         TeacherError: it can't be found or loaded.
     """
 
-    def __init__(self, source: str, name: str | None = None) -> None:
+    def __init__(
+        self, source: str, name: str | None = None, *, precision_check: bool = True
+    ) -> None:
         self.name = name or source
+        self._unchecked = precision_check
         num_layers: int = Source(source).read_config().num_hidden_layers
         self._model = Teacher(source, range(num_layers + 1))
         self.first_frame_centre = self._model.first_frame_centre
         self.frame_hop = self._model.frame_hop
 
     def hidden_states(self, waveform: Tensor) -> Tensor:
-        """See `Upstream`; hidden state 0 is the encoder's input."""
+        """See `Upstream`; hidden state 0 is the encoder's input.
+
+        Raises:
+            PrecisionError: of the first utterance, if it is computed wrongly.
+        """
+        if self._unchecked:
+            self._check(waveform)
         output = self._model(waveform[None], torch.tensor([len(waveform)]))
         layers = torch.stack([hidden[0] for hidden in output.hidden_states], dim=1)
         return functional.layer_norm(layers, layers.shape[-1:])
 
+    def _check(self, waveform: Tensor) -> None:
+        """Compare an utterance with float32; nothing where it is computed in that."""
+        self._unchecked = False
+        device = waveform.device
+        if number_format(self._model, device) == "float32":
+            return
 
-def untrained(source: str, name: str, seed: int = 0) -> PretrainedUpstream:
+        def run(model: Teacher) -> Sequence[Tensor]:
+            output: TeacherOutput = model(waveform[None], torch.tensor([len(waveform)]))
+            return output.hidden_states
+
+        log.info("%s", check_upstream(self._model, run, self.name, device))
+
+
+def untrained(
+    source: str, name: str, seed: int = 0, *, precision_check: bool = True
+) -> PretrainedUpstream:
     """Return a model of the source's architecture and preprocessing with fresh weights.
+
+    Args:
+        source: the model that it is an untrained copy of.
+        name: what the user called it.
+        seed: of its weights.
+        precision_check: see `PretrainedUpstream`.
 
     Raises:
         TeacherError: the source can't be found or loaded.
@@ -123,16 +160,17 @@ def untrained(source: str, name: str, seed: int = 0) -> PretrainedUpstream:
         original.config.save_pretrained(folder)
         save_file(model.state_dict(), Path(folder, "model.safetensors"), {"format": "pt"})
         Source(source).feature_extractor(original.config).save_pretrained(folder)
-        return PretrainedUpstream(folder, name)
+        return PretrainedUpstream(folder, name, precision_check=precision_check)
 
 
-def load_upstream(name: str, pooled: bool = False) -> Upstream:
+def load_upstream(name: str, pooled: bool = False, *, precision_check: bool = True) -> Upstream:
     """Load what the user named.
 
     Args:
         name: `log-mel`, `log-mel:N` with N frames of context on either side, a hub id or local
             directory, or `random:` and one of these for an untrained copy.
         pooled: the mean over time is what will be used of it.
+        precision_check: see `PretrainedUpstream`.
 
     Raises:
         ConfigurationError: the context is no whole number, or `random` names no model.
@@ -148,5 +186,5 @@ def load_upstream(name: str, pooled: bool = False) -> Upstream:
             raise ConfigurationError(
                 "An untrained upstream needs a model to be a copy of, as random:DIR."
             )
-        return untrained(rest, name)
-    return PretrainedUpstream(name)
+        return untrained(rest, name, precision_check=precision_check)
+    return PretrainedUpstream(name, precision_check=precision_check)

@@ -1,4 +1,4 @@
-"""What a pretrained model expects of audio: its feature extractor, held to what is computed here."""
+"""What a pretrained model expects of audio: its feature extractor, and what is computed here."""
 
 from __future__ import annotations
 

@@ -23,6 +23,12 @@ from interstack.models.front_end import (
     num_frames,
     receptive_field,
 )
+from interstack.models.precision import (
+    SWITCH_OFF,
+    PrecisionReport,
+    compare_with_float32,
+    number_format,
+)
 from interstack.models.pretrained import WAVEFORM_FAMILIES, Source, bake_weight_norm
 from interstack.models.whisper import FRAME_HOP, WhisperBody
 
@@ -214,6 +220,38 @@ class Teacher(nn.Module):
 
     def _asked_for(self, hidden_states: Sequence[Tensor], every_layer: bool) -> Sequence[Tensor]:
         return hidden_states if every_layer else [hidden_states[tap] for tap in self.taps]
+
+
+def check_teacher(teacher: Teacher, waveforms: Tensor, num_samples: Tensor) -> PrecisionReport:
+    """Compare a teacher with itself in float32, its weights as they were rounded.
+
+    Args:
+        teacher: The teacher.
+        waveforms: (batch, max_num_samples) on its device, padded on the right.
+        num_samples: (batch,) valid samples of each.
+    """
+
+    def run(model: Teacher) -> Sequence[Tensor]:
+        output: TeacherOutput = model(waveforms, num_samples, every_layer=True)
+        return output.hidden_states
+
+    device = waveforms.device
+    format = number_format(teacher, device)
+    return compare_with_float32(teacher, run, device, name="teacher", format=format)
+
+
+def require_teacher(report: PrecisionReport, dtype: str) -> None:
+    """Stop where a teacher's error is more than rounding.
+
+    Args:
+        report: From `check_teacher`.
+        dtype: What the user gave.
+
+    Raises:
+        PrecisionError: With the layer, the error and what to give instead.
+    """
+    fix = f"give model.teacher.dtype float32, {SWITCH_OFF}"
+    report.require(f"model.teacher.dtype {dtype}", fix)
 
 
 def _handed_out(inferred: Tensor) -> Tensor:
