@@ -24,6 +24,10 @@ class TeacherError(InterstackError):
     """A teacher can't be found, loaded or used as asked."""
 
 
+class PrecisionError(InterstackError):
+    """A number format computes something else than float32 on this machine."""
+
+
 class CheckpointError(InterstackError):
     """A checkpoint is missing, damaged, or of another run than the one that wants it."""
 

@@ -13,6 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from interstack.commands.described_run import describe_run
 from interstack.data.source import Split
+from interstack.distillation.module import Distillation
 from interstack.errors import ConfigurationError
 from interstack.models.build import load_teacher
 from interstack.target_cache.session import CacheOptions, make_cache
@@ -31,7 +32,7 @@ def run_cache(arguments: Sequence[str]) -> None:
     """
     run = describe_run("cache", arguments, _add_options)
     datamodule, module = run.datamodule, run.module
-    options = _options(run.config, datamodule.target_cache, module.student_config.front_end)
+    options = _options(run.config, datamodule.target_cache, module)
     datamodule.target_cache = None  # what is being made can't be used yet
     if options.share.index == 0:
         datamodule.prepare_data()
@@ -81,7 +82,7 @@ def _add_options(parser: LightningArgumentParser) -> None:
     )
 
 
-def _options(config: Namespace, target_cache: str | None, front_end: str) -> CacheOptions:
+def _options(config: Namespace, target_cache: str | None, module: Distillation) -> CacheOptions:
     output = config.output or target_cache
     if output is None:
         raise ConfigurationError("the cache needs a place: give --output a directory")
@@ -90,11 +91,12 @@ def _options(config: Namespace, target_cache: str | None, front_end: str) -> Cac
     return CacheOptions(
         output=Path(output),
         dtype=config.dtype,
-        with_features=front_end == "shared",
+        with_features=module.student_config.front_end == "shared",
         splits=tuple(dict.fromkeys(config.splits)),
         share=Share.parse(config.share),
         device=_device(config.device),
         shard_bytes=int(config.shard_megabytes * 1e6),
+        precision_check=module.precision_check,
     )
 
 

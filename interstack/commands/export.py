@@ -14,7 +14,7 @@ from torch import Tensor
 from interstack.checkpointing.disk import write_errors
 from interstack.checkpointing.reading import CONFIG_KEY
 from interstack.commands.described_run import describe_run
-from interstack.errors import InterstackError
+from interstack.errors import ConfigurationError, InterstackError
 from interstack.export.checkpoint import load_student
 from interstack.export.directory import written_whole
 from interstack.export.student_export import validation_clips, write_export
@@ -40,11 +40,28 @@ def run_export(arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="directory that is made")
     parser.add_argument("--onnx", action="store_true", help="also write model.onnx")
+    parser.add_argument(
+        "--no-precision-check",
+        action="store_true",
+        help="do not compare model.onnx with the student on speech",
+    )
     options = parser.parse_args(arguments)
+    if options.no_precision_check and not options.onnx:
+        raise ConfigurationError(
+            "--no-precision-check is given without --onnx, and only a graph is checked: leave it "
+            "out"
+        )
     student, content = load_student(options.checkpoint)
     with written_whole(options.output) as directory:
         clips = _clips(content)
-        write_export(student, content, directory, clips=clips, with_onnx=options.onnx)
+        write_export(
+            student,
+            content,
+            directory,
+            clips=clips,
+            with_onnx=options.onnx,
+            precision_check=not options.no_precision_check,
+        )
     print(
         f"the student of {student.depth} layers is in {options.output}: "
         f'AutoModel.from_pretrained("{options.output}")'

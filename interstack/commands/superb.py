@@ -60,7 +60,7 @@ def run_superb(arguments: Sequence[str]) -> None:
         device = _device(options.device)
         for number, job in enumerate(jobs):
             if number % share.total == share.index and job.result() is None:
-                run_job(job, device)
+                run_job(job, device, precision_check=not options.no_precision_check)
                 log.info("%s is done: %s", job.name, _found(job))
     results = [result for job in jobs if (result := job.result()) is not None]
     console = table_console()
@@ -124,9 +124,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument(
+        "--no-precision-check",
+        action="store_true",
+        help="do not compare an upstream's first batch with float32, where it computes in another "
+        "number format",
+    )
+    parser.add_argument(
         "--table",
         action="store_true",
-        help="only print what is there; --share, --device and --num-workers belong to jobs",
+        help="only print what is there; --share, --device, --num-workers and --no-precision-check "
+        "belong to jobs",
     )
     return parser
 

@@ -24,7 +24,7 @@ from interstack.distillation.metrics import DistillationLoss
 from interstack.distillation.non_finite import NonFiniteBatches, NonFinitePolicy
 from interstack.distillation.objective import ObjectiveConfig, tap_sums
 from interstack.distillation.optimizer import OptimizerConfig
-from interstack.distillation.precision import check_precision
+from interstack.distillation.precision import check_computation, check_precision
 from interstack.distillation.steps import DistillationSteps
 from interstack.distillation.structure import CHECKPOINT_KEY, rebuild_student, student_structure
 from interstack.distillation.targets import FrameGrid, TargetNorm, align_frames
@@ -34,6 +34,7 @@ from interstack.models.build import build_student, load_teacher, taps_of
 from interstack.models.compiling import check_can_compile
 from interstack.models.config import StudentConfig, TeacherConfig
 from interstack.models.front_end import frame_hop, receptive_field
+from interstack.models.precision import PrecisionReport
 from interstack.models.student import Student, StudentOutput
 from interstack.models.teacher import Teacher, TeacherOutput
 from interstack.target_cache.cache import TargetCache
@@ -63,6 +64,9 @@ class Distillation(DistillationSteps):
             ``skip`` at each batch, by ``stop`` now and then.
         compile_layers: Compile the layers of student and teacher when a fit begins. What is trained
             is the same, so a resumed run may change it.
+        precision_check: When a fit begins, or a cache, compare one batch in the chosen number
+            formats with float32, layer by layer, and stop where the difference is more than
+            rounding. It takes seconds, and nothing where all is float32.
     """
 
     target_norm: TargetNorm
@@ -76,6 +80,7 @@ class Distillation(DistillationSteps):
         initial_depth: int = 3,
         non_finite: NonFinitePolicy = "stop",
         compile_layers: bool = False,
+        precision_check: bool = True,
     ) -> None:
         super().__init__()
         # Checkpoints hold the settings as plain dictionaries, and come back as such. Those are read
@@ -102,6 +107,8 @@ class Distillation(DistillationSteps):
         # stopped at a batch has to go on without it.
         self.non_finite = NonFiniteBatches(non_finite)
         self.compile_layers = compile_layers
+        self.precision_check = precision_check
+        self.precision_reports: list[PrecisionReport] = []
         # in a list, so that torch does not register it
         self._teacher: _Shared[Teacher | CachedTeacher] = _Shared()
 
@@ -238,6 +245,9 @@ class Distillation(DistillationSteps):
         self.non_finite.forget()
         self.compile_as_asked()
         self._move_teacher()
+        self.precision_reports = (
+            check_computation(self.trainer, self) if self.precision_check else []
+        )
         if self.target_norm.wants_statistics:
             seconds, policy = self.objective.target_norm_seconds, self.non_finite.policy
             sums = measure_channels(self.trainer, self, seconds, policy, self.number_formats)

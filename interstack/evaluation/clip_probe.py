@@ -76,6 +76,7 @@ def run_clip_probe(
     on_corrupt: OnCorrupt = "raise",
     settings: ProbeSettings | None = None,
     show_progress: bool = False,
+    precision_check: bool = True,
 ) -> ClipProbeReport:
     """Probe upstreams for the labels of whole clips.
 
@@ -87,6 +88,7 @@ def run_clip_probe(
         on_corrupt: What to do at a clip that can't be decoded or is too short; see `ClipReader`.
         settings: How to train a probe.
         show_progress: Show a bar while an upstream listens.
+        precision_check: Compare each upstream's first utterance with float32.
 
     Raises:
         ConfigurationError: If no seed or no upstream is asked for, or one makes no sense.
@@ -101,7 +103,7 @@ def run_clip_probe(
     settings = settings or ProbeSettings()
     reports = []
     for name in upstreams:
-        upstream = load_upstream(name, pooled=True)
+        upstream = load_upstream(name, pooled=True, precision_check=precision_check)
         pooled = {
             split: pool_clips(upstream, split_clips, labels, show_progress)
             for split, split_clips in clips.items()

@@ -45,6 +45,7 @@ def run_phone_probe(
     on_corrupt: OnCorrupt = "raise",
     settings: ProbeSettings | None = None,
     show_progress: bool = False,
+    precision_check: bool = True,
 ) -> PhoneProbeReport:
     """Probe upstreams for phones.
 
@@ -58,6 +59,7 @@ def run_phone_probe(
         on_corrupt: what to do at a clip that can't be decoded or is too short; see `ClipReader`.
         settings: how to train a probe.
         show_progress: show a bar while an upstream listens.
+        precision_check: compare each upstream's first utterance with float32.
 
     Raises:
         ConfigurationError: no seed or no upstream is asked for, or one makes no sense.
@@ -73,7 +75,7 @@ def run_phone_probe(
     settings = settings or ProbeSettings()
     reports = []
     for name in upstreams:
-        upstream = load_upstream(name)
+        upstream = load_upstream(name, precision_check=precision_check)
         frames = {
             split: label_frames(upstream, split_clips, labels, show_progress)
             for split, split_clips in clips.items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import logging
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +17,14 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from interstack.checkpointing.disk import write_errors
 from interstack.errors import ConfigurationError
+from interstack.evaluation.precision import check_upstream
 from interstack.models.front_end import receptive_field
+from interstack.models.precision import number_format
 from interstack.models.pretrained import WAVEFORM_FAMILIES, Source
-from interstack.models.teacher import Teacher
+from interstack.models.teacher import Teacher, TeacherOutput
 from interstack.models.whisper import HOP, WINDOW, LogMel
+
+log = logging.getLogger(__name__)
 
 LOG_MEL: Final = "log-mel"
 RANDOM: Final = "random"
@@ -92,27 +96,58 @@ class PretrainedUpstream:
     Args:
         source: hub id or local directory of what can be a teacher, a student's export included.
         name: what the user called it; the source if None.
+        precision_check: compare the first utterance with float32, if it computes in another format.
 
     Raises:
         TeacherError: it can't be found or loaded.
     """
 
-    def __init__(self, source: str, name: str | None = None) -> None:
+    def __init__(
+        self, source: str, name: str | None = None, *, precision_check: bool = True
+    ) -> None:
         self.name = name or source
+        self._unchecked = precision_check
         num_layers: int = Source(source).read_config().num_hidden_layers
         self._model = Teacher(source, range(num_layers + 1))
         self.first_frame_centre = self._model.first_frame_centre
         self.frame_hop = self._model.frame_hop
 
     def hidden_states(self, waveform: Tensor) -> Tensor:
-        """See `Upstream`; hidden state 0 is the encoder's input."""
+        """See `Upstream`; hidden state 0 is the encoder's input.
+
+        Raises:
+            PrecisionError: of the first utterance, if it is computed wrongly.
+        """
+        if self._unchecked:
+            self._check(waveform)
         output = self._model(waveform[None], torch.tensor([len(waveform)]))
         layers = torch.stack([hidden[0] for hidden in output.hidden_states], dim=1)
         return functional.layer_norm(layers, layers.shape[-1:])
 
+    def _check(self, waveform: Tensor) -> None:
+        """Compare an utterance with float32; nothing where it is computed in that."""
+        self._unchecked = False
+        device = waveform.device
+        if number_format(self._model, device) == "float32":
+            return
 
-def untrained(source: str, name: str, seed: int = 0) -> PretrainedUpstream:
+        def run(model: Teacher) -> Sequence[Tensor]:
+            output: TeacherOutput = model(waveform[None], torch.tensor([len(waveform)]))
+            return output.hidden_states
+
+        log.info("%s", check_upstream(self._model, run, self.name, device))
+
+
+def untrained(
+    source: str, name: str, seed: int = 0, *, precision_check: bool = True
+) -> PretrainedUpstream:
     """Return a model of the source's architecture and preprocessing with fresh weights.
+
+    Args:
+        source: the model that it is an untrained copy of.
+        name: what the user called it.
+        seed: of its weights.
+        precision_check: see `PretrainedUpstream`.
 
     Raises:
         TeacherError: the source can't be found or loaded.
@@ -126,12 +161,11 @@ def untrained(source: str, name: str, seed: int = 0) -> PretrainedUpstream:
             make: Any = AutoModel.from_config if original.takes_waveform else WhisperEncoder
             model = make(original.config)
         # As save_pretrained would, but without its progress bar.
-        preprocessing = json.dumps({"do_normalize": original.normalises_waveform})
         with write_errors(folder, "free space there, or set TMPDIR to another directory"):
             original.config.save_pretrained(folder)
             save_file(model.state_dict(), Path(folder, "model.safetensors"), {"format": "pt"})
-            Path(folder, "preprocessor_config.json").write_text(preprocessing, encoding="utf-8")
-        return PretrainedUpstream(folder, name)
+            Source(source).feature_extractor(original.config).save_pretrained(folder)
+        return PretrainedUpstream(folder, name, precision_check=precision_check)
 
 
 def shortest_clip(names: Sequence[str]) -> tuple[int, str]:
@@ -156,13 +190,14 @@ def shortest_clip(names: Sequence[str]) -> tuple[int, str]:
     return max(needed, key=lambda each: each[0])
 
 
-def load_upstream(name: str, pooled: bool = False) -> Upstream:
+def load_upstream(name: str, pooled: bool = False, *, precision_check: bool = True) -> Upstream:
     """Load what the user named.
 
     Args:
         name: `log-mel`, `log-mel:N` with N frames of context on either side, a hub id or local
             directory, or `random:` and one of these for an untrained copy.
         pooled: the mean over time is what will be used of it.
+        precision_check: see `PretrainedUpstream`.
 
     Raises:
         ConfigurationError: the context is no whole number, or `random` names no model.
@@ -178,5 +213,5 @@ def load_upstream(name: str, pooled: bool = False) -> Upstream:
             raise ConfigurationError(
                 "An untrained upstream needs a model to be a copy of, as random:DIR."
             )
-        return untrained(rest, name)
-    return PretrainedUpstream(name)
+        return untrained(rest, name, precision_check=precision_check)
+    return PretrainedUpstream(name, precision_check=precision_check)

@@ -7,13 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from transformers import Wav2Vec2FeatureExtractor
 from transformers.utils import logging as transformers_logging
 
 from interstack.checkpointing.atomic import PART
 from interstack.checkpointing.disk import is_there, write_errors
-from interstack.constants import SAMPLE_RATE
 from interstack.errors import ConfigurationError
+from interstack.models.preprocessing import wav2vec2_feature_extractor
 from interstack.models.student import Student
 
 
@@ -29,13 +28,8 @@ def export_student(student: Student, directory: Path) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     with without_progress_bar():
         student.model.save_pretrained(directory)
-    Wav2Vec2FeatureExtractor(
-        feature_size=1,
-        sampling_rate=SAMPLE_RATE,
-        padding_value=0.0,
-        do_normalize=student.normalises_waveform,
-        # as published models do: those with a group norm were pretrained without a mask
-        return_attention_mask=student.config.feat_extract_norm == "layer",
+    wav2vec2_feature_extractor(
+        normalises=student.normalises_waveform, masks=student.config.feat_extract_norm == "layer"
     ).save_pretrained(directory)
 
 

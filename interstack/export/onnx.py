@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,13 @@ from transformers import HubertModel
 from interstack.constants import SAMPLE_RATE
 from interstack.errors import ConfigurationError
 from interstack.models.front_end import receptive_field
+from interstack.models.precision import (
+    BOUNDS,
+    PrecisionReport,
+    evaluating,
+    relative_error,
+    report_errors,
+)
 from interstack.models.pretrained import bake_weight_norm
 from interstack.models.student import Student
 
@@ -84,6 +91,61 @@ def export_onnx(student: Student, directory: Path) -> Path:
             verbose=False,
         )
     return path
+
+
+def check_onnx(student: Student, path: Path, clips: Sequence[Tensor] = ()) -> PrecisionReport:
+    """Compare a graph's hidden states with those of the student in float32.
+
+    onnxruntime computes the graph where it is installed, else onnx' own reference.
+
+    Args:
+        student: What the graph was made from.
+        path: The graph.
+        clips: Speech, (num_samples,) each, of which the two shortest are used; without any, one
+            second of noise.
+
+    Raises:
+        PrecisionError: If a hidden state differs by more than two implementations in float32 do.
+    """
+    if not clips:
+        noise = torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
+        clips = [0.1 * noise]
+    run = _graph(path)
+    errors: dict[str, float] = {}
+    with evaluating(student), torch.no_grad():
+        device = next(student.parameters()).device
+        for clip in sorted(clips, key=len)[:2]:
+            length = torch.tensor([len(clip)], device=device)
+            expected = student(clip[None].to(device), length).hidden_states
+            for index, (one, other) in enumerate(zip(run(clip[None]), expected, strict=True)):
+                name = f"hidden state {index}"
+                error = relative_error(one, other.cpu())
+                errors[name] = max(error, errors.get(name, 0.0))
+    report = report_errors(list(errors.items()), "ONNX graph", "float32", BOUNDS["float32"])
+    report.require(
+        "--onnx",
+        "give another version of torch or onnxruntime, or --no-precision-check to go on without "
+        "this check",
+    )
+    return report
+
+
+def _graph(path: Path) -> Callable[[Tensor], Tensor]:
+    """Return what computes a graph."""
+    try:
+        import onnxruntime
+    except ImportError:
+        from onnx.reference import ReferenceEvaluator
+
+        session: Any = ReferenceEvaluator(str(path))
+    else:
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+
+    def run(waveforms: Tensor) -> Tensor:
+        (found,) = session.run(None, {"waveforms": waveforms.numpy()})
+        return torch.from_numpy(found)
+
+    return run
 
 
 @contextmanager

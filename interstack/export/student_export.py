@@ -18,7 +18,7 @@ from interstack.data.tolerance import Tolerance
 from interstack.errors import InterstackError
 from interstack.export.directory import export_student
 from interstack.export.model_card import write_card
-from interstack.export.onnx import export_onnx
+from interstack.export.onnx import check_onnx, export_onnx
 from interstack.export.padding import padding_gap
 from interstack.export.provenance import Provenance
 from interstack.models.student import Student
@@ -36,6 +36,7 @@ def write_export(
     *,
     clips: Sequence[Tensor] = (),
     with_onnx: bool = False,
+    precision_check: bool = True,
 ) -> None:
     """Write a student with everything that belongs to it.
 
@@ -45,9 +46,11 @@ def write_export(
         directory: Where it goes.
         clips: Speech on which the card says what padding does; two lengths at least, or none.
         with_onnx: Also write ``model.onnx``.
+        precision_check: Compare that with the student before it is kept.
 
     Raises:
         ConfigurationError: If ONNX is asked for and its packages are not installed.
+        PrecisionError: If the ONNX graph computes something else than the student.
         OSError: If it can't be written.
     """
     export_student(student, directory)
@@ -56,7 +59,9 @@ def write_export(
     gap = padding_gap(directory, clips) if len({len(clip) for clip in clips}) > 1 else None
     write_card(directory, provenance, student.config, student.num_parameters(), gap)
     if with_onnx:
-        export_onnx(student, directory)
+        path = export_onnx(student, directory)
+        if precision_check:
+            log.info("%s", check_onnx(student, path, clips))
 
 
 def validation_clips(datamodule: SpeechDataModule) -> list[Tensor]:

@@ -74,6 +74,7 @@ def load_teacher(config: TeacherConfig, initial_depth: int) -> Teacher:
             revision=config.revision,
             dtype=config.dtype,
             local_files_only=config.local_files_only,
+            pad_to_30s=config.pad_to_30s,
         )
 
 

@@ -41,6 +41,9 @@ class TeacherConfig:
         dtype: Number format of the teacher's weights and computation; targets are fp32 in any case.
         local_files_only: Never ask the hub, but take what is in the local cache; refused for a
             directory.
+        pad_to_30s: Whisper alone: let each utterance attend to silence up to 30 s, as in OpenAI's
+            own pipeline, instead of its own frames alone. Each utterance then costs the teacher
+            30 s of computation.
     """
 
     source: str
@@ -48,6 +51,7 @@ class TeacherConfig:
     revision: str | None = None
     dtype: TeacherDtype = "float32"
     local_files_only: bool = False
+    pad_to_30s: bool = False
 
     def check_effects(self) -> None:
         """Refuse options of the hub for a local directory.

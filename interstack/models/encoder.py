@@ -17,6 +17,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from transformers import PretrainedConfig
 from transformers.masking_utils import create_bidirectional_mask
 
@@ -58,7 +59,7 @@ def encode(
     """
     module: Any = encoder  # the families share attributes, but no type
     hidden = projected.masked_fill(~mask[..., None], 0.0)
-    hidden = hidden + _positions(module.pos_conv_embed, hidden, mask)
+    hidden = hidden + _positions(module.pos_conv_embed, hidden, mask).to(hidden.dtype)
     pre_ln = type(encoder).__name__.endswith("StableLayerNorm")
     if not pre_ln:
         hidden = module.layer_norm(hidden)
@@ -123,15 +124,36 @@ def _positions(pos_conv: Any, hidden: Tensor, mask: Tensor) -> Tensor:  # noqa: 
     stacked = getattr(pos_conv, "layers", None)  # data2vec-audio's
     batch_norm: Any = getattr(pos_conv, "batch_norm", None)  # an option of HuBERT's
     if stacked is None and batch_norm is None:
-        return cast(Tensor, pos_conv(hidden))
+        return _convolve(pos_conv, hidden)
     hidden = hidden.transpose(1, 2)
     if stacked is not None:
         for layer in stacked:
-            hidden = layer(hidden.masked_fill(padding, 0.0))
+            hidden = _convolve(layer, hidden.masked_fill(padding, 0.0))
     else:
         hidden = batch_norm(hidden).masked_fill(padding, 0.0)
-        hidden = pos_conv.activation(pos_conv.padding(pos_conv.conv(hidden)))
+        hidden = pos_conv.activation(pos_conv.padding(_convolve(pos_conv.conv, hidden)))
     return hidden.transpose(1, 2)
+
+
+def _convolve(module: nn.Module, hidden: Tensor) -> Tensor:
+    """Run a grouped convolution, and what follows it in its module; on a CPU in float32.
+
+    oneDNN 3.12 computes the forward pass in bfloat16 wrongly on CPUs with AMX where the kernel is
+    even and a group has fewer than 16 channels, as in small students.
+
+    Args:
+        module: With the convolution in it.
+        hidden: Its input.
+    """
+    if hidden.device.type != "cpu":
+        return cast(Tensor, module(hidden))
+    with torch.autocast("cpu", enabled=False):
+        if next(module.parameters()).dtype == torch.float32:
+            return cast(Tensor, module(hidden.float()))
+        state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        weights = {name: each.float() for name, each in state.items()}
+        found: Tensor = functional_call(module, weights, (hidden.float(),))
+        return found.to(hidden.dtype)
 
 
 def _run_wavlm(layers: list[nn.Module], hidden: Tensor, attended: Tensor) -> list[Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from interstack.errors import InterstackError, TeacherError, first_line
+from interstack.models.preprocessing import PREPROCESSOR_FILES, read_feature_extractor
 
 WAVEFORM_FAMILIES: Final = ("hubert", "wavlm", "wav2vec2", "data2vec-audio")
 """transformers model types whose encoder takes the raw waveform."""
@@ -84,14 +84,29 @@ class Source:
             config = AutoConfig.from_pretrained(self._location, **self._options)
             return cast(PretrainedConfig, config)
 
+    def feature_extractor(self, config: PretrainedConfig) -> Any:  # noqa: ANN401, one of several
+        """Return what prepares audio for the model: transformers' own object.
+
+        Args:
+            config: From `read_config`.
+
+        Raises:
+            TeacherError: it can't be read, or prepares audio in another way than is computed here,
+                at another rate say.
+        """
+        with self._explaining_failures():
+            return read_feature_extractor(self.name, self._location, config, self._options)
+
     def load(self, config: PretrainedConfig) -> Pretrained:
         """Read weights and preprocessing.
 
         Raises:
             TeacherError: something is missing, of the wrong size or unreadable, or weights of the
-                encoder would start out random.
+                encoder would start out random; or audio is to be prepared in another way than is
+                computed here.
         """
         is_whisper = config.model_type == "whisper"
+        extractor = self.feature_extractor(config)
         loader: Any = WhisperEncoder if is_whisper else AutoModel
         # Of a whole Whisper, transformers is to find the encoder; one saved alone needs no help.
         names = {"key_mapping": {r"^(model\.)?encoder\.": ""}} if is_whisper else {}
@@ -115,7 +130,7 @@ class Source:
                 f"{missing[0]}), which would start out random. Give a complete checkpoint of the "
                 "type that its config.json names."
             )
-        return Pretrained(model.eval(), not is_whisper and self._normalises_waveform(config))
+        return Pretrained(model.eval(), not is_whisper and bool(extractor.do_normalize))
 
     def files_digest(self) -> str | None:
         """SHA-256 of config, preprocessing and weights as they lie on the disk.
@@ -141,7 +156,7 @@ class Source:
         digest = hashlib.sha256()
         kept = (
             "config.json",
-            "preprocessor_config.json",
+            *PREPROCESSOR_FILES,
             "model*.safetensors",
             "pytorch_model*.bin",
         )
@@ -180,19 +195,6 @@ class Source:
                 f"The teacher directory {self.name} has no weights; it needs one of "
                 f"{', '.join(WEIGHT_FILES)}."
             )
-
-    def _normalises_waveform(self, config: PretrainedConfig) -> bool:
-        # Base models were trained on waveforms as they are, large ones on normalised ones.
-        default = getattr(config, "feat_extract_norm", "layer") != "group"
-        with self._explaining_failures():
-            path = cached_file(
-                self._location,
-                "preprocessor_config.json",
-                _raise_exceptions_for_missing_entries=False,
-                **self._options,
-            )
-            fields = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
-            return bool(fields.get("do_normalize", default))
 
     @contextmanager
     def _explaining_failures(self) -> Iterator[None]:

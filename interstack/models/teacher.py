@@ -23,6 +23,12 @@ from interstack.models.front_end import (
     num_frames,
     receptive_field,
 )
+from interstack.models.precision import (
+    SWITCH_OFF,
+    PrecisionReport,
+    compare_with_float32,
+    number_format,
+)
 from interstack.models.pretrained import WAVEFORM_FAMILIES, Source, bake_weight_norm
 from interstack.models.whisper import FRAME_HOP, WhisperBody
 
@@ -78,6 +84,8 @@ class Teacher(nn.Module):
         dtype: precision of the teacher's weights and arithmetic; outputs are always float32.
         cache_dir: where downloads are kept; transformers' default if None.
         local_files_only: never ask the hub.
+        pad_to_30s: let a Whisper attend to silence up to 30 s, as it was trained, instead of an
+            utterance's own frames alone.
 
     Raises:
         TeacherError: the model can't be found, loaded or used as asked.
@@ -98,6 +106,8 @@ class Teacher(nn.Module):
     """False for Whisper, which takes log-mel."""
     max_samples: int | None
     """Longest utterance that the model has positions for; None if there is no bound."""
+    pad_to_30s: bool
+    """Whether each utterance attends to silence up to 30 s; Whisper alone."""
     first_frame_centre: float
     """Sample at the centre of frame 0; that of frame i is i * frame_hop later."""
     frame_hop: int
@@ -112,6 +122,7 @@ class Teacher(nn.Module):
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
+        pad_to_30s: bool = False,
     ) -> None:
         super().__init__()
         if dtype not in DTYPES:
@@ -122,7 +133,14 @@ class Teacher(nn.Module):
         self.num_layers = self.config.num_hidden_layers
         self.width = self.config.hidden_size
         self.taps = _checked_taps(taps, self.num_layers, source)
+        self.pad_to_30s = pad_to_30s
         self.takes_waveform = self.config.model_type in WAVEFORM_FAMILIES
+        if pad_to_30s and self.takes_waveform:
+            raise TeacherError(
+                f"model.teacher.pad_to_30s is true, but {source} is of type "
+                f"{self.config.model_type}, which was trained without padding to 30 s: set it to "
+                "false; it is for Whisper alone"
+            )
         self.has_final_norm = self.taps[-1] == self.num_layers and bool(
             getattr(self.config, "do_stable_layer_norm", False)
         )
@@ -139,7 +157,7 @@ class Teacher(nn.Module):
             self.first_frame_centre = (receptive_field(self.config) - 1) / 2
             self.frame_hop = frame_hop(self.config)
         else:
-            self.body = WhisperBody(model, self.taps[-1])
+            self.body = WhisperBody(model, self.taps[-1], pad_to_30s=pad_to_30s)
             self.max_samples = self.body.max_samples
             self.first_frame_centre = 0.0
             self.frame_hop = FRAME_HOP
@@ -178,12 +196,14 @@ class Teacher(nn.Module):
     def fingerprint(self) -> str:
         """SHA-256 of what the targets depend on, wherever the model lies.
 
-        That is the architecture, the kept weights and their precision, and the normalisation.
+        That is the architecture, the kept weights and their precision, normalisation and padding.
         """
         fields = self.config.to_dict()
         for unrelated in _UNRELATED:
             fields.pop(unrelated, None)
         fields["normalises_waveform"] = self.normalises_waveform
+        if self.pad_to_30s:  # without it, what was computed before this option existed
+            fields["pad_to_30s"] = True
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
         for name, tensor in sorted(self.body.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -226,6 +246,38 @@ class Teacher(nn.Module):
 
     def _asked_for(self, hidden_states: Sequence[Tensor], every_layer: bool) -> Sequence[Tensor]:
         return hidden_states if every_layer else [hidden_states[tap] for tap in self.taps]
+
+
+def check_teacher(teacher: Teacher, waveforms: Tensor, num_samples: Tensor) -> PrecisionReport:
+    """Compare a teacher with itself in float32, its weights as they were rounded.
+
+    Args:
+        teacher: The teacher.
+        waveforms: (batch, max_num_samples) on its device, padded on the right.
+        num_samples: (batch,) valid samples of each.
+    """
+
+    def run(model: Teacher) -> Sequence[Tensor]:
+        output: TeacherOutput = model(waveforms, num_samples, every_layer=True)
+        return output.hidden_states
+
+    device = waveforms.device
+    format = number_format(teacher, device)
+    return compare_with_float32(teacher, run, device, name="teacher", format=format)
+
+
+def require_teacher(report: PrecisionReport, dtype: str) -> None:
+    """Stop where a teacher's error is more than rounding.
+
+    Args:
+        report: From `check_teacher`.
+        dtype: What the user gave.
+
+    Raises:
+        PrecisionError: With the layer, the error and what to give instead.
+    """
+    fix = f"give model.teacher.dtype float32, {SWITCH_OFF}"
+    report.require(f"model.teacher.dtype {dtype}", fix)
 
 
 def _handed_out(inferred: Tensor) -> Tensor:

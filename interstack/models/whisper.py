@@ -1,7 +1,8 @@
-"""Whisper's encoder on utterances of any length: log-mel in torch, no padding to 30 s.
+"""Whisper's encoder on utterances of any length: log-mel in torch, with or without 30 s of padding.
 
-An utterance is heard as if silence (zeros) followed it, and convolutions and attention see its own
-frames alone, so that its hidden states do not depend on its batch.
+An utterance is processed as if silence (zeros) followed it. Convolutions and attention see its own
+frames alone, or, as OpenAI's own pipeline has it, those of the silence up to 30 s as well. Either
+way its hidden states do not depend on its batch.
 """
 
 from __future__ import annotations
@@ -94,10 +95,15 @@ class WhisperBody(nn.Module):
     Args:
         encoder: transformers' encoder; its layers above `num_layers` are dropped.
         num_layers: layers to keep and run.
+        pad_to_30s: let each utterance attend to the silence that follows it up to the encoder's
+            last position (30 s in every published model), as it was trained.
     """
 
-    def __init__(self, encoder: WhisperEncoder, num_layers: int) -> None:
+    def __init__(
+        self, encoder: WhisperEncoder, num_layers: int, *, pad_to_30s: bool = False
+    ) -> None:
         super().__init__()
+        self.pad_to_30s = pad_to_30s
         self.log_mel = LogMel(encoder.config.num_mel_bins)
         self.max_samples: int = encoder.config.max_source_positions * FRAME_HOP
         self.is_whole = num_layers == len(encoder.layers)
@@ -122,22 +128,30 @@ class WhisperBody(nn.Module):
         """
         encoder = self.encoder
         waveforms = self._within_positions(waveforms, num_samples)
-        mel, num_mel_frames = self.log_mel(waveforms, num_samples)
+        longest = -(-(waveforms.shape[1] // HOP) // 2)
+        attended_samples = num_samples
+        if self.pad_to_30s:
+            silence = self.max_samples - waveforms.shape[1]
+            waveforms = waveforms.masked_fill(~frame_mask(num_samples, waveforms.shape[1]), 0.0)
+            waveforms = functional.pad(waveforms, (0, silence))
+            attended_samples = torch.full_like(num_samples, self.max_samples)
+        mel, num_mel_frames = self.log_mel(waveforms, attended_samples)
         mel = mel.to(encoder.conv1.weight.dtype)
         padding = ~frame_mask(num_mel_frames, mel.shape[-1])[:, None]
         hidden = functional.gelu(encoder.conv1(mel)).masked_fill(padding, 0.0)
         hidden = functional.gelu(encoder.conv2(hidden)).transpose(1, 2)
         hidden = hidden + encoder.embed_positions.weight[: hidden.shape[1]]
 
-        num_frames = torch.div(num_mel_frames + 1, 2, rounding_mode="floor")
-        attended = attended_frames(frame_mask(num_frames, hidden.shape[1]))
+        num_frames = -(-torch.div(num_samples, HOP, rounding_mode="floor") // 2)
+        attended_to = -(-num_mel_frames // 2)
+        attended = attended_frames(frame_mask(attended_to, hidden.shape[1]))
         layer_mask = attention_mask(encoder.config, hidden, attended)
         hidden_states = [hidden]
         for layer in encoder.layers:
             hidden_states.append(layer(hidden_states[-1], layer_mask))
         if self.is_whole:
             hidden_states[-1] = encoder.layer_norm(hidden_states[-1])
-        return None, hidden_states, num_frames
+        return None, [each[:, :longest] for each in hidden_states], num_frames
 
     def _within_positions(self, waveforms: Tensor, num_samples: Tensor) -> Tensor:
         # The padded length is known without waiting for a GPU, so it is asked first.

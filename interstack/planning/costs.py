@@ -78,14 +78,25 @@ def student_costs(
     )
 
 
-def teacher_gigamacs(config: Any, num_layers: int, seconds: float) -> tuple[float, float]:  # noqa: ANN401, as above
+def teacher_gigamacs(
+    config: Any,  # noqa: ANN401, as above
+    num_layers: int,
+    seconds: float,
+    *,
+    pad_to_30s: bool = False,
+) -> tuple[float, float]:
     """Return a teacher's front end and the rest of it, in 10⁹ multiply-accumulates a second.
 
     Args:
         config: Its transformers configuration.
         num_layers: Layers that are run.
         seconds: Length of the utterances.
+        pad_to_30s: Whether it is a Whisper that pads each of them.
     """
+    if pad_to_30s:
+        padded = config.max_source_positions / 50.0
+        front_end, layers = teacher_gigamacs(config, num_layers, padded)
+        return front_end * padded / seconds, layers * padded / seconds
     if config.model_type == "whisper":
         width, mels = config.d_model, config.num_mel_bins
         convolutions = 100.0 * 3 * mels * width + 50.0 * 3 * width * width

@@ -72,7 +72,7 @@ def make_plan(
             )
             for depth in depths
         ),
-        teacher_gigamacs(teacher.config, teacher.taps[-1], clip)
+        teacher_gigamacs(teacher.config, teacher.taps[-1], clip, pad_to_30s=teacher.pad_to_30s)
         if isinstance(teacher, Teacher)
         else None,
         measurement,

@@ -47,6 +47,7 @@ class CacheRecord:
         version: Of this file's form.
         has_final_norm: As there; False in a cache that was made before it was recorded, whose last
             hidden state of a pre-LN teacher lacks the final layer norm.
+        pad_to_30s: See `Teacher`; caches of before it existed were made without.
     """
 
     dtype: CacheDtype
@@ -67,6 +68,7 @@ class CacheRecord:
     frame_hop: int
     version: int = _VERSION
     has_final_norm: bool = False
+    pad_to_30s: bool = False
 
     @classmethod
     def of(
@@ -100,6 +102,7 @@ class CacheRecord:
             first_frame_centre=teacher.first_frame_centre,
             frame_hop=teacher.frame_hop,
             has_final_norm=teacher.has_final_norm,
+            pad_to_30s=teacher.pad_to_30s,
         )
 
     @classmethod
@@ -207,12 +210,14 @@ class CacheRecord:
         run = {
             "taps": list(taps),
             "dtype": config.dtype,
+            "pad_to_30s": config.pad_to_30s,
             "source": config.source if not known else files,
             "revision": config.revision if not known else None,
         }
         cache = {
             "taps": list(self.taps),
             "dtype": self.teacher_dtype,
+            "pad_to_30s": self.pad_to_30s,
             "source": self.source if not known else self.files,
             "revision": self.revision if not known else None,
         }

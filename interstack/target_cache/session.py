@@ -15,9 +15,11 @@ from interstack.checkpointing.disk import is_there, reason, write_errors
 from interstack.checkpointing.run_lock import run_lock
 from interstack.constants import SAMPLE_RATE
 from interstack.data.datamodule import SpeechDataModule
+from interstack.data.sampling import first_utterances
 from interstack.data.source import Split
 from interstack.errors import ConfigurationError
 from interstack.models.config import TeacherConfig
+from interstack.models.precision import number_format
 from interstack.models.teacher import Teacher
 from interstack.target_cache.estimate import (
     cache_bytes,
@@ -26,11 +28,13 @@ from interstack.target_cache.estimate import (
     measure_speed,
 )
 from interstack.target_cache.filling import SplitFiller
+from interstack.target_cache.precision import check_targets
 from interstack.target_cache.progress import CacheProgress
 from interstack.target_cache.record import RECORD_FILE, CacheRecord
 from interstack.target_cache.share import Share
 from interstack.target_cache.teacher import write_front_end
 from interstack.target_cache.values import CacheDtype
+from interstack.tracking.events import append_event
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +51,7 @@ class CacheOptions:
         share: This process' part of every split.
         device: Where the teacher computes.
         shard_bytes: Size from which on a shard is written.
+        precision_check: Compare one batch with float32 before anything else is computed.
     """
 
     output: Path
@@ -56,6 +61,7 @@ class CacheOptions:
     share: Share = field(default_factory=Share)
     device: torch.device = field(default_factory=partial(torch.device, "cpu"))
     shard_bytes: int = 256 * 10**6
+    precision_check: bool = True
 
 
 def make_cache(
@@ -75,6 +81,7 @@ def make_cache(
     Raises:
         ConfigurationError: If the directory holds something else, another process has the same
             share, or the disk is too small.
+        PrecisionError: If teacher or number format are further from float32 than rounding is.
         DataError: If audio can't be read, or a target can't be stored.
         InterstackError: If the disk is full.
         RunInterrupted: After a signal, with what is done kept.
@@ -95,6 +102,8 @@ def make_cache(
             utterances, settings = datamodule.utterances_once(split)
             fillers.append(SplitFiller(output / split, split, record, utterances, settings, share))
         seconds = _announce(fillers, record, teacher, options)
+        if options.precision_check and seconds != 0.0:
+            _check_precision(datamodule, record, teacher, options)
         remaining = 0
         with CacheProgress(seconds, shown=share.index == 0) as progress:
             for filler in fillers:
@@ -172,6 +181,25 @@ def _announce(
         _duration(seconds / speed) if speed else "an unknown time",
     )
     return seconds
+
+
+def _check_precision(
+    datamodule: SpeechDataModule, record: CacheRecord, teacher: Teacher, options: CacheOptions
+) -> None:
+    """Compare the targets of some utterances with float32; nothing where all is in it.
+
+    Raises:
+        PrecisionError: If an error is more than rounding.
+    """
+    if number_format(teacher, options.device) == record.dtype == "float32":
+        return
+    split = options.splits[0]
+    batch = first_utterances(datamodule, split, 0 if split == "train" else None)
+    if batch is None:
+        return
+    for report in check_targets(teacher, batch, record, options.device):
+        log.info("%s", report)
+        append_event(options.output, {"kind": "precision", "step": 0, **report.to_primitives()})
 
 
 def _duration(seconds: float) -> str:

@@ -53,6 +53,7 @@ class CachedTeacher:
         self.normalises_waveform = record.normalises_waveform
         self.takes_waveform = record.takes_waveform
         self.max_samples = record.max_samples
+        self.pad_to_30s = record.pad_to_30s
         self.first_frame_centre = record.first_frame_centre
         self.frame_hop = record.frame_hop
 

@@ -34,7 +34,10 @@ def training_flops(
     if not student.freeze_front_end:
         total += _WITH_BACKWARD * front_end_macs(config)
     if teacher is not None:
-        total += 1e9 * sum(teacher_gigamacs(teacher.config, teacher.taps[-1], seconds))
+        macs = teacher_gigamacs(
+            teacher.config, teacher.taps[-1], seconds, pad_to_30s=teacher.pad_to_30s
+        )
+        total += 1e9 * sum(macs)
     return float(2 * total)
 
 

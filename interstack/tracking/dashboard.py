@@ -72,6 +72,8 @@ class Dashboard(L.Callback):
         layers = layer_metrics(module.lineage)
         self._outlets.define((*AXES, *losses, *POINT_METRICS, *GROWTH_METRICS, *layers))
         self._outlets.catch_up()
+        for report in module.precision_reports:
+            self._outlets.tell("precision", **report.to_primitives())
         self._clock = StepClock(module.device)
         teacher = module.teacher
         self._clock.watch(teacher if isinstance(teacher, Teacher) else None, module.student)

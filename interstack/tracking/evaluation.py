@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
 
 from interstack.distillation.averaging import averaged_weights
 from interstack.distillation.metrics import DistillationLoss
 from interstack.distillation.module import Distillation
+from interstack.models.precision import evaluating
 
 
 @torch.no_grad()
@@ -55,15 +53,3 @@ def validation_loss(trainer: L.Trainer, module: Distillation) -> float | None:
             )
         loss, _ = metric.compute()
     return float(loss)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in eval mode, and each of its submodules back in its own mode afterwards."""
-    modes = [(each, each.training) for each in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for each, training in modes:
-            each.training = training

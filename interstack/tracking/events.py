@@ -15,10 +15,11 @@ from interstack.errors import ConfigurationError
 EVENTS_FILE: Final = "events.jsonl"
 """In the run's directory."""
 
-EventKind = Literal["point", "validation", "growth", "recovery", "similarity", "stage"]
+EventKind = Literal["point", "validation", "growth", "recovery", "similarity", "stage", "precision"]
 """``point``: a step that was looked at. ``validation``: its loss. ``growth``: layers, and what it
 did to the validation loss. ``recovery``: the training loss is back. ``similarity``: of layers.
-``stage``: a stage's end."""
+``stage``: a stage's end. ``precision``: how far student or teacher are from
+float32 in the number format that they compute in."""
 Event = Mapping[str, Any]
 """``kind``, ``step`` (optimizer steps done), and what belongs to the kind."""
 

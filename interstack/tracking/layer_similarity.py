@@ -13,8 +13,8 @@ from torch import Tensor
 from interstack.data.batch import Batch
 from interstack.distillation.averaging import averaged_weights
 from interstack.distillation.module import Distillation
+from interstack.models.precision import evaluating
 from interstack.models.teacher import Teacher, TeacherOutput
-from interstack.tracking.evaluation import evaluating
 from interstack.tracking.similarity import linear_cka
 
 _MOST_FRAMES: Final = 2000

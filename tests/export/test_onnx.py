@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import onnxruntime
@@ -11,7 +12,10 @@ from torch import Tensor
 from transformers import AutoModel
 
 from interstack.cli import main
+from interstack.errors import PrecisionError
+from interstack.export import onnx as onnx_file
 from interstack.export.checkpoint import load_student
+from interstack.export.onnx import check_onnx
 
 
 @pytest.mark.parametrize("run", ["grown_run", "layer_norm_run"])
@@ -43,3 +47,40 @@ def test_an_onnx_export_leaves_the_student_as_it_is(grown_run: Path, tmp_path: P
         AutoModel.from_pretrained(tmp_path / name).state_dict() for name in ("plain", "both")
     )
     torch.testing.assert_close(plain, both, rtol=0, atol=0)
+
+
+def test_a_graph_is_checked_against_the_student(
+    grown_run: Path,
+    tmp_path: Path,
+    clips: list[Tensor],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The export says by how much they differ, and refuses a graph of something else by name."""
+    words = ["export", f"--checkpoint={grown_run}", f"--output={tmp_path / 'student'}", "--onnx"]
+    with caplog.at_level("INFO", "interstack"):
+        assert main(words) == 0
+    assert [each for each in caplog.messages if each.startswith("the ONNX graph in float32")]
+    student, _ = load_student(grown_run)
+    path = tmp_path / "student" / "model.onnx"
+    assert 0 < check_onnx(student, path, clips).error < 1e-4
+    with torch.no_grad():
+        student.layers[2].final_layer_norm.weight.mul_(1.1)  # type: ignore[operator, union-attr]
+    with pytest.raises(PrecisionError, match=r"hidden state 3 of the ONNX graph .*: give"):
+        check_onnx(student, path)
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    student, _ = load_student(grown_run)
+    assert 0 < check_onnx(student, path, clips[2:]).error < 1e-4
+
+
+def test_the_check_of_a_graph_can_be_left_out(
+    grown_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails it is no export then, and without a graph there is nothing to leave out."""
+    monkeypatch.setattr(onnx_file, "relative_error", lambda *_: 1.0)
+    target, off = f"--output={tmp_path / 'student'}", "--no-precision-check"
+    words = ["export", f"--checkpoint={grown_run}", target]
+    assert main([*words, "--onnx"]) == 2
+    assert not (tmp_path / "student").exists()
+    assert main([*words, off]) == 2
+    assert main([*words, "--onnx", off]) == 0

@@ -10,9 +10,18 @@ import pytest
 import torch
 from families import NUM_LAYERS, TRANSFORMER, edit_json, edit_weights, pad, read_speech, save
 from torch import Tensor
-from transformers import HubertConfig, HubertForCTC
+from transformers import (
+    HubertConfig,
+    HubertForCTC,
+    Wav2Vec2CTCTokenizer,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Processor,
+)
 
 from interstack.errors import TeacherError
+from interstack.evaluation.superb.upstream import Upstream
+from interstack.evaluation.upstreams import untrained
+from interstack.models.pretrained import Source
 from interstack.models.teacher import Teacher
 
 
@@ -164,3 +173,86 @@ def test_an_unknown_precision_is_refused(tmp_path: Path) -> None:
     dtype: Any = "int8"
     with pytest.raises(TeacherError, match=r"int8.*bfloat16"):
         Teacher(str(save("hubert-base", tmp_path)), [1], dtype=dtype)
+
+
+def save_processor(directory: Path, **settings: Any) -> None:  # noqa: ANN401
+    """Save what fine-tuning leaves: a processor, as transformers 5 writes it, and nothing else."""
+    (directory / "vocab.json").write_text('{"<pad>": 0, "<unk>": 1, "|": 2, "a": 3}')
+    extractor: Any = Wav2Vec2FeatureExtractor(**settings)
+    tokenizer = Wav2Vec2CTCTokenizer(str(directory / "vocab.json"))
+    Wav2Vec2Processor(feature_extractor=extractor, tokenizer=tokenizer).save_pretrained(directory)
+    assert (directory / "processor_config.json").exists()
+    assert not (directory / "preprocessor_config.json").exists()
+
+
+@pytest.mark.parametrize("normalises", [True, False])
+def test_a_fine_tuned_teacher_is_normalised_as_its_processor_says(
+    normalises: bool, tmp_path: Path
+) -> None:
+    """Transformers 5 saves a processor to processor_config.json alone; the kind does not decide."""
+    directory = save("hubert-base" if normalises else "hubert-large", tmp_path)
+    source = Source(str(directory))
+    bare = source.files_digest()
+    save_processor(directory, do_normalize=normalises)
+    assert Teacher(str(directory), [1]).normalises_waveform is normalises
+    assert source.files_digest() != bare
+    assert untrained(str(directory), "random")._model.normalises_waveform is normalises
+
+
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_a_teacher_of_another_rate_is_refused(file: str, tmp_path: Path) -> None:
+    """By its name, with the rate, wherever that is written, and before its weights are read."""
+    directory = save("hubert-base", tmp_path)
+    (directory / "model.safetensors").write_bytes(b"")
+    if file == "processor_config.json":
+        save_processor(directory, sampling_rate=8_000)
+    else:
+        edit_json(directory / file, sampling_rate=8_000)
+    with pytest.raises(TeacherError, match=rf"sampling_rate .*{directory} is 8000, .* 16000: give"):
+        Teacher(str(directory), [1])
+    with pytest.raises(TeacherError, match="sampling_rate"):
+        Upstream.find(str(directory))
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "message"),
+    [
+        ("whisper", {"feature_size": 128}, "feature_size .* is 128, .* be 80"),
+        ("whisper", {"hop_length": 320}, "hop_length .* is 320, .* be 160"),
+        ("hubert-base", {"feature_size": 2}, "feature_size .* is 2, .* be 1"),
+        (
+            "hubert-base",
+            {"feature_extractor_type": "WhisperFeatureExtractor"},
+            "is a WhisperFeatureExtractor, .* Wav2Vec2FeatureExtractor",
+        ),
+    ],
+)
+def test_a_feature_extractor_that_is_not_computed_here_is_refused(
+    family: str, fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    """Features of another kind would be silently wrong."""
+    directory = save(family, tmp_path)
+    edit_json(directory / "preprocessor_config.json", **fields)
+    with pytest.raises(TeacherError, match=message):
+        Teacher(str(directory), [1])
+
+
+@pytest.mark.parametrize(
+    ("family", "assumption"),
+    [
+        ("hubert-base", "waveforms as they are at 16000 Hz"),
+        ("wavlm-large", "normalised waveforms at 16000 Hz"),
+        ("whisper", "log-mel features of 80 bins at 16000 Hz"),
+    ],
+)
+def test_what_is_assumed_of_a_model_without_preprocessor_is_said(
+    family: str, assumption: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Once, with the files that would say it."""
+    directory = save(family, tmp_path)
+    with caplog.at_level("WARNING", "interstack"):
+        for _ in range(2):
+            Teacher(str(directory), [1])
+    (line,) = [each for each in caplog.messages if str(directory) in each]
+    assert assumption in line
+    assert "preprocessor_config.json or processor_config.json" in line

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from families import NUM_LAYERS, edit_json, pad, read_speech, save, whisper_config
+from families import NUM_LAYERS, build, edit_json, pad, read_speech, save, whisper_config
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-from interstack.errors import DataError, TeacherError
+from interstack.errors import ConfigurationError, DataError, TeacherError
 from interstack.evaluation.superb.upstream import TeacherUpstream
+from interstack.models.config import TeacherConfig
 from interstack.models.teacher import Teacher
 from interstack.models.whisper import LogMel
+from interstack.target_cache.record import CacheRecord
 
 FeatureExtractor: Any = WhisperFeatureExtractor  # untyped
 
@@ -97,3 +100,73 @@ def test_whisper_loads_whole_or_as_its_encoder_alone(tmp_path: Path) -> None:
         edit_json(tmp_path / name / "config.json", model_type="whisper")
         fingerprints.add(Teacher(str(tmp_path / name), [NUM_LAYERS]).fingerprint())
     assert len(fingerprints) == 1
+
+
+@torch.no_grad()
+def test_padded_to_30_s_the_targets_are_those_of_openais_pipeline(tmp_path: Path) -> None:
+    """Feature extractor and encoder of transformers, on what the feature extractor pads."""
+    directory = save("whisper", tmp_path)
+    (waveform,) = read_speech(0.63)
+    output = Teacher(str(directory), range(NUM_LAYERS + 1), pad_to_30s=True)(*pad([waveform]))
+    mel = FeatureExtractor(chunk_length=1)(
+        waveform.numpy(), sampling_rate=16_000, return_tensors="pt"
+    ).input_features
+    states = build("whisper").encoder(mel, output_hidden_states=True).hidden_states
+    frames = int(output.num_frames)
+    assert frames == output.hidden_states[0].shape[1] == 32
+    for ours, theirs in zip(output.hidden_states, states, strict=True):
+        torch.testing.assert_close(ours, theirs[:, :frames], rtol=1e-4, atol=2e-5)
+    own = Teacher(str(directory), [NUM_LAYERS])(*pad([waveform])).hidden_states[0]
+    assert not torch.allclose(own, output.hidden_states[-1], atol=1e-3)
+
+
+def test_padded_to_30_s_an_utterance_does_not_depend_on_its_batch(tmp_path: Path) -> None:
+    """Nor on what its batch's padding holds, or on padding beyond the encoder's positions."""
+    teacher = Teacher(str(save("whisper", tmp_path)), [0, NUM_LAYERS], pad_to_30s=True)
+    utterances = read_speech(0.9, 0.31, 0.105)
+    waveforms, num_samples = pad(utterances)
+    waveforms[1, num_samples[1] :] = 0.5
+    together = teacher(waveforms, num_samples)
+    longer = teacher(torch.nn.functional.pad(waveforms, (0, 9_000)), num_samples)
+    for row, utterance in enumerate(utterances):
+        alone = teacher(*pad([utterance]))
+        frames = int(alone.num_frames)
+        assert frames == together.num_frames[row] == longer.num_frames[row]
+        for tap, expected in enumerate(alone.hidden_states):
+            for padded in (together, longer):
+                torch.testing.assert_close(
+                    padded.hidden_states[tap][row, :frames], expected[0], rtol=0.0, atol=1e-4
+                )
+
+
+def test_padding_to_30_s_is_told_apart_and_refused_for_other_families(tmp_path: Path) -> None:
+    """A cache of other targets must not pass for the run's."""
+    directory = str(save("whisper", tmp_path))
+    prints = {Teacher(directory, [1], pad_to_30s=pads).fingerprint() for pads in (False, True)}
+    assert len(prints) == 2
+    with pytest.raises(TeacherError, match=r"pad_to_30s is true, .* hubert.*set it to false"):
+        Teacher(str(save("hubert-base", tmp_path)), [1], pad_to_30s=True)
+    record = CacheRecord.of(
+        TeacherConfig(directory, (1,), pad_to_30s=True),
+        Teacher(directory, [1], pad_to_30s=True),
+        "float32",
+        with_features=False,
+    )
+    record.write(tmp_path)
+    read = CacheRecord.read(tmp_path)
+    assert read.pad_to_30s
+    read.check_teacher(TeacherConfig(directory, (1,), pad_to_30s=True), (1,))
+    with pytest.raises(ConfigurationError, match="pad_to_30s was True and is False"):
+        read.check_teacher(TeacherConfig(directory, (1,)), (1,))
+
+
+def test_a_cache_of_before_padding_to_30_s_was_made_without(tmp_path: Path) -> None:
+    """Its record does not say so."""
+    directory = str(save("whisper", tmp_path))
+    config = TeacherConfig(directory, (1,))
+    record = CacheRecord.of(config, Teacher(directory, [1]), "float32", with_features=False)
+    record.write(tmp_path)
+    content = json.loads((tmp_path / "cache.json").read_text())
+    del content["pad_to_30s"]
+    (tmp_path / "cache.json").write_text(json.dumps(content))
+    assert CacheRecord.read(tmp_path) == record

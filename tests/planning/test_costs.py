@@ -87,3 +87,5 @@ def test_the_formula_agrees_for_whispers_encoder() -> None:
         encoder(torch.randn(1, config.num_mel_bins, 100 * SECONDS))
     counted = counter.get_total_flops() / 2 / SECONDS / 1e9
     assert sum(teacher_gigamacs(config, 3, SECONDS)) == pytest.approx(counted, rel=0.02)
+    padded = teacher_gigamacs(config, 3, SECONDS / 4, pad_to_30s=True)
+    assert sum(padded) == pytest.approx(4 * counted, rel=0.02)

@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -18,6 +19,7 @@ from transformers import AutoModel
 from interstack.evaluation.superb.compatibility import s3prl_supplied
 from interstack.evaluation.superb.results import TABLE_FILE
 from interstack.evaluation.superb.tasks import TASKS
+from interstack.evaluation.superb.upstream import Upstream
 
 
 def table(path: Path) -> dict[str, str]:
@@ -196,3 +198,19 @@ def test_audio_that_can_not_be_decoded_is_skipped_and_counted(
     for result in (tmp_path / "skip").glob(f"*/{task}/*/result.json"):
         skipped.update(json.loads(result.read_text())["skipped"])
     assert {message.partition(" ")[0] for message in skipped} == set(victims)
+
+
+@pytest.mark.parametrize("normalises", [True, False])
+def test_an_upstream_is_given_audio_as_its_own_files_say(
+    normalises: bool, upstream: Path, tmp_path: Path
+) -> None:
+    """Without such a file s3prl would take another model's from the hub, and normalise."""
+    directory = shutil.copytree(upstream, tmp_path / "model")
+    (directory / "preprocessor_config.json").unlink()
+    extractor = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": True}
+    if normalises:
+        content = {"processor_class": "Wav2Vec2Processor", "feature_extractor": extractor}
+        (directory / "processor_config.json").write_text(json.dumps(content))
+    with s3prl_supplied(tmp_path):
+        expert: Any = Upstream.find(str(directory)).load(torch.device("cpu"))
+    assert expert.extracter.do_normalize is normalises

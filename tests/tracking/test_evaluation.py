@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from interstack.tracking.evaluation import evaluating
+from interstack.models.precision import evaluating
 
 
 def test_every_submodule_gets_its_own_mode_back() -> None:

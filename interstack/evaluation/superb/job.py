@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,14 +23,19 @@ from interstack.checkpointing.signals import StopRequest
 from interstack.data.left_out import report_skipped
 from interstack.data.tolerance import OnCorrupt
 from interstack.errors import ConfigurationError, InterstackError, RunInterrupted
+from interstack.evaluation.precision import check_at_first_batch
 from interstack.evaluation.superb.compatibility import s3prl_supplied
 from interstack.evaluation.superb.layouts import check_layout
 from interstack.evaluation.superb.preparation import prepare
 from interstack.evaluation.superb.progress import JobProgress
 from interstack.evaluation.superb.tasks import Config, Task, placed
 from interstack.evaluation.superb.training import STATES_FILE, DownstreamTraining
-from interstack.evaluation.superb.upstream import Upstream
+from interstack.evaluation.superb.upstream import FBANK, Upstream
+from interstack.models.precision import PrecisionReport
 from interstack.surroundings import surroundings
+from interstack.tracking.events import append_event
+
+log = logging.getLogger(__name__)
 
 RESULT_FILE: Final = "result.json"
 _CONFIG_FILE: Final = "config.yaml"
@@ -137,13 +144,17 @@ def check_job(job: Job) -> None:
         )
 
 
-def run_job(job: Job, device: torch.device, show_progress: bool = True) -> Mapping[str, Any]:
+def run_job(
+    job: Job, device: torch.device, show_progress: bool = True, *, precision_check: bool = True
+) -> Mapping[str, Any]:
     """Train a job to its end, from wherever it is, and judge it on the test split.
 
     Args:
         job: The job.
         device: What computes.
         show_progress: Draw a bar where there is a terminal.
+        precision_check: Compare the upstream's first batch with float32, where it computes in
+            another number format.
 
     Returns:
         What is in its ``result.json``.
@@ -152,6 +163,7 @@ def run_job(job: Job, device: torch.device, show_progress: bool = True) -> Mappi
         ConfigurationError: If it is going on elsewhere, or its directory can't be written.
         DataError: If its data can't be used.
         TeacherError: If the upstream can't be loaded.
+        PrecisionError: If it is computed wrongly in its number format.
         RunInterrupted: After a signal; the same command goes on.
     """
     directory, config = job.directory, job.settings()
@@ -173,6 +185,9 @@ def run_job(job: Job, device: torch.device, show_progress: bool = True) -> Mappi
                 job.task, config, upstream, directory, job.seed, device, job.on_corrupt
             )
             training.skipped.update(dict.fromkeys(unprepared))
+            if precision_check and job.upstream.name != FBANK:
+                report = partial(_report_precision, directory)
+                check_at_first_batch(upstream, job.upstream.name, device, report)
             training.resume()
             _train(training, progress, directory)
             progress.say("judging")
@@ -182,6 +197,11 @@ def run_job(job: Job, device: torch.device, show_progress: bool = True) -> Mappi
             write_whole(directory / RESULT_FILE, json.dumps(result, indent=1).encode())
     report_skipped(len(training.skipped), next(iter(training.skipped), ""), f"files of {job.name}")
     return result
+
+
+def _report_precision(directory: Path, found: PrecisionReport) -> None:
+    log.info("%s", found)
+    append_event(directory, {"kind": "precision", "step": 0, **found.to_primitives()})
 
 
 def _train(training: DownstreamTraining, progress: JobProgress, directory: Path) -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Final, Self
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +53,8 @@ class Upstream:
             name: A directory, a hub id, or ``fbank``.
 
         Raises:
-            TeacherError: If there is no such model, or one of another architecture.
+            TeacherError: If there is no such model, or one of another architecture or sampling
+                rate.
             ConfigurationError: If it is on the hub and has not been downloaded, or has frames of
                 another length than s3prl's recipes take.
         """
@@ -58,6 +62,7 @@ class Upstream:
             return cls(name, FBANK, FBANK)
         source = Source(name)
         config: Any = source.read_config()
+        source.feature_extractor(config)  # another rate is refused before the first job
         family = str(config.model_type)
         hop = frame_hop(config) if family in WAVEFORM_FAMILIES else _HOP
         if hop != _HOP:
@@ -100,9 +105,12 @@ class Upstream:
             return upstream.to(device)
         if self.family in _OWN_EXPERTS:
             expert = importlib.import_module(f"s3prl.upstream.{_OWN_EXPERTS[self.family]}.expert")
-            location = str(Source(self.name).directory or self.name)
+            source = Source(self.name)
+            location = str(source.directory or self.name)
+            extractor = source.feature_extractor(source.read_config())
             try:
-                loaded: Any = expert.UpstreamExpert(location)
+                with _extractor_supplied(expert, extractor):
+                    loaded: Any = expert.UpstreamExpert(location)
             except (OSError, ValueError) as error:
                 reason = str(error).splitlines()[0]
                 raise TeacherError(f"s3prl can't load {self.name}: {reason}") from error
@@ -110,6 +118,23 @@ class Upstream:
             upstream = loaded.float()
             return upstream.to(device).eval()
         return TeacherUpstream(self.name).to(device)
+
+
+@contextmanager
+def _extractor_supplied(expert: ModuleType, extractor: Any) -> Iterator[None]:  # noqa: ANN401
+    """Let an expert of s3prl prepare audio as the model's own files say.
+
+    For a model without such a file it would take another model's from the hub, which normalises
+    waveforms whatever the model was trained on.
+    """
+
+    class _Supplied:
+        @staticmethod
+        def from_pretrained(_: str) -> Any:  # noqa: ANN401, transformers' object
+            return extractor
+
+    with mock.patch.object(expert, "Wav2Vec2FeatureExtractor", _Supplied):
+        yield
 
 
 class TeacherUpstream(nn.Module):

@@ -1,0 +1,75 @@
+"""Whether a teacher's targets are right in the number formats of teacher and cache."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from interstack.data.batch import Batch
+from interstack.models.precision import (
+    SWITCH_OFF,
+    PrecisionReport,
+    number_format,
+    relative_error,
+    report_errors,
+)
+from interstack.models.teacher import Teacher, check_teacher, require_teacher
+from interstack.target_cache.record import CacheRecord
+from interstack.target_cache.values import CacheDtype, collate_stored, restore, store
+
+STORAGE_BOUNDS: Final[dict[CacheDtype, float]] = {"bfloat16": 0.01, "float16": 2e-3, "int8": 0.05}
+"""The largest relative error of a hidden state that storing it may bring.
+
+The 16-bit formats round a value by 2⁻⁹ (bfloat16) and 2⁻¹² (float16) of it at most; more means
+that values lie below float16's least. ``int8`` depends on how far a channel's largest value in an
+utterance is from the others. Measured on three trained encoders: at most 0.0026 in bfloat16, 0.0004
+in float16 and 0.014 in int8; beyond the bounds a few values take all levels and the rest none."""
+
+
+def check_targets(
+    teacher: Teacher, batch: Batch, record: CacheRecord, device: torch.device
+) -> list[PrecisionReport]:
+    """Compare targets with those of the teacher in float32, and what is stored with what was given.
+
+    Args:
+        teacher: On the device.
+        batch: On the processor.
+        record: The cache's facts.
+        device: Where the teacher computes.
+
+    Returns:
+        What was found of each format that is not float32.
+
+    Raises:
+        PrecisionError: If an error is more than rounding.
+        DataError: If a target is not finite, or too large for the format.
+    """
+    reports = []
+    waveforms, num_samples = batch.waveforms.to(device), batch.num_samples.to(device)
+    if number_format(teacher, device) != "float32":
+        reports.append(check_teacher(teacher, waveforms, num_samples))
+        require_teacher(reports[-1], record.teacher_dtype)
+    if record.dtype != "float32":
+        output = teacher(waveforms, num_samples)
+        errors = [
+            (f"hidden state {tap}", _storage_error(hidden, output.num_frames, batch, record.dtype))
+            for tap, hidden in zip(teacher.taps, output.hidden_states, strict=True)
+        ]
+        bound = STORAGE_BOUNDS[record.dtype]
+        reports.append(report_errors(errors, "stored targets", record.dtype, bound))
+        reports[-1].require(
+            f"--dtype {record.dtype}", f"give --dtype bfloat16 or float32, {SWITCH_OFF}"
+        )
+    return reports
+
+
+def _storage_error(hidden: Tensor, num_frames: Tensor, batch: Batch, dtype: CacheDtype) -> float:
+    """Return the largest relative error of an utterance's hidden state that was stored."""
+    errors = []
+    for row, frames in enumerate(num_frames.tolist()):
+        exact = hidden[row, :frames].cpu()
+        restored = restore(collate_stored([store(exact, dtype, batch.ids[row])]))[0]
+        errors.append(relative_error(restored, exact))
+    return max(errors)
