@@ -36,6 +36,7 @@ def run_plan(arguments: Sequence[str]) -> None:
         raise ConfigurationError(f"--seconds {config.seconds} must be above 0")
     output = None if config.json is None else _writable(Path(config.json))
     stages = None if config.against is None else read_stages(Path(config.against))
+    run.datamodule.planned_world_size = _world_size(config)
     run.datamodule.prepare_data()
     run.datamodule.setup("fit")
     run.module.setup("fit")

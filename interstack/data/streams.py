@@ -40,11 +40,13 @@ class StreamSource(SpeechSource):
                 "A stream has no end of its own: set data.epoch_batches to the batches that make "
                 "an epoch on each rank."
             )
-        if settings.max_samples is None or settings.max_samples > settings.batch_samples:
+        if settings.max_samples is None:
             raise ConfigurationError(
-                "A stream's longest utterance is not known beforehand: set data.max_seconds to at "
-                f"most the {settings.batch_samples / SAMPLE_RATE:g} s of a batch."
+                "data.max_seconds is null, but a stream's longest utterance is not known "
+                "beforehand: set data.max_seconds to at most the "
+                f"{settings.batch_samples / SAMPLE_RATE:g} s of a batch"
             )
+        settings.check_fits("an utterance of data.max_seconds", settings.max_samples)
         shards = self.shards(split)
         first = next(read_once(shards, settings), None)
         if first is None:
@@ -88,7 +90,7 @@ class StreamFeed(Feed):
         return {"shards": len(self.shards)}
 
     def num_training_batches(self, world_size: int) -> int:
-        """Returns `epoch_batches`, whatever the number of ranks."""
+        """Returns the settings' `epoch_batches`, whatever the number of ranks."""
         del world_size
         assert self.settings.epoch_batches is not None  # checked when the split was opened
         return self.settings.epoch_batches

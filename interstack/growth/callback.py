@@ -22,7 +22,12 @@ from interstack.growth.schedule import (
     prop_shares,
 )
 from interstack.growth.settings import check_belongs, check_choice
-from interstack.growth.strategy import check_optimizers, check_strategy, rebuild_after_growth
+from interstack.growth.strategy import (
+    check_accumulation,
+    check_optimizers,
+    check_strategy,
+    rebuild_after_growth,
+)
 
 
 class Growable(Protocol):
@@ -167,6 +172,7 @@ class InterleavedStacking(L.Callback):
         self._fitting = stage == "fit"
         if self._fitting:
             check_strategy(trainer)
+            check_accumulation(trainer)
             self._record = self.record(run_length(trainer))
             self.schedule = GrowthSchedule(self._record.stages)
             self._last_growth = None

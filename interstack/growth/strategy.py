@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lightning as L
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 
 from interstack.errors import ConfigurationError
@@ -27,6 +28,22 @@ def check_strategy(trainer: L.Trainer) -> None:
         raise ConfigurationError(
             f"a growing student can't train under {type(strategy).__name__}, which shards "
             "parameters once and for all: use trainer.strategy ddp, or auto on one device"
+        )
+
+
+def check_accumulation(trainer: L.Trainer) -> None:
+    """Refuse a window of accumulated gradients that changes its length within a run.
+
+    Raises:
+        ConfigurationError: For Lightning's GradientAccumulationScheduler: it sets the length when
+            an epoch begins, which a run that is resumed within an epoch does not come past.
+    """
+    callbacks: list[L.Callback] = vars(trainer).get("callbacks", [])
+    if any(isinstance(each, GradientAccumulationScheduler) for each in callbacks):
+        raise ConfigurationError(
+            "trainer.callbacks holds a GradientAccumulationScheduler, whose batches a run that is "
+            "resumed within an epoch can't repeat: remove it, and set data.global_batch_seconds or "
+            "trainer.accumulate_grad_batches"
         )
 
 
