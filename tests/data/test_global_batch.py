@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import lightning as L
 import pytest
 from corpora import EVERYTHING, SPEECH, make_data_module, shards_in
 
+from interstack.checkpointing.callback import RUN_KEY, Checkpoints
 from interstack.constants import SAMPLE_RATE
 from interstack.data import SpeechDataModule
 from interstack.data.global_batch import BatchSplit, set_up_accumulation, split_global_batch
@@ -164,6 +166,48 @@ def test_whether_a_saved_runs_epochs_are_the_same_is_known() -> None:
     plain = make_data_module(SPEECH)
     assert plain.same_epochs(1, None)
     assert not plain.same_epochs(2, None)
+
+
+@pytest.mark.parametrize(("most", "same"), [(12.0, True), (24.0, False)])
+def test_a_run_goes_on_at_its_step_on_other_ranks(
+    most: float, same: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same utterances where a step has as many batches; the run's log says which."""
+    monkeypatch.setattr(logging.getLogger("interstack"), "propagate", True)  # the CLI stops it
+    before, now = module_on(4, 12.0), module_on(1, most)
+    assert before.split is not None
+    assert now.split is not None
+    steps, window = steps_of(before), now.split.micro_batches
+    counters = {"current": {"processed": 2}}
+    loops: dict[str, Any] = {
+        "epoch_loop.batch_progress": counters,
+        "state_dict": {"combined_loader": [{"first_batch": 2}]},
+    }
+    position = {"epoch": 1, "batch": 2, "num_batches": len(steps)}
+    run = {
+        "random_states": [],
+        "world_size": 4,
+        "split": vars(before.split),
+        "position": position,
+    }
+    trainer: Any = SimpleNamespace(
+        state=SimpleNamespace(fn="fit"),
+        datamodule=now,
+        world_size=1,
+        limit_train_batches=1.0,
+        accumulate_grad_batches=window,
+    )
+    checkpoint = {RUN_KEY: run, "loops": {"fit_loop": loops}}
+    with caplog.at_level(logging.WARNING, "interstack"):
+        Checkpoints().on_load_checkpoint(trainer, Any, checkpoint)  # type: ignore[arg-type]
+    first = loops["state_dict"]["combined_loader"][0]["first_batch"]
+    assert first == counters["current"]["processed"]
+    assert first % window == 0
+    if same:
+        assert first == 2 * window
+        assert steps_of(now)[2:] == steps[2:]
+    said = "so does the order of the data" if same else "the order of the data does not"
+    assert said in caplog.text
 
 
 def test_the_name_of_the_setting_that_is_too_small_is_said() -> None:
