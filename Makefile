@@ -1,29 +1,39 @@
-# Every target sets up what it needs: a virtual environment in .venv with the tested versions.
+# Every target sets up what it needs: a virtual environment in VENV with the tested versions.
 PYTHON ?= python3
+PYTHONS ?= python3.11 python3.12 python3.13
 DEVICES ?= auto
 NODES ?= 1
 CONFIG ?= configs/hubert_base_ls960.yaml
 ARGS ?=
 JOBS ?= 2
 
-VENV := .venv
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+VERSION := import sys; print("%d.%d" % sys.version_info[:2])
 # Decoding workers and test processes share the cores; torch's default of all cores a process
 # makes them fight.
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo notebooks test lint format types bench train train-ddp clean
+.PHONY: help setup demo notebooks test test-pythons test-newest lint format types bench train \
+	train-ddp clean
 
 help: ## Say what there is to make
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY) ## Virtual environment in .venv with the versions of constraints.txt
+setup: $(READY) ## Virtual environment in VENV (.venv) with the versions of constraints.txt
+ifneq ($(origin PYTHON),file)
+	@is=$$($(BIN)/python -c '$(VERSION)'); asked=$$($(PYTHON) -c '$(VERSION)'); \
+	[ "$$is" = "$$asked" ] || { echo "PYTHON is $$asked, but $(VENV) is of Python $$is:" \
+		"give VENV=.venv-$$asked, or remove $(VENV)" >&2; exit 1; }
+endif
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS)) \
+		--editable '.[dev]'
 	@touch $@
 
 demo: setup ## Watch a student grow from 3 to 12 layers on real speech, and see what it has learnt
@@ -38,6 +48,17 @@ notebooks: setup ## Run the notebooks on what `make demo` has left, and keep the
 
 test: setup lint types ## Lint, types and the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
+
+test-pythons: ## Before a release: make test under each of PYTHONS, in .venv-3.11 and so on
+	for python in $(PYTHONS); do \
+		version=$$($$python -c '$(VERSION)') && \
+		$(MAKE) test PYTHON=$$python VENV=.venv-$$version || exit 1; \
+	done
+
+test-newest: ## The suite with the newest release of every dependency, in .venv-newest
+	rm -rf .venv-newest
+	$(MAKE) setup VENV=.venv-newest CONSTRAINTS=
+	OMP_NUM_THREADS=1 .venv-newest/bin/python -m pytest --numprocesses $(JOBS) $(ARGS)
 
 lint: setup ## Format and lint as committed code has to be
 	$(BIN)/ruff format --check .
@@ -60,5 +81,5 @@ train-ddp: setup ## Train CONFIG on DEVICES processes a node and NODES nodes wit
 	$(BIN)/python -m interstack.cli fit --config $(CONFIG) --trainer.strategy ddp \
 		--trainer.devices $(DEVICES) --trainer.num_nodes $(NODES) $(ARGS)
 
-clean: ## Remove the virtual environment and caches, never runs
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+clean: ## Remove the virtual environments and caches, never runs
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

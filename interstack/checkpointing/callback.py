@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import Checkpoint
 from torch import distributed
 
 from interstack.checkpointing.agreement import Agreement
@@ -19,6 +20,7 @@ from interstack.checkpointing.disk import try_writing, write_errors
 from interstack.checkpointing.position import (
     Position,
     align_logging_step,
+    batches_of_cut_window,
     rescale_position,
     settle_position,
 )
@@ -27,14 +29,15 @@ from interstack.checkpointing.signals import StopRequest
 from interstack.checkpointing.stop_broadcast import spare_stop_broadcast
 from interstack.checkpointing.writer import LAST, CheckpointWriter
 from interstack.errors import ConfigurationError, DataError, InterstackError, RunInterrupted
-from interstack.growth.callback import callbacks_of, growable
+from interstack.growth.callback import growable
 from interstack.growth.plan import GrowthPlan
 from interstack.tracking.position import stage_number
 
 log = logging.getLogger(__name__)
 
 RUN_KEY = "interstack_run"
-"""Of what is added to a checkpoint: ``position``, ``world_size`` and ``random_states``."""
+"""Of what is added to a checkpoint: ``position``, ``world_size``, ``split`` (of a global batch) and
+``random_states``."""
 
 
 class Checkpoints(Checkpoint):
@@ -81,6 +84,7 @@ class Checkpoints(Checkpoint):
         self._align = False
         self._training = False
         self._between_steps = False
+        self._window_random_state: dict[str, Any] | None = None
 
     # The run's beginning ------------------------------------------------------------------------
 
@@ -104,7 +108,7 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take up random states, and the place in the epoch if there are other ranks now."""
+        """Take up random states, and the place in the epoch if batches are others now."""
         del pl_module
         run = checkpoint.get(RUN_KEY)
         if run is None or trainer.state.fn != "fit":
@@ -112,22 +116,26 @@ class Checkpoints(Checkpoint):
         self._restarted = run["random_states"]
         datamodule: Any = getattr(trainer, "datamodule", None)
         position = Position(**run["position"])
-        if run["world_size"] == trainer.world_size or datamodule is None:
+        saved_split = run.get("split")
+        same_ranks = run["world_size"] == trainer.world_size
+        if datamodule is None or (same_ranks and saved_split == _split_of(datamodule)):
             return
         now = datamodule.num_training_batches(trainer.world_size)
-        if trainer.limit_train_batches == 1.0 and position.batch:
+        limit = trainer.limit_train_batches
+        now = min(now, limit) if isinstance(limit, int) else int(now * limit)
+        done = position.batch
+        if done:
             window = _accumulation_window(trainer, position.epoch)
             done = rescale_position(checkpoint["loops"], position, now, window)
-        else:
-            done = position.batch
+        order = (
+            "so does the order of the data, and dropout alone draws other numbers"
+            if datamodule.same_epochs(run["world_size"], saved_split)
+            else "the order of the data does not"
+        )
         log.warning(
             "the run was saved on %d ranks and goes on on %d: weights, optimizer and schedule go "
-            "on as they were; the order of the data does not, and the present epoch goes on at "
-            "batch %d of %d",
-            run["world_size"],
-            trainer.world_size,
-            done,
-            now,
+            "on as they were; %s; the present epoch goes on at batch %d of %d",
+            *(run["world_size"], trainer.world_size, order, done, now),
         )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -158,19 +166,23 @@ class Checkpoints(Checkpoint):
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Save, or save and stop, where one of the ranks has reason to."""
-        del pl_module, batch
+        del batch
         self._between_steps = False
-        if batch_idx % trainer.accumulate_grad_batches:
-            return
-        if self._align:
+        in_window = batch_idx % trainer.accumulate_grad_batches != 0
+        if self._align and not in_window:
             align_logging_step(trainer)
             self._align = False
+        # At every batch, for a rank whose data fails in a window of accumulated gradients waits.
         stop, failed, due = self._agreement.any(
-            [self._stop.received is not None, False, self._is_due(trainer)]
+            [self._stop.received is not None, False, not in_window and self._is_due(trainer)]
         )
         if failed:
             self._save(trainer)
             raise InterstackError("another rank could not go on, and says why")
+        if in_window:
+            return
+        if trainer.accumulate_grad_batches > 1:
+            self._window_random_state = random_state(pl_module.device)
         if stop:
             self.writer.save_surely(trainer)
             self._interrupt(trainer)
@@ -257,15 +269,20 @@ class Checkpoints(Checkpoint):
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Bring the loops to the start of the next batch, and add all ranks' random states."""
-        position = settle_position(checkpoint["loops"], trainer.num_training_batches)
-        states: list[Any] = [random_state(pl_module.device)]
+        """Bring the loops to the start of the next step, and add all ranks' random states."""
+        loops, window = checkpoint["loops"], trainer.accumulate_grad_batches
+        own_state = random_state(pl_module.device)
+        if batches_of_cut_window(loops, trainer.num_training_batches, window):
+            own_state = self._window_random_state or own_state
+        position = settle_position(loops, trainer.num_training_batches, window)
+        states: list[Any] = [own_state]
         if trainer.world_size > 1:
             own, states = states[0], [None] * trainer.world_size
             distributed.all_gather_object(states, own)
         checkpoint[RUN_KEY] = {
             "position": position._asdict(),
             "world_size": trainer.world_size,
+            "split": _split_of(getattr(trainer, "datamodule", None)),
             "random_states": states,
         }
 
@@ -273,6 +290,12 @@ class Checkpoints(Checkpoint):
         self.writer.save(trainer, name)
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
+
+
+def _split_of(datamodule: object) -> dict[str, float] | None:
+    """Return how a data module divides a global batch, as primitives; None if it has none."""
+    split = getattr(datamodule, "split", None)
+    return None if split is None else asdict(split)
 
 
 def _accumulation_window(trainer: L.Trainer, epoch: int) -> int:

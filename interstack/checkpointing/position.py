@@ -31,12 +31,16 @@ class Position(NamedTuple):
     num_batches: int
 
 
-def settle_position(loops: dict[str, Any], num_batches: float) -> Position:
-    """Bring the saved state of the loops to the start of the next batch.
+def settle_position(loops: dict[str, Any], num_batches: float, window: int = 1) -> Position:
+    """Bring the saved state of the loops to the start of the next optimizer step.
+
+    Gradients are in no checkpoint: of a window of accumulated batches that is cut, all batches are
+    still to be done, with the weights as they are.
 
     Args:
         loops: ``checkpoint["loops"]``; changed in place.
         num_batches: Batches of an epoch, on each rank; infinite if nobody knows.
+        window: Batches that are accumulated for an optimizer step.
 
     Returns:
         Where the run stands.
@@ -44,6 +48,8 @@ def settle_position(loops: dict[str, Any], num_batches: float) -> Position:
     fit = loops["fit_loop"]
     epochs, batches = fit["epoch_progress"]["current"], fit[_BATCHES]["current"]
     done: int = batches["processed"]
+    undone = batches_of_cut_window(loops, num_batches, window)
+    done -= undone
     epoch: int = epochs["processed"]
     if done >= num_batches:  # the epoch is over, whether or not its last hooks have run
         epoch, done = max(epoch, epochs["started"]), 0
@@ -51,12 +57,18 @@ def settle_position(loops: dict[str, Any], num_batches: float) -> Position:
             _set(each["current"], 0)
         fit["state_dict"].pop(_LOADERS, None)  # the next epoch has loaders of its own
     _set(batches, done)
-    _set(fit[_BATCHES]["total"], fit[_BATCHES]["total"]["processed"])
+    _set(fit[_BATCHES]["total"], fit[_BATCHES]["total"]["processed"] - undone)
     fit[_BATCHES]["is_last_batch"] = False
     for counters in fit["epoch_progress"].values():
         counters.update(ready=epoch + 1, started=epoch + 1, processed=epoch, completed=epoch)
     _set_first_batch(fit, done)
     return Position(epoch, done, int(min(num_batches, 2**62)))
+
+
+def batches_of_cut_window(loops: dict[str, Any], num_batches: float, window: int) -> int:
+    """Return how many batches are done of an optimizer step that is not done."""
+    done: int = loops["fit_loop"][_BATCHES]["current"]["processed"]
+    return done % window if done < num_batches else 0
 
 
 def rescale_position(loops: dict[str, Any], saved: Position, num_batches: int, window: int) -> int:

@@ -38,6 +38,7 @@ def run_plan(arguments: Sequence[str]) -> None:
     if output is not None:
         check_output(output, "--json")
     stages = None if config.against is None else read_stages(Path(config.against))
+    run.datamodule.planned_world_size = _world_size(config)
     run.datamodule.prepare_data()
     run.datamodule.setup("fit")
     run.module.setup("fit")

@@ -75,6 +75,7 @@ class BatchPlan:
         """Returns shuffled batches for every rank, [rank][step], as a pure function of `key`.
 
         The ranks' batches of one step are neighbours in length, so no rank waits long for another.
+        Where ranks accumulate, `world_size` is ranks × micro-batches.
         """
         random = np.random.default_rng(key)
         batches = np.split(self.order[self._shuffle(random)], self.batch_starts[1:])
@@ -105,6 +106,7 @@ def plan_batches(
     num_buckets: int | None = None,
     *,
     world_size: int = 1,
+    micro_batches: int = 1,
     keep_order: bool = False,
     budget_option: str = "data.batch_seconds",
 ) -> BatchPlan:
@@ -115,8 +117,9 @@ def plan_batches(
         budget: samples of one rank's batch, padding included; at least the longest utterance.
         num_buckets: buckets of equal duration, fewer for a small corpus; those that span more
             than a quarter in length are divided further. None: no buckets, nothing to shuffle.
-        world_size: the number of batches is made a multiple of it by halving the batches with
-            the most utterances.
+        world_size: number of ranks.
+        micro_batches: batches of a rank that are drawn together. The number of all batches is made
+            a multiple of ranks × micro-batches by halving the batches with the most utterances.
         keep_order: leave the utterances as they stand; only without buckets.
         budget_option: name of the option that the budget comes from, for the message.
 
@@ -128,14 +131,14 @@ def plan_batches(
     lengths = lengths[order]
     if num_buckets is None:
         starts = _fill(lengths.tolist(), budget)
-        starts = _halve_largest(starts, len(lengths), world_size, budget_option)
+        starts = _halve_largest(starts, len(lengths), world_size, micro_batches, budget_option)
         return BatchPlan(order, lengths, np.arange(len(lengths)), np.asarray(starts))
     bucket_starts = _bucket_starts(lengths, budget, num_buckets)
     for spread, width in (*_TRADES, _FOR_LACK_OF_A_BETTER):
         longest = _longest(lengths, bucket_starts, spread)
         reached = np.searchsorted(lengths, lengths * width, side="right")
         filled = _fill(longest.tolist(), budget, reached.tolist())
-        starts = _halve_largest(filled, len(lengths), world_size, budget_option)
+        starts = _halve_largest(filled, len(lengths), world_size, micro_batches, budget_option)
         plan = BatchPlan(order, lengths, bucket_starts, np.asarray(starts), spread)
         if plan.padding((0,)) + plan.padding((1,)) <= 2 * _MOST_PADDING:
             break
@@ -191,15 +194,22 @@ def _fill(longest: list[int], budget: int, ends: list[int] | None = None) -> lis
     return starts
 
 
-def _halve_largest(starts: list[int], end: int, world_size: int, budget_option: str) -> list[int]:
+def _halve_largest(
+    starts: list[int], end: int, world_size: int, micro_batches: int, budget_option: str
+) -> list[int]:
     """Halves the batches with the most utterances until the ranks can share them evenly."""
-    if end < -(-len(starts) // world_size) * world_size:
+    slots = world_size * micro_batches
+    if end < -(-len(starts) // slots) * slots:
+        ranks = f"{world_size} ranks"
+        fix = f"raise {budget_option}, lower trainer.devices, or give more data"
+        if micro_batches > 1:
+            ranks += f" with {micro_batches} micro-batches each"
+            fix = f"lower data.global_batch_seconds, {fix}"
         raise DataError(
-            f"{end} utterances in {len(starts)} batches can't be shared evenly by {world_size} "
-            f"ranks: raise {budget_option}, lower trainer.devices, or give more data"
+            f"{end} utterances in {len(starts)} batches can't be shared evenly by {ranks}: {fix}"
         )
     starts = list(starts)
-    while len(starts) % world_size:
+    while len(starts) % slots:
         sizes = np.diff([*starts, end])
         largest = int(sizes.argmax())
         starts.insert(largest + 1, starts[largest] + int(sizes[largest]) // 2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
@@ -14,6 +14,7 @@ import lightning as L
 from interstack.constants import SAMPLE_RATE
 from interstack.data.decoding import CropPlace
 from interstack.data.feed import Feed, FeedSettings
+from interstack.data.global_batch import BatchSplit, set_up_accumulation, split_global_batch
 from interstack.data.left_out import LeftOutHere, LeftOutSoFar
 from interstack.data.loader import SpeechLoader, TrainingLoader
 from interstack.data.source import SpeechSource, Split
@@ -60,11 +61,18 @@ class SpeechDataModule(L.LightningDataModule):
             count it.
         resample: resample audio of other rates to 16 kHz instead of refusing it.
         epoch_batches: batches that make an epoch on each rank. Streams need it; a folder refuses
-            it, since its epoch is every utterance once.
+            it, since its epoch is every utterance once. With `global_batch_seconds` it counts
+            global batches, which are optimizer steps.
         crop: random: training crops at another place each epoch; fixed: at one place for each
             utterance, whatever the seed, so that its targets can be cached. Needs max_seconds.
         target_cache: directory of targets that the command `cache` has computed; the teacher is
             then never loaded. Null: it computes them in every step.
+        global_batch_seconds: seconds of all ranks in an optimizer step, padding included. They are
+            shared out over the ranks, and over as many accumulated batches as `batch_seconds`, the
+            most that one rank then holds at once, makes necessary; so any number of devices trains
+            the same recipe. `trainer.limit_train_batches` and `trainer.val_check_interval` count
+            global batches then, and `trainer.accumulate_grad_batches` is worked out. Null: every
+            rank has a batch of `batch_seconds`, so more devices make a larger step.
 
     Raises:
         ConfigurationError: a setting is out of range.
@@ -85,6 +93,7 @@ class SpeechDataModule(L.LightningDataModule):
         epoch_batches: int | None = None,
         crop: CropPlace = "random",
         target_cache: str | None = None,
+        global_batch_seconds: float | None = None,
     ) -> None:
         super().__init__()
         self.source = source
@@ -102,9 +111,12 @@ class SpeechDataModule(L.LightningDataModule):
         self.epoch_batches = epoch_batches
         self.crop: CropPlace = crop
         self.target_cache = target_cache
+        self.global_batch_seconds = global_batch_seconds
         self.targets: TargetCache | None = None
         evaluates_alike = validation_batch_seconds is None
         self._evaluation_option = f"{'' if evaluates_alike else 'validation_'}batch_seconds"
+        self.planned_world_size: int | None = None  # of a run that is not this process' trainer's
+        self._set_up_for: L.Trainer | None = None
         self._check_settings()
         self._left_out = LeftOutSoFar()
         self._crops_reported: set[FeedName] = set()
@@ -116,6 +128,7 @@ class SpeechDataModule(L.LightningDataModule):
             "min_seconds": (self.min_seconds, 0),
             "max_seconds": (self.max_seconds, max(self.min_seconds, 1 / SAMPLE_RATE)),
             "batch_seconds": (self.batch_seconds, 1 / SAMPLE_RATE),
+            "global_batch_seconds": (self.global_batch_seconds, 1 / SAMPLE_RATE),
             "validation_batch_seconds": (self.validation_batch_seconds, 1 / SAMPLE_RATE),
             "num_buckets": (self.num_buckets, 1),
             "num_workers": (self.num_workers, 0),
@@ -149,6 +162,8 @@ class SpeechDataModule(L.LightningDataModule):
             known = self._feeds.get(name)
             if known is None or (told is not None and known.settings.targets is None):
                 self._open(name, told)
+        if stage == "fit":
+            self._set_up_accumulation()
 
     def _open(self, name: FeedName, told: TargetCache | None = None) -> Feed:
         """Opens the split that a feed reads."""
@@ -160,6 +175,25 @@ class SpeechDataModule(L.LightningDataModule):
             settings = replace(settings, targets=told.split(split))
         self._feeds[name] = self.source.open(split, settings)
         return self._feeds[name]
+
+    def _set_up_accumulation(self) -> None:
+        """Let the trainer accumulate a global batch; once, for it counts in other units then."""
+        split = self.split
+        if split is None or self.trainer is None or self._set_up_for is self.trainer:
+            return
+        batches = self.num_training_batches(split.world_size)
+        set_up_accumulation(self.trainer, split, batches)
+        self._set_up_for = self.trainer
+        if self.planned_world_size is None and self.trainer.is_global_zero:
+            _log.info("a step's audio: %s", split)
+
+    @property
+    def split(self) -> BatchSplit | None:
+        """How a global batch is divided among the ranks; None without ``global_batch_seconds``."""
+        if self.global_batch_seconds is None:
+            return None
+        world_size = self.planned_world_size or self._place()[1]
+        return split_global_batch(self.global_batch_seconds, self.batch_seconds, world_size)
 
     def teardown(self, stage: str) -> None:
         """Says what was left out, if anything was."""
@@ -179,18 +213,22 @@ class SpeechDataModule(L.LightningDataModule):
     def _settings(self, split: Split) -> FeedSettings:
         training = split == "train"
         seconds = self.batch_seconds if training else self.validation_batch_seconds
+        batches, epoch_batches = self.split if training else None, self.epoch_batches
+        if batches is not None and epoch_batches is not None:
+            epoch_batches *= batches.micro_batches
         return FeedSettings(
-            batch_samples=int(seconds * SAMPLE_RATE),
+            batch_samples=batches.num_samples if batches else int(seconds * SAMPLE_RATE),
+            split=batches,
             max_samples=None if self.max_seconds is None else int(self.max_seconds * SAMPLE_RATE),
             min_samples=math.ceil(self.min_seconds * SAMPLE_RATE),
             num_buckets=self.num_buckets,
             seed=self.seed,
             on_corrupt=self.on_corrupt,
             resample=self.resample,
-            epoch_batches=self.epoch_batches,
+            epoch_batches=epoch_batches,
             left_out=LeftOutHere(),
             crop=self.crop,
-            budget_option=f"data.{'batch_seconds' if training else self._evaluation_option}",
+            budget_name=f"data.{'batch_seconds' if training else self._evaluation_option}",
         )
 
     def utterances_once(self, name: FeedName) -> tuple[Iterable[Utterance], FeedSettings]:
@@ -231,14 +269,16 @@ class SpeechDataModule(L.LightningDataModule):
             num_workers=self.num_workers,
             seed=self.seed,
             left_out=self._left_out,
+            window=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
         )
 
     def num_training_batches(self, world_size: int) -> int:
         """Returns the batches that each of so many ranks gets in an epoch; needs no trainer.
 
-        It is exact, and the same in every epoch. A folder's utterances are shared out, so twice the
-        ranks get about half the batches each. A stream's ranks get `epoch_batches` each, so twice
-        the ranks read twice as much. The trainer's limit_train_batches is left aside.
+        It is exact, and the same in every epoch; each micro-batch counts. A folder's utterances
+        are shared out, so twice the ranks get about half the batches each. A stream's ranks get
+        `epoch_batches` each, so twice the ranks read twice as much, unless these are shares of
+        global batches. The trainer's limit_train_batches is left aside.
 
         Args:
             world_size: number of ranks.
@@ -320,6 +360,19 @@ class SpeechDataModule(L.LightningDataModule):
         }
         left_out = self._left_out.total
         return {**counts, "skipped": left_out.skipped, "too_short": left_out.too_short}
+
+    def same_epochs(self, world_size: int, saved: Mapping[str, float] | None) -> bool:
+        """Return whether a run that was saved had the same utterances in every optimizer step.
+
+        Args:
+            world_size: The saved run's ranks.
+            saved: Its ``BatchSplit`` as a dictionary; None if it had no global batch.
+        """
+        split = self.split
+        if split is None or saved is None or self._feed("train").order_depends_on_workers:
+            return split is None and saved is None and world_size == self._place()[1]
+        before = BatchSplit(**saved)  # type: ignore[arg-type]
+        return before.slots == split.slots and before.num_samples == split.num_samples
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what this rank left out of the batches before the present one."""

@@ -75,12 +75,30 @@ def _download(name: str, folder: Path) -> None:
     for half in workshop.glob("*.partial"):
         half.unlink()
     try:
-        LIBRISPEECH(workshop, url=name, download=True)
+        with _safe_unpacking():
+            LIBRISPEECH(workshop, url=name, download=True)
     except _BROKEN_ARCHIVE:
         (workshop / f"{name}.tar.gz").unlink()  # or the next attempt would use it again
         raise
     (unpacked / name).rename(folder / name)
     shutil.rmtree(workshop)
+
+
+@contextmanager
+def _safe_unpacking() -> Iterator[None]:
+    """Let archives be unpacked by the same rules under every Python: nothing outside the folder.
+
+    torchaudio leaves the rules to Python, whose default warns from 3.12 on and changes in 3.14.
+    """
+    if not hasattr(tarfile, "data_filter"):  # Python 3.11.0 to 3.11.3
+        yield
+        return
+    default = tarfile.TarFile.extraction_filter
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = default
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from interstack.constants import SAMPLE_RATE
 from interstack.data.batch import Batch
 from interstack.data.decoding import CropPlace, Decoder
+from interstack.data.global_batch import BatchSplit
 from interstack.data.left_out import LeftOut, LeftOutHere
 from interstack.data.tolerance import OnCorrupt, Tolerance
 from interstack.data.utterance import Utterance
@@ -39,19 +40,20 @@ class FeedSettings:
 
     Attributes:
         batch_samples: budget of one rank's batch, padding included.
+        budget_name: the setting that the budget comes from.
         max_samples: longest waveform; longer ones are cropped.
         min_samples: shorter utterances are left out.
         num_buckets: most buckets of alike lengths.
         seed: seed of order and crops.
         on_corrupt: what to do with audio that can't be decoded.
         resample: whether other rates than 16 kHz are allowed.
-        epoch_batches: batches a rank in an epoch of a stream.
+        epoch_batches: batches a rank in an epoch of a stream, each micro-batch counted.
         left_out: counts the utterances left out in this process.
         crop: where training crops what is too long.
         targets: the teacher's, from a cache; None: they are the model's to compute.
-        budget_option: name of the option that `batch_samples` comes from, for messages.
         whole: nothing is cropped; an utterance longer than a batch is a batch of its own, of which
              the model computes a batch's samples at a time.
+        split: how a global batch of training is divided; None: each rank has a budget of its own.
     """
 
     batch_samples: int
@@ -65,8 +67,34 @@ class FeedSettings:
     left_out: LeftOutHere
     crop: CropPlace = "random"
     targets: SplitTargets | None = None
-    budget_option: str = "data.batch_seconds"
     whole: bool = False
+    budget_name: str = "data.batch_seconds"
+    split: BatchSplit | None = None
+
+    @property
+    def micro_batches(self) -> int:
+        """Batches of a rank that are drawn together, for one optimizer step."""
+        return 1 if self.split is None else self.split.micro_batches
+
+    def check_fits(self, name: str, num_samples: int) -> None:
+        """Refuse an utterance that exceeds the budget of a batch.
+
+        Args:
+            name: The utterance's.
+            num_samples: Its length after cropping.
+
+        Raises:
+            ConfigurationError: With the settings to change.
+        """
+        if self.whole or num_samples <= self.batch_samples:
+            return
+        seconds = num_samples / SAMPLE_RATE
+        if self.split is not None:
+            raise ConfigurationError(self.split.fault(name, seconds))
+        raise ConfigurationError(
+            f"{self.budget_name} is {self.batch_samples / SAMPLE_RATE:.4g}, but {name} takes "
+            f"{seconds:.4g} s: raise {self.budget_name} or lower data.max_seconds"
+        )
 
     def decoder(self, epoch: int | None) -> Decoder:
         """Returns what decodes and crops in an epoch of training, or in evaluation (None)."""

@@ -17,7 +17,7 @@ from interstack.data.feed import Feed, FeedSettings, check_rate
 from interstack.data.source import SpeechSource, Split
 from interstack.data.tolerance import OnCorrupt
 from interstack.data.utterance import Utterance
-from interstack.errors import ConfigurationError, DataError
+from interstack.errors import DataError
 from interstack.settings import check_effect
 
 _log = logging.getLogger(__name__)
@@ -116,14 +116,8 @@ class FileFeed(Feed):
             "too_short": too_short,
             "corrupt": corrupt,
         }
-        if self.longest_samples > settings.batch_samples and not settings.whole:
-            longest = utterances[self._lengths.index(self.longest_samples)]
-            raise ConfigurationError(
-                f"{settings.budget_option} is {settings.batch_samples / SAMPLE_RATE:g}, but "
-                f"{longest.name} lasts {self.longest_samples / SAMPLE_RATE:.1f} s: raise "
-                f"{settings.budget_option} or lower data.max_seconds"
-            )
-
+        longest = utterances[self._lengths.index(self.longest_samples)]
+        settings.check_fits(longest.name, self.longest_samples)
         for utterance, crop in zip(utterances, crops, strict=True):
             self._check_targets(utterance, crop)
 
@@ -173,16 +167,21 @@ class FileFeed(Feed):
     def mean_batch_samples(self, world_size: int) -> float:
         """Returns the mean padded size of an epoch's batches."""
         lengths = np.asarray(self._lengths)
-        shares = self._training_plan(world_size).shuffled((self.settings.seed, 0), world_size)
+        slots = world_size * self.settings.micro_batches
+        shares = self._training_plan(world_size).shuffled((self.settings.seed, 0), slots)
         sizes = [len(batch) * lengths[batch].max() for share in shares for batch in share]
         return float(np.mean(sizes))
 
     def training(
         self, epoch: int, rank: int, world_size: int, first_batch: int = 0
     ) -> BatchDataset:
-        """Returns one rank's batches of an epoch; together the ranks' hold every utterance once."""
-        key = (self.settings.seed, epoch)
-        share = self._training_plan(world_size).shuffled(key, world_size)[rank]
+        """Returns one rank's batches of an epoch; together the ranks' hold every utterance once.
+
+        A step's batches of all ranks depend on their number, ranks × micro-batches, alone.
+        """
+        key, micro_batches = (self.settings.seed, epoch), self.settings.micro_batches
+        slots = self._training_plan(world_size).shuffled(key, world_size * micro_batches)
+        share = [batch for step in zip(*slots[rank::world_size], strict=True) for batch in step]
         assemble = BatchAssembler(self.settings, epoch)
         return BatchDataset(self._utterances(share), assemble, first_batch)
 
@@ -196,7 +195,7 @@ class FileFeed(Feed):
             self.settings.batch_samples,
             world_size=world_size,
             keep_order=keep_order,
-            budget_option=self.settings.budget_option,
+            budget_option=self.settings.budget_name,
         )
         batches = plan.batches() if keep_order else plan.batches()[::-1]
         # what is to be predicted is the student's alone
@@ -208,7 +207,11 @@ class FileFeed(Feed):
     def _training_plan(self, world_size: int) -> BatchPlan:
         settings = self.settings
         return plan_batches(
-            self._lengths, settings.batch_samples, settings.num_buckets, world_size=world_size
+            self._lengths,
+            settings.batch_samples,
+            settings.num_buckets,
+            world_size=world_size,
+            micro_batches=settings.micro_batches,
         )
 
     def _utterances(self, batches: Sequence[NDArray[np.int64]]) -> list[list[Utterance]]:

@@ -87,7 +87,8 @@ class LeftOutSoFar:
     """Sums what was left out of the batches of a run.
 
     A batch in hand is not final: a checkpoint may be written before it is trained on, and a resumed
-    run then loads it again. It becomes final when its loader is asked for the next.
+    run then loads it again. It becomes final when its loader is asked for the next, and those that
+    are accumulated for one optimizer step become final together.
 
     Args:
         announced: Warn of the first corrupt utterance as soon as it is met.
@@ -98,12 +99,13 @@ class LeftOutSoFar:
         self._final = LeftOut()
         self._in_hand: dict[object, LeftOut] = {}
 
-    def hand_out(self, loader: object, counts: LeftOut) -> None:
+    def hand_out(self, loader: object, counts: LeftOut, *, begins_step: bool = True) -> None:
         """Adds the counts of the batch that a loader hands out, and warns of the first of a kind.
 
         Args:
             loader: anything that stands for one pass of a loader.
             counts: what was left out of the batch.
+            begins_step: whether the loader's batches before it are trained on now.
         """
         if self._announced and counts.skipped and not self.total.skipped:
             _log.warning("Left out: %s; further ones are only counted", counts.example)
@@ -113,8 +115,9 @@ class LeftOutSoFar:
                 "counted",
                 counts.cropped_example,
             )
-        self.settle(loader)
-        self._in_hand[loader] = counts
+        if begins_step:
+            self.settle(loader)
+        self._in_hand[loader] = self._in_hand.get(loader, LeftOut()) + counts
 
     def settle(self, loader: object) -> None:
         """Makes the counts of the batch in hand final: the loader goes on, or is at its end."""

@@ -56,7 +56,9 @@ class SpeechLoader:
         """
         return self._batches(self.dataset)
 
-    def _batches(self, dataset: Dataset[Delivery]) -> Iterator[Batch]:
+    def _batches(
+        self, dataset: Dataset[Delivery], first: int = 0, window: int = 1
+    ) -> Iterator[Batch]:
         loader = DataLoader(
             dataset,
             batch_size=None,
@@ -69,11 +71,12 @@ class SpeechLoader:
         error = None
         try:
             with closing(load(loader)) as deliveries:
-                for batch, left_out in deliveries:
+                for number, (batch, left_out) in enumerate(deliveries, start=first):
                     if isinstance(batch, DataError):
                         error = batch
                         break
-                    self._left_out.hand_out(this_pass, left_out)
+                    begins_step = number % window == 0
+                    self._left_out.hand_out(this_pass, left_out, begins_step=begins_step)
                     if batch is not None:
                         yield batch
         finally:
@@ -95,6 +98,7 @@ class TrainingLoader(SpeechLoader):
         num_workers: see `SpeechLoader`.
         seed: see `SpeechLoader`.
         left_out: see `SpeechLoader`.
+        window: batches that are accumulated for an optimizer step.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class TrainingLoader(SpeechLoader):
         num_workers: int = 0,
         seed: int = 0,
         left_out: LeftOutSoFar | None = None,
+        window: int = 1,
     ) -> None:
         dataset = feed.training(epoch, rank, world_size)
         super().__init__(dataset, num_workers, seed, left_out)
@@ -114,6 +119,7 @@ class TrainingLoader(SpeechLoader):
         self._epoch = epoch
         self._rank = rank
         self._world_size = world_size
+        self._window = window
         self._next_pass_begins = 0
         self._batches_done = 0
 
@@ -129,7 +135,7 @@ class TrainingLoader(SpeechLoader):
         dataset = self.dataset
         if first:
             dataset = self._feed.training(self._epoch, self._rank, self._world_size, first)
-        for batch in self._batches(dataset):
+        for batch in self._batches(dataset, first, self._window):
             self._batches_done += 1
             yield batch
 

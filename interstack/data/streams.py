@@ -37,12 +37,13 @@ class StreamSource(SpeechSource):
                 "batches that make an epoch on each rank"
             )
         longest = settings.batch_samples if settings.whole else settings.max_samples
-        if longest is None or longest > settings.batch_samples:
+        if longest is None:
             raise ConfigurationError(
-                "the longest utterance of a stream is not known beforehand: set data.max_seconds "
-                f"to at most the {settings.batch_samples / SAMPLE_RATE:g} s of "
-                f"{settings.budget_option}, or raise that"
+                "data.max_seconds is null, but a stream's longest utterance is not known "
+                "beforehand: set data.max_seconds to at most the "
+                f"{settings.batch_samples / SAMPLE_RATE:g} s of {settings.budget_name}"
             )
+        settings.check_fits("an utterance of data.max_seconds", longest)
         shards = self.shards(split)
         first = next(read_once(shards, settings), None)
         if first is None:
@@ -87,7 +88,7 @@ class StreamFeed(Feed):
         return {"shards": len(self.shards)}
 
     def num_training_batches(self, world_size: int) -> int:
-        """Returns `epoch_batches`, whatever the number of ranks."""
+        """Returns the settings' `epoch_batches`, whatever the number of ranks."""
         del world_size
         assert self.settings.epoch_batches is not None  # checked when the split was opened
         return self.settings.epoch_batches

@@ -25,6 +25,7 @@ from interstack.distillation.non_finite import NonFiniteBatches, NonFinitePolicy
 from interstack.distillation.objective import ObjectiveConfig, tap_sums
 from interstack.distillation.optimizer import OptimizerConfig
 from interstack.distillation.precision import check_computation, check_precision
+from interstack.distillation.reduction import AccumulationWindow
 from interstack.distillation.steps import DistillationSteps
 from interstack.distillation.structure import CHECKPOINT_KEY, rebuild_student, student_structure
 from interstack.distillation.targets import FrameGrid, TargetNorm, align_frames
@@ -103,6 +104,7 @@ class Distillation(DistillationSteps):
             }
         )
         self.learning_rate_scale = 1.0
+        self.window = AccumulationWindow()
         # No hyper-parameter: those of a checkpoint overrule the command line, and a run that has
         # stopped at a batch has to go on without it.
         self.non_finite = NonFiniteBatches(non_finite)
@@ -243,6 +245,7 @@ class Distillation(DistillationSteps):
     def on_fit_start(self) -> None:
         """Move the teacher, compile the layers, measure the targets' channels: as is asked for."""
         self.non_finite.forget()
+        self.window.clear()
         self.compile_as_asked()
         self._move_teacher()
         self.precision_reports = (

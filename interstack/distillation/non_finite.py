@@ -55,6 +55,7 @@ class NonFiniteBatches:
         self.skipped = 0
         self.patience = None
         self._window_counts = False
+        self._skipped_before = 0  # in the steps that are done
         self._pending = PendingBatches()
 
     def defers(self, trainer: L.Trainer) -> bool:
@@ -89,6 +90,7 @@ class NonFiniteBatches:
     def forget(self) -> None:
         """Forget what a fit that broke off has left to be looked at."""
         self._pending = PendingBatches()
+        self._window_counts = False
 
     def look(self, again: Callable[[Batch], BatchLoss]) -> None:
         """Wait for the device and look at the batches since the last time; so do all ranks.
@@ -164,11 +166,12 @@ class NonFiniteBatches:
             # they still hold the last loss, and Lightning would log it once more
             trainer._results.reset(fx="training_step")
         self._window_counts = False
+        self._skipped_before = self.skipped
 
     def save(self, checkpoint: dict[str, Any]) -> None:
-        """Add the count to a checkpoint."""
-        checkpoint[CHECKPOINT_KEY] = self.skipped
+        """Add the count to a checkpoint, which is always of the start of a window."""
+        checkpoint[CHECKPOINT_KEY] = self._skipped_before
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Take the count up from a checkpoint; one of before skipping existed has none."""
-        self.skipped = checkpoint.get(CHECKPOINT_KEY, 0)
+        self.skipped = self._skipped_before = checkpoint.get(CHECKPOINT_KEY, 0)

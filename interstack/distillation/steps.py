@@ -17,7 +17,7 @@ from interstack.distillation.metrics import DistillationLoss
 from interstack.distillation.non_finite import NonFiniteBatches
 from interstack.distillation.objective import ObjectiveConfig
 from interstack.distillation.optimizer import OptimizerConfig, make_optimizer
-from interstack.distillation.reduction import rank_loss
+from interstack.distillation.reduction import AccumulationWindow, rank_loss
 from interstack.growth.progress import run_progress
 from interstack.models.student import Student, StudentOutput
 from interstack.models.windows import WindowedOutput
@@ -39,24 +39,29 @@ class DistillationSteps(L.LightningModule):
     learning_rate_scale: float
     """Factor of the learning rate that is due; growth lowers it while it re-warms."""
     latest_loss: Tensor | None = None
-    """Of the last training batch, over all ranks, on the device."""
+    """Of the last optimizer step (of its batches so far), over all ranks, on the device."""
+    window: AccumulationWindow
+    """The batches that are accumulated for the next optimizer step."""
 
     @abstractmethod
     def batch_loss(self, batch: Batch) -> BatchLoss:
         """Return what the loss of a batch is made of."""
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a batch, averaged over the valid frames of all ranks.
+        """Return what a batch adds to the loss of its optimizer step.
 
-        With ``trainer.accumulate_grad_batches`` each batch of a window counts alike, by its own
-        mean, however many frames it has; what is skipped counts as nothing, and the rest as usual.
+        That loss is the mean over the valid frames of all ranks and of all batches that are
+        accumulated for the step; a batch that is skipped has none. Logged is the mean over the
+        step's batches so far.
 
         Raises:
             DataError: On all ranks, if the loss of any is not finite and is not to be skipped.
         """
         del batch_idx
         mine = self.batch_loss(batch)
-        loss = rank_loss(mine.sums, self.objective, self.trainer.world_size)
+        world_size, divisor = self.trainer.world_size, self.window.divisor
+        loss = rank_loss(mine.sums, self.objective, world_size, divisor)
+        self.window.open(loss)
         if self.non_finite.defers(self.trainer):
             if self.non_finite.defer(mine, loss.loss, self.trainer):
                 self.look_at_losses()
@@ -64,12 +69,17 @@ class DistillationSteps(L.LightningModule):
             step = self.trainer.global_step
             return self.non_finite.refuse(mine, step, self.student.parameters())
         self.non_finite.count()
-        self.latest_loss = loss.loss
+        self.latest_loss, by_tap = self.window.add(loss, self.objective)
         if step_is_logged(self.trainer):
-            self._log_losses("train", loss.loss, loss.by_tap, on_step=True)
+            self._log_losses("train", self.latest_loss, by_tap, on_step=True)
         else:  # for whoever asks the Trainer for it
-            self.log("train/loss", loss.loss, on_step=True, on_epoch=False, batch_size=1)
+            self.log("train/loss", self.latest_loss, on_step=True, on_epoch=False, batch_size=1)
         return loss.to_minimise
+
+    def on_after_backward(self) -> None:
+        """Bring the gradients of a complete window to the mean over its frames."""
+        if not self.trainer.fit_loop._should_accumulate():
+            self.window.finish(self.parameters(), self.trainer.accumulate_grad_batches)
 
     def look_at_losses(self) -> None:
         """Wait for the device if losses of training batches are still to be looked at.

@@ -23,7 +23,11 @@ from interstack.growth.schedule import (
     prop_shares,
 )
 from interstack.growth.settings import check_belongs, check_choice
-from interstack.growth.strategy import check_optimizers, check_strategy, rebuild_after_growth
+from interstack.growth.strategy import (
+    check_optimizers,
+    check_strategy,
+    rebuild_after_growth,
+)
 from interstack.settings import Owners, check_effect, check_effects, defaults_of
 
 _OWNERS: Final[Owners] = {"alpha": ("schedule", ("prop",)), "unit": ("schedule", ("explicit",))}

@@ -42,7 +42,9 @@ def run_length(trainer: L.Trainer) -> RunLength:
 
 
 def run_progress(trainer: L.Trainer) -> float:
-    """Return the share of the run that is done, 0 to 1, at the start of a training batch.
+    """Return the share of the run that is done, 0 to 1, at the start of an optimizer step.
+
+    All batches that are accumulated for a step have the progress of its first one.
 
     Raises:
         ConfigurationError: If the run is measured in epochs whose length is not known.
@@ -57,4 +59,5 @@ def run_progress(trainer: L.Trainer) -> float:
             "give trainer.max_steps instead"
         )
     batch = max(0, trainer.fit_loop.epoch_loop.batch_idx)
+    batch -= batch % trainer.accumulate_grad_batches
     return (trainer.current_epoch + batch / batches) / total

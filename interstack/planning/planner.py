@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 
 from interstack.data.datamodule import SpeechDataModule
+from interstack.data.global_batch import BatchSplit
 from interstack.distillation.module import Distillation
 from interstack.errors import ConfigurationError
 from interstack.growth.callback import InterleavedStacking
@@ -55,7 +56,10 @@ def make_plan(
     prediction = predict(
         depths,
         steps,
-        {depth: window * split.step for depth, split in measurement.splits.items()},
+        {
+            depth: window * (split.step - split.optimizer) + split.optimizer
+            for depth, split in measurement.splits.items()
+        },
         {name: window * saved for name, saved in _savings(module, measurement).items()},
         waits_seconds=epochs * measurement.epoch_wait,
         validation_seconds=_validation_seconds(
@@ -78,6 +82,8 @@ def make_plan(
         measurement,
         prediction,
         world_size,
+        datamodule.split
+        or BatchSplit(window * world_size * datamodule.batch_seconds, world_size, window),
         _remarks(measurement, clip, world_size),
         surroundings(trainer.strategy.root_device, str(trainer.precision)),
     )

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from interstack.data.global_batch import BatchSplit
 from interstack.planning.costs import DepthCosts
 from interstack.planning.measuring import Measurement
 from interstack.planning.prediction import Prediction, StepSplit, Worth
@@ -25,6 +26,7 @@ class Plan:
         measurement: What was measured.
         prediction: What follows from it.
         world_size: Ranks of the run; one of them was measured.
+        split: How the audio of an optimizer step is divided over ranks and micro-batches.
         remarks: What a reader has to know.
         surroundings: Machine and versions.
     """
@@ -34,6 +36,7 @@ class Plan:
     measurement: Measurement
     prediction: Prediction
     world_size: int
+    split: BatchSplit
     remarks: tuple[str, ...]
     surroundings: Mapping[str, str]
 
@@ -47,6 +50,7 @@ class Plan:
         return {
             "surroundings": dict(self.surroundings),
             "world_size": self.world_size,
+            "global_batch": asdict(self.split) | {"seconds": self.split.seconds},
             "remarks": list(self.remarks),
             "costs": [asdict(each) for each in self.costs],
             "teacher_gigamacs_per_second": self.teacher_gigamacs,
@@ -66,6 +70,7 @@ def print_plan(plan: Plan, console: Console) -> None:
         f"training and {clock(prediction.validation_seconds)} validation; growth could be worth "
         f"{prediction.ceiling:.2f}× if only encoder layers took time"
     )
+    console.print(f"an optimizer step holds up to {plan.split}")
     for remark in plan.remarks:
         console.print(remark)
 

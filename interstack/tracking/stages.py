@@ -49,6 +49,7 @@ class StageRecorder(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin the first stage, or go on with the one that a resumed run was cut in."""
         self._training = True
+        self._audio = AudioMeter()  # without the step that an earlier fit may have broken off in
         if trainer.global_step == 0:
             self.stages = []
         if self.stages and self.stages[-1].depth == _distillation(pl_module).depth:
@@ -141,7 +142,8 @@ class StageRecorder(L.Callback):
         stage = self.stages[-1]
         stage.steps = trainer.global_step - stage.first_step
         stage.training_seconds += self._stopwatch.lap()
-        self._audio.add(batch, trainer.world_size)
+        ends_step = not trainer.fit_loop._should_accumulate()
+        self._audio.add(batch, trainer.world_size, ends_step=ends_step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Let the time since the last batch go uncounted."""

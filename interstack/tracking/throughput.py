@@ -27,20 +27,30 @@ class AudioMeter:
     """Counts the audio of all ranks on the device, and stalls it only when it is read."""
 
     def __init__(self) -> None:
-        self._num_samples: Tensor | None = None  # (2,): without padding, with it
+        # each (2,): without padding, with it
+        self._num_samples: Tensor | None = None
+        self._unfinished: Tensor | None = None  # of a step that further batches belong to
 
-    def add(self, batch: Batch, world_size: int = 1) -> None:
+    def add(self, batch: Batch, world_size: int = 1, *, ends_step: bool = True) -> None:
         """Count a batch; every rank has to call it.
 
         Args:
             batch: One rank's batch.
             world_size: Number of ranks.
+            ends_step: Whether an optimizer step has followed it. Without one it is counted with
+                the batch that ends the step: a resumed run begins a step that was cut again.
         """
         padded = batch.num_samples.max() * len(batch.ids)
         num_samples = torch.stack([batch.num_samples.sum(), padded])
         if world_size > 1:
             # Not the strategy's reduce: it begins with a barrier, which would stall the device.
             torch.distributed.all_reduce(num_samples)
+        if self._unfinished is not None:
+            num_samples = num_samples + self._unfinished
+        if not ends_step:
+            self._unfinished = num_samples
+            return
+        self._unfinished = None
         if self._num_samples is not None:
             num_samples = num_samples + self._num_samples
         self._num_samples = num_samples

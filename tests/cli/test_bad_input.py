@@ -33,6 +33,20 @@ from interstack.cli import main
         (["--model.teacher.source=nowhere/at-all-at-all"], ["nowhere/at-all-at-all", "local"]),
         (["--trainer.max_epochs=2"], ["max_steps", "max_epochs"]),
         (["--data.validation_batch_seconds=1"], ["raise data.validation_batch_seconds"]),
+        (
+            ["--data.global_batch_seconds=64", "--trainer.accumulate_grad_batches=2"],
+            ["trainer.accumulate_grad_batches is 2", "data.global_batch_seconds", "remove"],
+        ),
+        (["--data.global_batch_seconds=0"], ["data.global_batch_seconds is 0"]),
+        (["--data.global_batch_seconds=1"], ["data.global_batch_seconds is 1", "takes", "raise"]),
+        (
+            [
+                "--data.global_batch_seconds=64",
+                '--trainer.callbacks+={"class_path": "GradientAccumulationScheduler", '
+                '"init_args": {"scheduling": {"0": 2}}}',
+            ],
+            ["GradientAccumulationScheduler", "data.global_batch_seconds"],
+        ),
     ],
     ids=lambda value: value[0].removeprefix("--").split("=")[0] if "--" in value[0] else "",
 )

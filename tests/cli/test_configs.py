@@ -50,6 +50,18 @@ def test_an_overlay_changes_its_own_keys_and_no_other(base: Path, overlay: Path)
     assert laid_over == plain
 
 
+@pytest.mark.parametrize("name", ["hubert_base_ls100", "hubert_base_ls960"])
+def test_the_paper_s_batch_is_the_same_on_any_number_of_gpus(name: str) -> None:
+    """64 utterances of LibriSpeech's mean length: on 1, 2, 4 and 8 the same batches, too."""
+    data = instantiate(CONFIGS / f"{name}.yaml").datamodule
+    assert data.global_batch_seconds == 787
+    for world_size in (1, 2, 4, 8):
+        data.planned_world_size = world_size
+        assert data.split is not None
+        assert data.split.slots == 8
+        assert data.split.seconds >= data.max_seconds
+
+
 def test_the_paper_s_recipe_is_what_the_paper_says() -> None:
     """Published values: student, optimizer, loss and stages (arXiv 2606.11766)."""
     config = instantiate(CONFIGS / "hubert_base_ls960.yaml").config

@@ -213,3 +213,14 @@ def test_a_download_that_fails_says_how_to_do_without(
         source.prepare()
     with pytest.raises(DataError, match="'mine' can't be downloaded; LibriSpeech has dev-clean"):
         download_split("mine", tmp_path)
+
+
+def test_an_archive_that_would_write_elsewhere_is_refused(
+    archive: Path, source: LibriSpeechFolder, tmp_path: Path
+) -> None:
+    """Under every Python, also where torchaudio and Python's default would unpack it."""
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(SPEECH / "manifest.tsv", "../../../../escaped")
+    with pytest.raises(DataError, match="dev-clean could not be downloaded"):
+        source.prepare()
+    assert not list(tmp_path.rglob("escaped"))

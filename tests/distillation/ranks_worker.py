@@ -41,6 +41,7 @@ RUNS: Final[dict[str, dict[str, Any]]] = {
         "accumulate": 2,
         "objective": ObjectiveConfig(target_norm="channel", target_norm_seconds=6.0),
     },
+    "windows": {"steps": 4, "accumulate": 2},
     "random": {"steps": 4, "operator": "random", "seed_by_rank": True, "averages": True},
     "skip": {"bad": BAD, "non_finite": "skip"},
     "bad validation": {"steps": 3, "bad_validation": 1},
@@ -65,6 +66,18 @@ def rank_batches(rank: int | None, number: int, *, bad: int | None = None) -> li
         batch = make_batch([clips[i] for i in mine])
         batches.append(batch._replace(ids=tuple(names[i] for i in mine)))
     return batches
+
+
+def join(batches: Sequence[Batch]) -> Batch:
+    """Make one batch of several."""
+    if len(batches) == 1:
+        return batches[0]
+    rows = [
+        waveform[:length]
+        for batch in batches
+        for waveform, length in zip(batch.waveforms, batch.num_samples.tolist(), strict=True)
+    ]
+    return make_batch(rows)._replace(ids=tuple(name for batch in batches for name in batch.ids))
 
 
 def digest(tensors: Sequence[Tensor]) -> str:
@@ -162,10 +175,14 @@ def run(
     non_finite: Any = "stop",  # noqa: ANN401, a Literal
     objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008, frozen
     accumulate: int = 1,
+    merge: int = 1,
     patience: int | None = None,
     averages: bool = False,
 ) -> dict[str, Any]:
-    """Train through all depths as a rank of two, or as a single process with both ranks' data."""
+    """Train through all depths as a rank of two, or as a single process with both ranks' data.
+
+    ``merge`` makes one batch of so many.
+    """
     torch.manual_seed(rank if seed_by_rank and rank is not None else 5)
     module = Distillation(
         TeacherConfig(str(teacher), (0, 4)),
@@ -192,7 +209,8 @@ def run(
         log_every_n_steps=1 if patience is None else 50,  # what is logged is looked at
         **ranks,
     )
-    training = loader(rank_batches(rank, steps * accumulate, bad=bad))
+    batches = rank_batches(rank, steps * accumulate * merge, bad=bad)
+    training = loader([join(batches[at : at + merge]) for at in range(0, len(batches), merge)])
     validation = loader(rank_batches(rank, 2, bad=bad_validation))
     message = ""
     try:

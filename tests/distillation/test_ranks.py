@@ -69,7 +69,20 @@ def test_two_ranks_train_as_one_process_on_the_same_global_batches(
         assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("run", ["plain", "accumulated", "random", "skip"])
+def test_two_ranks_that_accumulate_train_as_one_process_on_one_big_batch(
+    launch: Launch, teacher_directory: Path
+) -> None:
+    """2 ranks × 2 micro-batches of very different lengths; what is logged is the window's loss."""
+    one = ranks_worker.run(teacher_directory, None, steps=4, merge=2)
+    for two in launch.of("windows"):
+        after_steps = two["losses"][1::2]
+        assert len(after_steps) == len(one["losses"]) == 4
+        for mine, theirs in zip(after_steps, one["losses"], strict=True):
+            assert mine == pytest.approx(theirs, rel=1e-4)
+        assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("run", ["plain", "accumulated", "windows", "random", "skip"])
 def test_ranks_hold_the_same_weights_after_every_growth_and_step(run: str, launch: Launch) -> None:
     """Bit by bit, the moments too; also where growth draws layers from unlike random states."""
     first, second = launch.of(run)

@@ -133,9 +133,16 @@ def test_progress_counts_the_batches_of_a_run_in_epochs() -> None:
     """Batch 3 of 10 in the second of four epochs."""
     loop = SimpleNamespace(epoch_loop=SimpleNamespace(batch_idx=3))
     trainer = trainer_with(
-        max_steps=-1, max_epochs=4, num_training_batches=10, current_epoch=1, fit_loop=loop
+        max_steps=-1,
+        max_epochs=4,
+        num_training_batches=10,
+        current_epoch=1,
+        fit_loop=loop,
+        accumulate_grad_batches=1,
     )
     assert run_progress(trainer) == pytest.approx((1 + 0.3) / 4)
+    trainer.accumulate_grad_batches = 2
+    assert run_progress(trainer) == pytest.approx((1 + 0.2) / 4)
 
 
 def test_progress_in_epochs_needs_their_length() -> None:

@@ -46,6 +46,7 @@ def test_a_plan_says_what_the_run_will_cost(
     ]
     if front_end == "own":
         options.append("--model.student.conv_dim=[8,8,8,8,8,8,8]")
+        options += ["--data.global_batch_seconds=24", "--trainer.devices=2"]
     assert main(["plan", *words(teacher_directory, *options)]) == 0
     printed = capsys.readouterr().out
     assert all(word in printed for word in ("stages", "GMACs/s", "growth is worth", "predicted"))
@@ -64,6 +65,11 @@ def test_a_plan_says_what_the_run_will_cost(
     sharing = {"front end shared", "both"} if front_end == "own" else set()
     assert levers == {"targets cached"} | sharing
     assert plan["surroundings"]["torch"]
+    shared_out = {"global_seconds": 24.0, "world_size": 2, "micro_batches": 2, "seconds": 6.0}
+    alone = {"global_seconds": 8.0, "world_size": 1, "micro_batches": 1, "seconds": 8.0}
+    assert plan["global_batch"] == (shared_out if front_end == "own" else alone)
+    if front_end == "own":
+        assert "up to 24 s = 2 × 2 × 6 s (ranks × micro-batches × batch)" in printed
 
 
 def test_with_a_cache_the_teacher_costs_nothing_any_more(

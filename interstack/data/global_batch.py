@@ -1,0 +1,126 @@
+"""One recipe on any number of ranks: how the audio of an optimizer step is divided."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+from interstack.constants import SAMPLE_RATE
+from interstack.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class BatchSplit:
+    """The global batch of an optimizer step, divided into equal budgets.
+
+    Attributes:
+        global_seconds: Budget of the whole step, padding included.
+        world_size: Ranks.
+        micro_batches: Batches that each rank accumulates, one after the other.
+    """
+
+    global_seconds: float
+    world_size: int
+    micro_batches: int
+
+    @property
+    def seconds(self) -> float:
+        """Budget of one batch of one rank, padding included."""
+        return self.global_seconds / self.slots
+
+    @property
+    def slots(self) -> int:
+        """Batches of an optimizer step, over all ranks."""
+        return self.world_size * self.micro_batches
+
+    @property
+    def num_samples(self) -> int:
+        """The same in samples, rounded down."""
+        return int(self.seconds * SAMPLE_RATE)
+
+    def __str__(self) -> str:
+        return (
+            f"{self.global_seconds:g} s = {self.world_size} × {self.micro_batches} × "
+            f"{self.seconds:.4g} s (ranks × micro-batches × batch)"
+        )
+
+    def fault(self, name: str, longest_seconds: float) -> str:
+        """Return what to write where an utterance does not fit into one batch.
+
+        Args:
+            name: The longest utterance's, or what stands for it.
+            longest_seconds: Its length after cropping.
+        """
+        ranks = int(self.global_seconds / longest_seconds)
+        fixes = ["raise data.global_batch_seconds", "lower data.max_seconds"]
+        if ranks >= self.world_size:  # one batch a rank would do
+            share = self.global_seconds / self.world_size
+            fixes.insert(0, f"raise data.batch_seconds to {math.ceil(share * 10) / 10:g}")
+        elif ranks:
+            fixes.insert(0, f"use at most {ranks} devices")
+        return (
+            f"data.global_batch_seconds is {self.global_seconds:g}, which leaves "
+            f"{self.seconds:.4g} s for each batch ({self.world_size} ranks × {self.micro_batches} "
+            f"micro-batches), but {name} takes {longest_seconds:.4g} s: {', or '.join(fixes)}"
+        )
+
+
+def split_global_batch(global_seconds: float, most_seconds: float, world_size: int) -> BatchSplit:
+    """Divide a global batch over ranks, and over as few micro-batches as their memory allows.
+
+    Args:
+        global_seconds: Audio of an optimizer step, padding included.
+        most_seconds: Audio that one rank holds at once, padding included.
+        world_size: Ranks.
+
+    Example:
+        >>> split_global_batch(787, 100, 1).micro_batches, split_global_batch(787, 100, 8).seconds
+        (8, 98.375)
+    """
+    share = global_seconds / world_size
+    return BatchSplit(global_seconds, world_size, max(1, math.ceil(share / most_seconds - 1e-9)))
+
+
+def set_up_accumulation(trainer: L.Trainer, split: BatchSplit, batches: int) -> None:
+    """Let the Trainer accumulate what a split asks for, and count its limits in global batches.
+
+    ``limit_train_batches`` and ``val_check_interval`` are numbers of a rank's batches to Lightning;
+    a recipe for any number of ranks can only mean global batches, which are optimizer steps.
+
+    Args:
+        trainer: The run's; changed in place, once.
+        split: The split.
+        batches: Of each rank in an epoch.
+
+    Raises:
+        ConfigurationError: If ``trainer.accumulate_grad_batches`` or Lightning's
+            GradientAccumulationScheduler is set as well.
+    """
+    callbacks: list[L.Callback] = vars(trainer).get("callbacks", [])
+    if any(isinstance(each, GradientAccumulationScheduler) for each in callbacks):
+        raise ConfigurationError(
+            "trainer.callbacks holds a GradientAccumulationScheduler, but "
+            "data.global_batch_seconds works out how many batches are accumulated: remove one"
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise ConfigurationError(
+            f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but "
+            "data.global_batch_seconds works it out for each number of devices: remove it, or "
+            "remove data.global_batch_seconds"
+        )
+    trainer.accumulate_grad_batches = split.micro_batches
+    steps = batches // split.micro_batches
+    settings: dict[str, Any] = vars(trainer)
+    for name in ("limit_train_batches", "val_check_interval"):
+        settings[name] = _in_batches(settings.get(name), steps, split.micro_batches)
+
+
+def _in_batches(value: Any, steps: int, micro_batches: int) -> Any:  # noqa: ANN401, of either type
+    """Return a number or share of an epoch's global batches in a rank's batches."""
+    if isinstance(value, float) and value < 1.0 and value * steps >= 1:
+        value = int(value * steps)
+    return value * micro_batches if isinstance(value, int) else value
