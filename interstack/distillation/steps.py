@@ -40,6 +40,11 @@ class DistillationSteps(L.LightningModule):
     latest_loss: Tensor | None = None
     """Of the last training batch, over all ranks, on the device."""
 
+    @property
+    @abstractmethod
+    def layer_prefix(self) -> str:
+        """What the names of encoder layers' parameters begin with, before the layer's number."""
+
     @abstractmethod
     def batch_loss(self, batch: Batch) -> BatchLoss:
         """Return what the loss of a batch is made of."""
@@ -150,5 +155,5 @@ class DistillationSteps(L.LightningModule):
         self.log_dict(values, on_step=on_step, on_epoch=not on_step, batch_size=1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Make a fresh AdamW over what is trained; called at the start and after each growth."""
-        return make_optimizer(self.named_parameters(), self.optimizer_config)
+        """Make a fresh optimizer over what is trained; also called after each growth step."""
+        return make_optimizer(self.named_parameters(), self.optimizer_config, self.layer_prefix)
