@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler
 from torch import distributed
 
 from interstack.checkpointing.agreement import Agreement
@@ -29,7 +29,7 @@ from interstack.checkpointing.signals import StopRequest
 from interstack.checkpointing.stop_broadcast import spare_stop_broadcast
 from interstack.checkpointing.writer import LAST, CheckpointWriter
 from interstack.errors import ConfigurationError, DataError, InterstackError, RunInterrupted
-from interstack.growth.callback import growable
+from interstack.growth.callback import callbacks_of, growable
 from interstack.growth.plan import GrowthPlan
 from interstack.tracking.position import stage_number
 

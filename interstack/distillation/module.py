@@ -86,7 +86,7 @@ class Distillation(DistillationSteps):
         super().__init__()
         # Checkpoints hold the settings as plain dictionaries, and come back as such. Those are read
         # as they are, whatever an earlier version accepted; others have to have an effect.
-        for section in (teacher, student, objective):
+        for section in (teacher, student, objective, optimizer):
             if not isinstance(section, dict):
                 section.check_effects()
         self.teacher_config = _config(TeacherConfig, teacher)

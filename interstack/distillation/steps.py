@@ -43,6 +43,11 @@ class DistillationSteps(L.LightningModule):
     window: AccumulationWindow
     """The batches that are accumulated for the next optimizer step."""
 
+    @property
+    @abstractmethod
+    def layer_prefix(self) -> str:
+        """What the names of encoder layers' parameters begin with, before the layer's number."""
+
     @abstractmethod
     def batch_loss(self, batch: Batch) -> BatchLoss:
         """Return what the loss of a batch is made of."""
@@ -171,5 +176,5 @@ class DistillationSteps(L.LightningModule):
         self.log_dict(values, on_step=on_step, on_epoch=not on_step, batch_size=1)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Make a fresh AdamW over what is trained; called at the start and after each growth."""
-        return make_optimizer(self.named_parameters(), self.optimizer_config)
+        """Make a fresh optimizer over what is trained; also called after each growth step."""
+        return make_optimizer(self.named_parameters(), self.optimizer_config, self.layer_prefix)

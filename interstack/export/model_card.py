@@ -143,7 +143,7 @@ def _lineage(provenance: Provenance) -> Iterator[str]:
         "| --: | --: | --: | --- | --: |",
     )
     for number, layer in enumerate(provenance.layers, start=1):
-        tied = "" if layer.teacher_layer is None else f"hidden state {layer.teacher_layer}"
+        tied = ", ".join(f"hidden state {tap}" for tap in layer.teacher_layers)
         yield f"| {number} | {layer.block} | {layer.place} | {layer.kind} | {tied} |"
     yield ""
 

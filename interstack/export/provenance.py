@@ -31,13 +31,14 @@ class Layer:
         place: Its place in the block, counted from 1.
         kind: ``original``: it is that layer, trained from the first step on. ``clone``: growth put
             it there (with the operator ``random``, as a fresh layer).
-        teacher_layer: The teacher's hidden state that it is tied to; None for most.
+        teacher_layers: The teacher's hidden states that it is tied to; none for most, several
+            where taps share the top layer.
     """
 
     block: int
     place: int
     kind: LayerKind
-    teacher_layer: int | None
+    teacher_layers: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -130,11 +131,12 @@ def _layers(
     lineage: Sequence[int], tap_layers: Sequence[int], teacher_taps: Sequence[int]
 ) -> tuple[Layer, ...]:
     """Say of every layer what it descends from; the first one of a block is the original."""
-    tied = dict(zip(tap_layers, [tap for tap in teacher_taps if tap > 0], strict=True))
+    layer_taps = [tap for tap in teacher_taps if tap > 0]
     seen: dict[int, int] = {}
     layers = []
     for layer, ancestor in enumerate(lineage):
         seen[ancestor] = seen.get(ancestor, 0) + 1
         kind: LayerKind = "original" if seen[ancestor] == 1 else "clone"
-        layers.append(Layer(ancestor + 1, seen[ancestor], kind, tied.get(layer)))
+        tied = [tap for at, tap in zip(tap_layers, layer_taps, strict=True) if at == layer]
+        layers.append(Layer(ancestor + 1, seen[ancestor], kind, tuple(tied)))
     return tuple(layers)

@@ -92,15 +92,16 @@ class GrowthPlan:
 def even_ends(depth: int, parts: int) -> tuple[int, ...]:
     """Cut a stack into parts as even as can be and return the index of each part's last layer.
 
-    Raises:
-        ConfigurationError: If there are more parts than layers.
+    Where there are more parts than layers, parts share layers: of three parts of one layer all end
+    on it, of two layers one ends on the first and two on the second.
+
+    Args:
+        depth: Layers of the stack, 1 or more.
+        parts: Number of parts, 1 or more.
     """
-    if not 1 <= parts <= depth:
-        raise ConfigurationError(
-            f"{parts} taps need at least {parts} student layers, but the first stage has {depth}: "
-            "give fewer taps or begin deeper"
-        )
-    return tuple((part + 1) * depth // parts - 1 for part in range(parts))
+    if parts <= depth:
+        return tuple((part + 1) * depth // parts - 1 for part in range(parts))
+    return tuple(-(-(part + 1) * depth // parts) - 1 for part in range(parts))
 
 
 def descend(lineage: Sequence[int], plan: GrowthPlan) -> tuple[int, ...]:

@@ -84,7 +84,10 @@ class StudentConfig:
         num_conv_pos_embeddings: Kernel of the positional convolution, in frames.
         num_conv_pos_embedding_groups: Groups of the positional convolution.
         do_stable_layer_norm: Pre-LN encoder (HuBERT Large) instead of post-LN (HuBERT Base).
-        dropout: Probability for hidden states, feed-forward activations and attention weights.
+        dropout: Probability for hidden states, and for the next two where they are not given.
+        activation_dropout: Probability for the activations within the feed-forward networks.
+        attention_dropout: Probability for attention weights. Any above 0 keeps a CPU from the fused
+            attention kernel; ``interstack plan`` measures what it costs.
         tap_placement: ``block_end``: a tap sits on its block's last layer. ``original``: it stays
             on the layer it began with, but the uppermost, which is always the top layer's.
     """
@@ -101,6 +104,8 @@ class StudentConfig:
     num_conv_pos_embedding_groups: int = 16
     do_stable_layer_norm: bool = False
     dropout: float = 0.1
+    activation_dropout: float | None = None
+    attention_dropout: float | None = None
     tap_placement: TapPlacement = "block_end"
 
     OWNERS: ClassVar[Owners] = dict.fromkeys(
@@ -154,8 +159,8 @@ def student_hubert_config(
         num_conv_pos_embedding_groups=student.num_conv_pos_embedding_groups,
         do_stable_layer_norm=student.do_stable_layer_norm,
         hidden_dropout=student.dropout,
-        activation_dropout=student.dropout,
-        attention_dropout=student.dropout,
+        activation_dropout=_either(student.activation_dropout, student.dropout),
+        attention_dropout=_either(student.attention_dropout, student.dropout),
         feat_proj_dropout=0.0,
         layerdrop=0.0,  # a dropped layer has no gradient, and growth already trains shallow stacks
         mask_time_prob=0.0,  # no masking in distillation, hence no embedding without a gradient
@@ -183,5 +188,11 @@ def _check_student(student: StudentConfig) -> None:
             f"each, but have {len(student.conv_dim)}, {len(student.conv_kernel)} and "
             f"{len(student.conv_stride)}"
         )
-    if not 0.0 <= student.dropout < 1.0:
-        raise ConfigurationError(f"model.student.dropout {student.dropout} must lie in [0, 1)")
+    for name in ("dropout", "activation_dropout", "attention_dropout"):
+        probability = getattr(student, name)
+        if probability is not None and not 0.0 <= probability < 1.0:
+            raise ConfigurationError(f"model.student.{name} {probability} must lie in [0, 1)")
+
+
+def _either(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value

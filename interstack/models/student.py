@@ -43,7 +43,10 @@ class Student(nn.Module):
     """A growing ``HubertModel`` with one linear distillation head for each tap.
 
     Heads belong to taps, and taps to blocks of layers: growth moves a tap with its block and keeps
-    its head. Tap 0 of the teacher is tied to the student's encoder input and never moves.
+    its head. Tap 0 of the teacher is tied to the student's encoder input and never moves. While
+    there are fewer layers than taps, the upper taps share the top layer, so that every head is
+    trained from the beginning; where the first stack has fewer layers than taps, they are spread
+    evenly over the grown stack at each growth step.
 
     Args:
         config: Configuration of the ``HubertModel``; ``num_hidden_layers`` is the depth.
@@ -52,9 +55,6 @@ class Student(nn.Module):
         tap_placement: Which layer of a block is tapped.
         normalises_waveform: Bring each utterance to zero mean and unit variance first.
         freeze_front_end: Never train the front end (the teacher's, shared).
-
-    Raises:
-        ConfigurationError: If the depth can't serve the taps.
     """
 
     def __init__(
@@ -162,7 +162,9 @@ class Student(nn.Module):
         self.model.encoder.layers = nn.ModuleList(grown)
         self.model.config.num_hidden_layers = plan.depth
         self.lineage = descend(self.lineage, plan)
-        if self.tap_layers:
+        if len(set(self.lineage)) < len(self.tap_layers):  # there is no block for each tap
+            self.tap_layers = even_ends(plan.depth, len(self.tap_layers))
+        elif self.tap_layers:
             self.tap_layers = plan.move_taps(self.tap_layers, self.tap_placement)
 
     def compile_layers(self) -> None:

@@ -59,7 +59,7 @@ def student_costs(
     with torch.device("meta"):
         shape = Student(
             config,
-            tuple(range(1, min(depth, num_taps) + 1)),
+            tuple(range(1, num_taps + 1)),
             teacher_width,
             freeze_front_end=student.front_end == "shared",
         )

@@ -16,6 +16,7 @@ from interstack.cli import main
 from interstack.commands.resuming import check_same_model
 from interstack.distillation.module import Distillation
 from interstack.distillation.objective import ObjectiveConfig
+from interstack.distillation.optimizer import OptimizerConfig
 from interstack.errors import ConfigurationError
 from interstack.growth.callback import InterleavedStacking
 from interstack.models.config import StudentConfig, TeacherConfig
@@ -103,13 +104,16 @@ def test_growth_refuses_alike_in_python(settings: dict[str, Any], message: str) 
         (ObjectiveConfig("distilhubert", intermediate_weight=1.0), "objective.intermediate_weight"),
         (ObjectiveConfig(cosine_weight=2.0), "objective.cosine_weight is 2.0"),
         (ObjectiveConfig(target_norm_seconds=60.0), "objective.target_norm_seconds is 60.0"),
+        (OptimizerConfig(decay_share=0.2), "optimizer.decay_share is 0.2"),
+        (OptimizerConfig(decay_shape="sqrt"), "optimizer.decay_shape is sqrt"),
+        (OptimizerConfig(momentum=0.9), "optimizer.momentum is 0.9"),
         (TeacherConfig(str(SPEECH), revision="main"), "teacher.revision is main"),
         (TeacherConfig(str(SPEECH), local_files_only=True), "teacher.local_files_only is true"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_the_model_refuses_alike_in_python(
-    settings: StudentConfig | ObjectiveConfig | TeacherConfig, message: str
+    settings: StudentConfig | ObjectiveConfig | OptimizerConfig | TeacherConfig, message: str
 ) -> None:
     """By the same names."""
     with pytest.raises(ConfigurationError, match=f"^model.{message}.*, which has no effect with"):

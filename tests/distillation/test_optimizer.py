@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from interstack.distillation.optimizer import OptimizerConfig, make_optimizer
+from interstack.distillation.optimizer import Decay, OptimizerConfig, make_optimizer
 from interstack.errors import ConfigurationError
 
 
@@ -39,15 +39,44 @@ def test_a_constant_rate_stays_after_the_warm_up(progress: float, share: float) 
     assert config.learning_rate_at(progress) == pytest.approx(2.0 * share)
 
 
+@pytest.mark.parametrize(
+    ("settings", "shares"),
+    [
+        ({"decay": "cosine"}, {0.05: 0.5, 0.1: 1.0, 0.55: 0.5, 0.775: 0.146447, 1.0: 0.0}),
+        ({"decay": "wsd"}, {0.05: 0.5, 0.1: 1.0, 0.7: 1.0, 0.85: 0.5, 1.0: 0.0, 1.2: 0.0}),
+        ({"decay": "wsd", "decay_share": 0.2}, {0.1: 1.0, 0.8: 1.0, 0.9: 0.5, 1.0: 0.0}),
+        ({"decay": "wsd", "decay_share": 0.9}, {0.1: 1.0, 0.55: 0.5, 1.0: 0.0}),
+        (
+            {"decay": "wsd", "decay_share": 0.4, "decay_shape": "sqrt"},
+            {0.6: 1.0, 0.7: 0.5, 0.76: 1 - 0.4**0.5, 1.0: 0.0},
+        ),
+    ],
+    ids=str,
+)
+def test_schedules_are_shares_of_the_run(
+    settings: dict[str, Any], shares: dict[float, float]
+) -> None:
+    """Cosine to zero; warm-up, stable and decay over the last share, linear or 1 - sqrt."""
+    config = OptimizerConfig(learning_rate=2.0, warmup=0.1, **settings)
+    rates = {progress: config.learning_rate_at(progress) / 2.0 for progress in shares}
+    assert rates == pytest.approx(shares, abs=1e-6)
+
+
 def test_without_warm_up_the_peak_comes_first() -> None:
     """No division by zero either."""
     assert OptimizerConfig(learning_rate=2.0, warmup=0.0).learning_rate_at(0.0) == 2.0
 
 
-@given(st.floats(0, 0.99), st.lists(st.floats(0, 1), min_size=2, max_size=8))
-def test_the_rate_rises_to_its_peak_and_then_only_falls(warmup: float, points: list[float]) -> None:
+@given(
+    st.floats(0, 0.7),
+    st.lists(st.floats(0, 1), min_size=2, max_size=8),
+    st.sampled_from(["linear", "cosine", "wsd", "constant"]),
+)
+def test_the_rate_rises_to_its_peak_and_then_only_falls(
+    warmup: float, points: list[float], decay: Decay
+) -> None:
     """It never exceeds the peak, and never jumps."""
-    config = OptimizerConfig(learning_rate=1.0, warmup=warmup)
+    config = OptimizerConfig(learning_rate=1.0, warmup=warmup, decay=decay)
     rising = [config.learning_rate_at(p) for p in sorted(points) if p < warmup]
     falling = [config.learning_rate_at(p) for p in sorted(points) if p >= warmup]
     assert rising == sorted(rising)
@@ -76,6 +105,12 @@ def test_the_optimizer_holds_what_is_trained_with_its_settings() -> None:
         ({"learning_rate": 0.0}, "learning_rate 0.0 must be above 0"),
         ({"warmup": 1.0}, r"warmup 1.0 is a share of the run and must lie in \[0, 1\)"),
         ({"warmup": -0.1}, r"must lie in \[0, 1\)"),
+        ({"decay": "step"}, "decay is 'step': choose one of linear, cosine, wsd, constant"),
+        ({"kind": "sgd"}, "kind is 'sgd': choose one of adamw, muon"),
+        ({"decay": "wsd", "decay_shape": "cube"}, "decay_shape is 'cube': choose one of linear"),
+        ({"decay": "wsd", "decay_share": 0.95}, r"must lie in \(0, 0.93\], since the warm-up"),
+        ({"decay": "wsd", "decay_share": 0.0}, r"decay_share 0.0 is a share of the run"),
+        ({"kind": "muon", "momentum": 1.0}, r"momentum 1.0 must lie in \[0, 1\)"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -68,8 +68,11 @@ def test_a_stack_is_cut_into_even_parts(depth: int, parts: int, ends: tuple[int,
     assert even_ends(depth, parts) == ends
 
 
-@pytest.mark.parametrize("parts", [0, 4])
-def test_more_taps_than_layers_are_refused(parts: int) -> None:
-    """With what to change."""
-    with pytest.raises(ConfigurationError, match="first stage has 3: give fewer taps or begin"):
-        even_ends(3, parts)
+@pytest.mark.parametrize(
+    ("depth", "parts", "ends"), [(1, 3, (0, 0, 0)), (2, 3, (0, 1, 1)), (3, 4, (0, 1, 2, 2))]
+)
+def test_parts_share_layers_where_there_are_more(
+    depth: int, parts: int, ends: tuple[int, ...]
+) -> None:
+    """The last one is always the top layer's."""
+    assert even_ends(depth, parts) == ends

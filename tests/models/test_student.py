@@ -343,7 +343,8 @@ def test_a_front_end_that_the_teacher_lacks_cannot_be_shared() -> None:
         ({"hidden_size": 390}, "hidden_size 390 is not divisible by student.num_attention_heads 8"),
         ({"num_conv_pos_embedding_groups": 7}, "384 is not divisible by .*embedding_groups 7"),
         ({"conv_stride": (5, 2)}, "one entry a convolution each, but have 7, 7 and 2"),
-        ({"dropout": 1.0}, r"dropout 1.0 must lie in \[0, 1\)"),
+        ({"dropout": 1.0}, r"model.student.dropout 1.0 must lie in \[0, 1\)"),
+        ({"attention_dropout": -0.1}, r"student.attention_dropout -0.1 must lie in \[0, 1\)"),
     ],
 )
 def test_settings_that_make_no_student_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -352,10 +353,32 @@ def test_settings_that_make_no_student_are_refused(changes: dict[str, Any], mess
         student_hubert_config(StudentConfig(**changes), 3)
 
 
-def test_more_taps_than_the_first_stage_has_layers_are_refused(teacher: Teacher) -> None:
-    """Three layer taps want three layers."""
-    with pytest.raises(ConfigurationError, match="3 taps need at least 3 student layers"):
-        build_student(StudentConfig(**SMALL), 2, teacher)
+@pytest.mark.parametrize("placement", ["block_end", "original"])
+def test_taps_share_the_top_layer_until_there_is_one_for_each(placement: TapPlacement) -> None:
+    """Growth from one layer spreads them evenly; heads stay, and all learn from the beginning."""
+    student = small_student(1, (0, 6, 12), tap_placement=placement)
+    student.tap_placement = placement
+    heads = list(student.heads)
+    output = student(torch.randn(1, 4000), torch.tensor([4000]))
+    assert student.tap_layers == (0, 0)
+    expected = [heads[0](output.hidden_states[0])]
+    expected += [head(output.hidden_states[1]) for head in heads[1:]]
+    torch.testing.assert_close(list(output.predictions), expected, rtol=0, atol=0)
+    for depth, taps in ((2, (0, 1)), (6, (2, 5))):
+        grow_to(student, depth)
+        assert student.tap_layers == taps
+        assert list(student.heads) == heads
+    assert student.lineage == (0,) * 6
+
+
+def test_dropouts_are_set_apart() -> None:
+    """``dropout`` is that of hidden states, and of the others where they are not given."""
+    config = student_hubert_config(StudentConfig(dropout=0.2, attention_dropout=0.0), 3)
+    assert (config.hidden_dropout, config.activation_dropout) == (0.2, 0.2)
+    assert config.attention_dropout == 0.0
+    config = student_hubert_config(StudentConfig(dropout=0.0, activation_dropout=0.3), 3)
+    assert (config.hidden_dropout, config.attention_dropout) == (0.0, 0.0)
+    assert config.activation_dropout == 0.3
 
 
 def test_a_teacher_without_given_taps_gets_one_a_layer_of_the_first_stage(
