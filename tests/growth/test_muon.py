@@ -65,9 +65,9 @@ def test_an_update_has_singular_values_near_one() -> None:
 
 def test_a_parameter_without_a_gradient_stays_as_it_is() -> None:
     """Neither decayed nor given a momentum."""
-    idle, busy = drawn((4, 4), (4, 4))
+    idle, busy, bias = drawn((4, 4), (4, 4), (4,))
     before = idle.detach().clone()
-    optimizer = make_optimizer([("idle", idle), ("busy", busy)], MUON)
+    optimizer = make_optimizer([("idle", idle), ("busy", busy), ("bias", bias)], MUON)
     set_gradients([busy], 0)
     optimizer.step()
     assert torch.equal(idle, before)
