@@ -90,7 +90,7 @@ def _is_finished(content: dict[str, Any], schedule: dict[str, Any] | None) -> bo
     stages = content["callbacks"].get(StageRecorder.__qualname__, {}).get("stages")
     if not stages or not stages[-1]["finished"]:
         return False
-    return schedule is None or bool(stages[-1]["depth"] == schedule["stages"][-1]["depth"])
+    return schedule is not None and bool(stages[-1]["depth"] == schedule["stages"][-1]["depth"])
 
 
 class FoundRuns(NamedTuple):
