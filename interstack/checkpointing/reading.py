@@ -12,6 +12,7 @@ import torch
 from interstack.checkpointing.disk import disk_fault, is_there, unread
 from interstack.errors import CheckpointError, CheckpointReadError
 from interstack.growth.callback import InterleavedStacking
+from interstack.tracking.stages import StageRecorder
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +27,7 @@ class SavedRun(NamedTuple):
         model: The LightningModule's settings.
         config: The run's whole configuration as YAML; None if it was not begun by the command line.
         schedule: The growth schedule it began with, as primitives; None if it does not grow.
+        finished: Whether it is of the end of the whole run, after which nothing comes.
     """
 
     path: Path
@@ -34,6 +36,7 @@ class SavedRun(NamedTuple):
     model: dict[str, Any]
     config: str | None
     schedule: dict[str, Any] | None
+    finished: bool
 
 
 CONFIG_KEY = "interstack_config"
@@ -76,9 +79,18 @@ def read_checkpoint(path: Path) -> SavedRun:
             content["hyper_parameters"],
             content.get(CONFIG_KEY),
             growth.get("schedule"),
+            _is_finished(content, growth.get("schedule")),
         )
     except (AttributeError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is no checkpoint of an interstack run") from error
+
+
+def _is_finished(content: dict[str, Any], schedule: dict[str, Any] | None) -> bool:
+    """Tell whether the last of the scheduled stages is over, as its recorder says."""
+    stages = content["callbacks"].get(StageRecorder.__qualname__, {}).get("stages")
+    if not stages or not stages[-1]["finished"]:
+        return False
+    return schedule is not None and bool(stages[-1]["depth"] == schedule["stages"][-1]["depth"])
 
 
 class FoundRuns(NamedTuple):

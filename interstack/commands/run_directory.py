@@ -155,6 +155,8 @@ def _go_back_to(resumed: SavedRun, directory: Path, checkpoints: Path) -> None:
             move_aside(run.path)
     for path in errors:  # may be worth a repair, and would be overwritten
         move_aside(path)
+    if resumed.finished:
+        return  # nothing is trained again, so that nothing would be recorded again
     trim_events(directory, resumed.step, resumed.depth)
     metrics = directory / METRICS_FILE
     if is_there(metrics):

@@ -67,7 +67,12 @@ def written_whole(
             if taken:
                 shutil.rmtree(earlier, ignore_errors=True)
                 directory.rename(earlier)
-            unfinished.rename(directory)
+            try:
+                unfinished.rename(directory)
+            except OSError:
+                if taken:
+                    earlier.rename(directory)
+                raise
             shutil.rmtree(earlier, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

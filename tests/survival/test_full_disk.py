@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,8 @@ def test_a_student_without_space_is_written_by_the_same_command_later(
     assert (student / "model.safetensors").exists()
     assert (student / "README.md").exists()
     assert_same_end(whole, run)
+    assert events(run) == events(whole)
+    assert json.loads((run.directory / "stages.json").read_text())["status"] == "finished"
 
 
 def test_records_that_can_not_be_finished_are_named(whole: Run, tmp_path: Path) -> None:
@@ -127,9 +130,8 @@ def test_a_run_is_not_begun_without_space(
     for pattern in ("*.lock", "run", "run/*"):
         with NoSpace(tmp_path, pattern):
             assert main(words) == 2
-        error = capsys.readouterr().err
+        (error,) = re.findall("^error: .*$", capsys.readouterr().err, re.MULTILINE)
         assert "(No space left on device): " in error
-        assert error.count("\n") == 1
     with NoSpace(tmp_path, "run/*.yaml.part"):
         assert main(words) == 2
     assert "config.yaml can't be written (No space left on device): free" in capsys.readouterr().err

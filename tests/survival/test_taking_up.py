@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,25 +168,23 @@ def test_a_run_whose_checkpoints_are_all_unreadable_is_not_begun_anew(
         path.write_bytes(b"no checkpoint")
     before = files_of(broken)
     assert resume_last(broken) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: none of the checkpoints in ")
+    (error,) = re.findall("^error: .*$", capsys.readouterr().err, re.MULTILINE)
+    assert "none of the checkpoints in " in error
     assert all(f"{name}.ckpt can't be read" in error for name in names)
-    assert error.count("\n") == 1
     assert files_of(broken) == before
     assert list(broken.directory.parent.glob("run.*")) == []
 
 
-def test_a_damaged_newest_checkpoint_is_skipped_aloud_and_kept(
-    broken: Run, finished: Run, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_newest_checkpoint_is_skipped_aloud_and_kept(broken: Run, finished: Run) -> None:
     """The run goes on from the newest that can be read, and never overwrites the damaged one."""
     checkpoints = broken.directory / "checkpoints"
     for name in ("last", "stage-2"):
         (checkpoints / f"{name}.ckpt").unlink()
         (checkpoints / f"{name}.ckpt").write_bytes(b"damaged")
-    assert resume_last(broken) == 0
-    assert "the newest checkpoint is skipped" in caplog.text
-    assert f"stage-1.ckpt of step {GROWN_AT}, and what was trained after it" in caplog.text
+    broken.finish("--ckpt_path=last")
+    log = broken.log.read_text()
+    assert "the newest checkpoint is skipped" in log
+    assert f"stage-1.ckpt of step {GROWN_AT}, and what was trained after it" in log
     assert (checkpoints / "last.ckpt.1").read_bytes() == b"damaged"
     assert (checkpoints / "stage-2.ckpt.1").read_bytes() == b"damaged"
     assert_same_end(finished, broken)
