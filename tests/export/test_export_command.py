@@ -120,13 +120,13 @@ def test_an_averaged_student_is_exported_and_its_card_says_so(
         output = tmp_path / checkpoint
         assert export(run / "checkpoints" / checkpoint, output) == 0
         exported = AutoModel.from_pretrained(output).state_dict()
-        assert len(exported) > 50
         trained = []
         for name, weight in exported.items():
             if "parametrizations" not in name:  # weight norm, which transformers renames
                 assert torch.equal(weight, content["state_dict"][f"student.model.{name}"]), name
                 own = content["current_model_state"][f"student.model.{name}"]
                 trained.append(torch.equal(weight, own))
+        assert trained
         assert not all(trained)
         facts = json.loads((output / "interstack.json").read_text())["averaging"]
         assert (facts["callback"], facts["updates"]) == ("EMAWeightAveraging", updates)

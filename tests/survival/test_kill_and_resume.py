@@ -100,7 +100,7 @@ def test_whatever_the_operator_and_the_optimizers_state(
         ("--growth.depths=[2,3,4]", "--growth.schedule=prop"),
         ("--growth.learning_rate=rewarm", "--growth.rewarm_steps=4"),
         ("--trainer.accumulate_grad_batches=2", BATCHES),
-        (callback("GradientAccumulationScheduler", scheduling={1: 2}), BATCHES),
+        (callback("GradientAccumulationScheduler", scheduling={0: 2, 1: 1}), BATCHES),
         ("--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=2"),
         ("--trainer.max_steps=-1", "--trainer.max_epochs=3"),
         ("--data.num_workers=2", "--trainer.precision=bf16-mixed"),
