@@ -71,7 +71,7 @@ format: setup ## Bring the code into form
 types: setup ## Static types, strict
 	$(BIN)/mypy
 
-bench: setup ## Time every lever on this machine; ARGS go to the command line
+bench: setup ## Time every lever on this machine; ARGS=--record adds it to the project's records
 	$(BIN)/python -m benchmarks $(ARGS)
 
 train: setup ## Train CONFIG on this machine; ARGS go to the command line

@@ -2,6 +2,8 @@
 
     python -m benchmarks [--repetitions N] [--device cuda --precision bf16 --compile] ...
 
+The record goes to `runs/benchmarks`; with `--record` to the project's own.
+
 One process trains students of all variants and depths in turns, so that a machine's drift touches
 them alike: a HuBERT-Base-sized teacher and the paper's student, with random weights, on noise. Only
 memory is measured in processes of its own.

@@ -40,4 +40,4 @@ def _check_taps(config: Namespace) -> None:
 
 
 def _is_online_wandb(logger: Any) -> bool:  # noqa: ANN401, a class and its arguments, or a switch
-    return is_wandb(logger) and not logger.init_args.get("offline")
+    return is_wandb(logger) and not (logger.get("init_args") or {}).get("offline")

@@ -137,6 +137,7 @@ def test_a_run_goes_on_offline_under_its_id(
             if each.levelno == logging.WARNING and each.name.startswith("interstack")
         ]
     assert logger.experiment.id == "abc12345"
+    wandb.teardown()  # it has written everything then
     offline = Offline(tmp_path)
     assert offline.exit_code == 0
     assert [row["loss"] for row in offline.rows] == [1.0]
