@@ -13,7 +13,7 @@ from transformers import AutoModel
 
 from interstack.cli import main
 from interstack.errors import PrecisionError
-from interstack.export import onnx as onnx_file
+from interstack.export import student_export
 from interstack.export.checkpoint import load_student
 from interstack.export.onnx import check_onnx
 
@@ -80,7 +80,12 @@ def test_the_check_of_a_graph_can_be_left_out(
     grown_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What fails it is no export then, and without a graph there is nothing to leave out."""
-    monkeypatch.setattr(onnx_file, "relative_error", lambda *_: 1.0)
+
+    def refuse(*_: object) -> None:
+        raise PrecisionError("hidden state 1 is wrong")
+
+    monkeypatch.setattr(student_export, "export_onnx", lambda _, directory: directory)
+    monkeypatch.setattr(student_export, "check_onnx", refuse)
     target, off = f"--output={tmp_path / 'student'}", "--no-precision-check"
     words = ["export", f"--checkpoint={grown_run}", target]
     assert main([*words, "--onnx"]) == 2
