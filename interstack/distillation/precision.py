@@ -18,6 +18,7 @@ from interstack.data.datamodule import SpeechDataModule
 from interstack.data.sampling import first_utterances
 from interstack.errors import ConfigurationError, InterstackError
 from interstack.models.precision import (
+    NO_TF32,
     SWITCH_OFF,
     PrecisionReport,
     compare_with_float32,
@@ -89,8 +90,9 @@ def check_computation(trainer: L.Trainer, module: Distillation) -> list[Precisio
         if trainer.is_global_zero:
             log.info("%s", report)
         if report.model == "student":
-            setting = f"trainer.precision {trainer.precision}"
-            report.require(setting, f"give trainer.precision 32-true, {SWITCH_OFF}")
+            is_mixed = str(trainer.precision) in _AUTOCAST
+            fix = "give trainer.precision 32-true" if is_mixed else NO_TF32
+            report.require(f"trainer.precision {trainer.precision}", f"{fix}, {SWITCH_OFF}")
         else:
             require_teacher(report, module.teacher_config.dtype)
     return reports
@@ -130,7 +132,7 @@ def _reports(trainer: L.Trainer, module: Distillation, batch: Batch) -> list[Pre
                 device,
                 name="student",
                 format=format,
-                label=str(trainer.precision),
+                label=str(trainer.precision) if str(trainer.precision) in _AUTOCAST else format,
                 context=trainer.precision_plugin.val_step_context,
             )
         )

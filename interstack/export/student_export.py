@@ -61,7 +61,7 @@ def write_export(
     if with_onnx:
         path = export_onnx(student, directory)
         if precision_check:
-            log.info("%s", check_onnx(student, path, clips))
+            check_onnx(student, path, clips)
 
 
 def validation_clips(datamodule: SpeechDataModule) -> list[Tensor]:

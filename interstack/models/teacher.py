@@ -24,6 +24,7 @@ from interstack.models.front_end import (
     receptive_field,
 )
 from interstack.models.precision import (
+    NO_TF32,
     SWITCH_OFF,
     PrecisionReport,
     compare_with_float32,
@@ -276,8 +277,8 @@ def require_teacher(report: PrecisionReport, dtype: str) -> None:
     Raises:
         PrecisionError: With the layer, the error and what to give instead.
     """
-    fix = f"give model.teacher.dtype float32, {SWITCH_OFF}"
-    report.require(f"model.teacher.dtype {dtype}", fix)
+    fix = NO_TF32 if dtype == "float32" else "give model.teacher.dtype float32"
+    report.require(f"model.teacher.dtype {dtype}", f"{fix}, {SWITCH_OFF}")
 
 
 def _handed_out(inferred: Tensor) -> Tensor:

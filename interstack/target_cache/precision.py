@@ -52,10 +52,16 @@ def check_targets(
         reports.append(check_teacher(teacher, waveforms, num_samples))
         require_teacher(reports[-1], record.teacher_dtype)
     if record.dtype != "float32":
-        output = teacher(waveforms, num_samples)
-        errors = [
-            (f"hidden state {tap}", _storage_error(hidden, output.num_frames, batch, record.dtype))
+        output = teacher(waveforms, num_samples, with_features=record.num_features > 0)
+        stored = {
+            f"hidden state {tap}": hidden
             for tap, hidden in zip(teacher.taps, output.hidden_states, strict=True)
+        }
+        if output.features is not None:
+            stored["the front end's features"] = output.features.transpose(1, 2)
+        errors = [
+            (name, _storage_error(values, output.num_frames, batch, record.dtype))
+            for name, values in stored.items()
         ]
         bound = STORAGE_BOUNDS[record.dtype]
         reports.append(report_errors(errors, "stored targets", record.dtype, bound))
