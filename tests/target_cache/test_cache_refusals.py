@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -11,6 +12,9 @@ import soundfile
 import torch
 from cached_runs import SPEECH, cache, fit
 from safetensors.torch import load_file, save_file
+
+from interstack.errors import ConfigurationError
+from interstack.target_cache.record import RECORD_FILE, CacheRecord
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -137,3 +141,18 @@ def test_audio_that_has_changed_is_told_from_what_the_teacher_heard(
     own = ("--model.student.front_end=own", "--model.student.conv_dim=[8,8,8,8,8,8,8]")
     assert fit(tmp_path / "run", teacher_directory, *words, *own) == 2
     assert "is not what the cache of targets" in capsys.readouterr().err
+
+
+def test_a_cache_of_a_pre_ln_teacher_without_its_final_norm_is_refused(
+    exact_cache: Path, tmp_path: Path
+) -> None:
+    """Earlier versions stored the last hidden state as the last layer leaves it."""
+    old = shutil.copytree(exact_cache, tmp_path / "cache")
+    facts = json.loads((old / RECORD_FILE).read_text())
+    del facts["has_final_norm"]
+    (old / RECORD_FILE).write_text(json.dumps(facts))
+    assert not CacheRecord.read(old).has_final_norm
+    facts["config"]["do_stable_layer_norm"] = True
+    (old / RECORD_FILE).write_text(json.dumps(facts))
+    with pytest.raises(ConfigurationError, match="hidden state 4 .* without its final layer norm"):
+        CacheRecord.read(old)
