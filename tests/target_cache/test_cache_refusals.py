@@ -154,5 +154,5 @@ def test_a_cache_of_a_pre_ln_teacher_without_its_final_norm_is_refused(
     assert not CacheRecord.read(old).has_final_norm
     facts["config"]["do_stable_layer_norm"] = True
     (old / RECORD_FILE).write_text(json.dumps(facts))
-    with pytest.raises(ConfigurationError, match="hidden state 4 .* without its final layer norm"):
+    with pytest.raises(ConfigurationError, match=r"hidden state 4 .* without its final layer norm"):
         CacheRecord.read(old)
