@@ -25,7 +25,8 @@ BOUNDS: Final = {"bfloat16": 0.5, "float16": 0.1, "tf32": 0.1, "float32": 1e-3}
 Measured on speech over all layers of trained encoders: at most 0.03 in bfloat16 (8 bits of
 significand) and 0.003 in float16 (11 bits, as many as TF32), but 0.14 and 0.011 in Whisper base,
 where a few channels hundreds of times larger than the others decide the norm. Two float32
-implementations of one model differ by 1e-5. The faults that this is for give 1.0 and more."""
+implementations of one model differ by 1e-5. The faults that this is for give 1.0 and more.
+"""
 NO_TF32: Final = "set the environment variable NVIDIA_TF32_OVERRIDE to 0"
 """What makes a GPU compute float32 in float32."""
 SWITCH_OFF: Final = "or model.precision_check false to go on without this check"

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from corpora import SPEECH, equal_batches, files_of, ids_of, make_data_module
 from torch.utils.data import DataLoader
@@ -89,6 +90,61 @@ def test_prediction_keeps_the_corpus_order_and_validation_begins_with_the_longes
     longest = [int(batch.num_samples.max()) for batch in module.val_dataloader()]
     assert longest == sorted(longest, reverse=True)
     assert longest[0] / SAMPLE_RATE == module.longest_seconds("validation")
+
+
+def test_prediction_is_whole_and_validation_and_test_log_what_they_crop(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Once for each split; an utterance longer than a batch is predicted in one of its own."""
+    module = SpeechDataModule(
+        LibriSpeechFolder(SPEECH), batch_seconds=6.0, max_seconds=3.0, num_workers=0
+    )
+    for stage in ("predict", "validate", "test"):
+        module.setup(stage)
+    with caplog.at_level(logging.WARNING):
+        batches = list(module.predict_dataloader())
+    assert not caplog.messages
+    lengths = {file.stem: soundfile.info(file).frames for file in files_of(SPEECH, "test-clean")}
+    found = {
+        id_: int(length)
+        for batch in batches
+        for id_, length in zip(batch.ids, batch.num_samples, strict=True)
+    }
+    assert found == lengths
+    assert module.window_samples == 6 * SAMPLE_RATE < max(lengths.values())
+    for batch in batches:
+        assert batch.waveforms.numel() <= 6 * SAMPLE_RATE or len(batch.ids) == 1
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            module.val_dataloader()
+            module.test_dataloader()
+    assert len(caplog.messages) == 2
+    cropped = [length for length in lengths.values() if length > 3 * SAMPLE_RATE]
+    lost = sum(cropped) / SAMPLE_RATE - 3 * len(cropped)
+    assert (
+        f"{len(cropped)} of {len(lengths)} utterances of test are cropped to data.max_seconds, "
+        f"3 s, without {lost:.1f} of the split's" in caplog.messages[1]
+    )
+    assert "raise data.max_seconds" in caplog.messages[1]
+
+
+def test_a_corrupt_batch_of_a_prediction_is_left_out_and_none_is_repeated(corpus: Path) -> None:
+    """Elsewhere the next one stands in for it, so that ranks stay in step."""
+    module = SpeechDataModule(
+        LibriSpeechFolder(corpus, test=["dev-clean"]),
+        batch_seconds=16.0,
+        num_workers=0,
+        on_corrupt="skip",
+    )
+    module.setup("predict")
+    loader = module.predict_dataloader()
+    victims = {utterance.id for utterance in loader.dataset.batches[1]}
+    for file in files_of(corpus, "dev-clean"):
+        if file.stem in victims:
+            file.write_bytes(b"")
+    names = [file.stem for file in files_of(corpus, "dev-clean")]
+    assert ids_of(loader) == [name for name in names if name not in victims]
+    assert module.report()["skipped"] == len(victims)
 
 
 def test_the_report_counts_what_was_left_out(corpus: Path) -> None:

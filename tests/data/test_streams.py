@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 
 import pytest
+import soundfile
 from corpora import (
     EVERYTHING,
     SPEECH,
     equal_batches,
+    files_of,
     hub_over,
     ids_of,
     make_data_module,
@@ -111,6 +114,25 @@ def test_ranks_and_workers_are_readers_of_their_own(source: SpeechSource) -> Non
     loader.dataset.rank = 1
     ids += ids_of(loader)
     assert len(ids) == len(set(ids))
+
+
+def test_a_stream_logs_what_its_validation_crops(
+    source: SpeechSource, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first one by name, and all in number at the end."""
+    module = make_stream_module(source, max_seconds=3.0)
+    with caplog.at_level(logging.INFO, logger="interstack"):
+        list(module.val_dataloader())
+        list(module.train_dataloader())
+        module.teardown("fit")
+    lengths = [soundfile.info(file).duration for file in files_of(SPEECH, "dev-clean")]
+    first = next(length for length in lengths if length > 3)
+    count = sum(length > 3 for length in lengths)
+    assert [message for message in caplog.messages if "cropped" in message] == [
+        next(message for message in caplog.messages if f"lasts {first:.1f} s" in message),
+        f"utterances cropped in validation and test: {count}",
+    ]
+    assert "cropped to data.max_seconds, 3 s: raise data.max_seconds" in caplog.text
 
 
 def test_a_stream_needs_to_know_how_long_an_epoch_is(source: SpeechSource) -> None:

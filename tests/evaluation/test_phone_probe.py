@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from families import build, read_speech
 
 from interstack import cli
 from interstack.data.source import Split
@@ -26,7 +27,7 @@ from interstack.evaluation.alignments import (
 from interstack.evaluation.linear_probe import Frames, ProbeSettings, train_probe
 from interstack.evaluation.phone_probe import label_frames, run_phone_probe
 from interstack.evaluation.phone_report import phone_table
-from interstack.evaluation.upstreams import LogMelUpstream, load_upstream
+from interstack.evaluation.upstreams import LogMelUpstream, load_upstream, untrained
 
 SPEECH = Path(__file__).parents[2] / "assets" / "speech"
 QUICK = ProbeSettings(steps=150, evaluations=3)
@@ -300,3 +301,18 @@ def test_a_clip_that_can_not_be_used_is_named_or_skipped(
         if f"1 clips of test can't be read and are skipped, the first: {victim}" in message
     ] or not complaint
     assert ("skipped: 1 of test" in str(phone_table(report).caption)) == bool(complaint)
+
+
+@pytest.mark.parametrize("family", ["hubert-large", "whisper"])
+def test_the_untrained_copy_of_a_model_in_half_precision_is_in_float32(
+    family: str, tmp_path: Path
+) -> None:
+    """Its weights are drawn as those of the same model in float32."""
+    build(family).half().save_pretrained(tmp_path / "half")
+    build(family).save_pretrained(tmp_path / "full")
+    (speech,) = read_speech(1.0)
+    half, full = (
+        untrained(str(tmp_path / name), name).hidden_states(speech) for name in ("half", "full")
+    )
+    assert half.dtype == torch.float32
+    assert torch.equal(half, full)

@@ -10,14 +10,17 @@ import torch
 from cached_runs import fit
 from full_disks import NoSpace, full_disk
 from safetensors.torch import load_file
+from small_students import small_student
 from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModel
 
 from interstack.cli import main
 from interstack.constants import SAMPLE_RATE
 from interstack.export.checkpoint import load_student
-from interstack.export.directory import written_whole
+from interstack.export.directory import export_student, written_whole
+from interstack.export.model_card import write_card
 from interstack.export.padding import padding_gap
+from interstack.export.provenance import Provenance
 
 
 def export(checkpoint: Path, output: Path, *more: str) -> int:
@@ -233,3 +236,36 @@ def test_an_export_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="power cut"):
         break_off()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("pre_ln", [False, True])
+@pytest.mark.parametrize("stride", [(5, 2, 2, 2, 2, 2, 2), (5, 2, 2, 2, 2, 2, 1)])
+def test_the_card_is_right_about_frames_and_the_last_hidden_state(
+    pre_ln: bool, stride: tuple[int, ...], tmp_path: Path, clips: list[Tensor]
+) -> None:
+    """The hop is the student's, s3prl is named where it works, and transformers gives the norm."""
+    student = small_student(pre_ln, stride)
+    export_student(student, tmp_path)
+    provenance = Provenance("teacher", (2,), "own", None, None, 1, (), (), None, {})
+    write_card(tmp_path, provenance, student.config, student.num_parameters())
+    card = (tmp_path / "README.md").read_text()
+    published = stride[-1] == 2
+    assert f"a frame each {20 if published else 10} ms" in card
+    assert ("s3prl takes the directory" in card) is published
+    assert ("expects a frame each 320 samples, and here it is 160" in card) is not published
+    assert ("`last_hidden_state`" in card) is pre_ln
+    model = AutoModel.from_pretrained(tmp_path).eval()
+    with torch.inference_mode():
+        theirs = model(clips[0][None], output_hidden_states=True)
+        ours = student(clips[0][None], torch.tensor([len(clips[0])])).hidden_states
+    torch.testing.assert_close(theirs.hidden_states, tuple(ours), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(theirs.last_hidden_state, ours[-1], rtol=1e-4, atol=1e-4)
+
+
+def test_padding_is_measured_in_float32_whatever_the_weights_are(
+    tmp_path: Path, clips: list[Tensor]
+) -> None:
+    """A directory in half precision is no error."""
+    export_student(small_student(), tmp_path)
+    AutoModel.from_pretrained(tmp_path, dtype=torch.float16).save_pretrained(tmp_path)
+    assert padding_gap(tmp_path, clips) > 1e-3

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
+from small_students import small_student
 from torch import Tensor
 from transformers import AutoModel
 
@@ -15,7 +16,7 @@ from interstack.cli import main
 from interstack.errors import PrecisionError
 from interstack.export import student_export
 from interstack.export.checkpoint import load_student
-from interstack.export.onnx import check_onnx
+from interstack.export.onnx import check_onnx, export_onnx
 
 
 @pytest.mark.parametrize("run", ["grown_run", "layer_norm_run"])
@@ -92,3 +93,17 @@ def test_the_check_of_a_graph_can_be_left_out(
     assert not (tmp_path / "student").exists()
     assert main([*words, off]) == 2
     assert main([*words, "--onnx", off]) == 0
+
+
+def test_a_pre_ln_student_of_another_hop_keeps_its_last_hidden_state(
+    tmp_path: Path, clips: list[Tensor]
+) -> None:
+    """After the final norm, and down to the shortest audio that its own front end takes."""
+    student = small_student(pre_ln=True, stride=(5, 2, 2, 2, 2, 2, 1))
+    session = onnxruntime.InferenceSession(export_onnx(student, tmp_path))
+    for waveforms in (clips[0][None], clips[0][None, :400]):
+        with torch.inference_mode():
+            output = student(waveforms, torch.tensor([waveforms.shape[1]]))
+        (found,) = session.run(None, {"waveforms": waveforms.numpy()})
+        expected = torch.stack(output.hidden_states)
+        torch.testing.assert_close(torch.from_numpy(found), expected, rtol=1e-4, atol=1e-4)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from families import edit_json
 from full_disks import NoSpace
 from superb_runs import superb
 
@@ -38,6 +39,18 @@ def test_another_architecture_is_refused(
     assert "model of type 'bert'" in capsys.readouterr().err
     assert superb(tmp_path / "nowhere", data_root, tmp_path / "out", "pr") == 2
     assert "nowhere" in capsys.readouterr().err
+
+
+def test_frames_of_another_length_are_refused(
+    upstream: Path, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is trained or written: s3prl would end in an assertion."""
+    fast = shutil.copytree(upstream, tmp_path / "fast")
+    edit_json(fast / "config.json", conv_stride=[5, 2, 2, 2, 2, 2, 1])
+    assert superb(fast, data_root, tmp_path / "out", "pr") == 2
+    error = capsys.readouterr().err
+    assert "fast has a frame each 160 samples (10 ms), but s3prl's recipes take 320" in error
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("task", TASKS)

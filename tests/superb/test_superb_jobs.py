@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import s3prl
 import torch
+from families import NUM_LAYERS, edit_json, read_speech, save
 from superb_runs import job_directory, metrics, superb
 from torchaudio.functional import edit_distance
 from transformers import AutoModel
@@ -20,6 +21,7 @@ from interstack.evaluation.superb.compatibility import s3prl_supplied
 from interstack.evaluation.superb.results import TABLE_FILE
 from interstack.evaluation.superb.tasks import TASKS
 from interstack.evaluation.superb.upstream import Upstream
+from interstack.models.teacher import Teacher
 
 
 def table(path: Path) -> dict[str, str]:
@@ -139,6 +141,24 @@ def test_the_export_is_loaded_by_s3prl_itself(upstream: Path, tmp_path: Path) ->
         theirs = hub.hf_hubert_custom(str(upstream)).eval()([wave])["hidden_states"]
         ours = AutoModel.from_pretrained(upstream).eval()(wave[None], output_hidden_states=True)
     torch.testing.assert_close(theirs, ours.hidden_states, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["hubert-large", "wav2vec2-large", "wavlm-large"])
+def test_an_upstream_in_half_precision_is_judged_in_float32_with_the_encoders_output(
+    family: str, tmp_path: Path
+) -> None:
+    """By s3prl's expert or ours: fp16 on the disk, a pre-LN stack, the same hidden states."""
+    directory = save(family, tmp_path)
+    edit_json(directory / "config.json", tie_last_hidden_states=None)  # as others publish them
+    half = AutoModel.from_pretrained(directory, dtype=torch.float16)
+    half.save_pretrained(directory)
+    (wave,) = read_speech(1.0)
+    with s3prl_supplied(tmp_path), torch.inference_mode():
+        model = Upstream.find(str(directory)).load(torch.device("cpu"))
+        found = model([wave])["hidden_states"]
+    expected = Teacher(str(directory), range(NUM_LAYERS + 1))(wave[None], torch.tensor([16_000]))
+    assert {hidden.dtype for hidden in found} == {torch.float32}
+    torch.testing.assert_close(tuple(found), expected.hidden_states, rtol=1e-3, atol=1e-3)
 
 
 def test_jobs_leave_the_installed_package_alone(

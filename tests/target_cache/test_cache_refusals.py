@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -14,7 +15,8 @@ from cached_runs import SPEECH, cache, fit
 from full_disks import NoSpace
 from safetensors.torch import load_file, save_file
 
-from interstack.errors import TeacherError
+from interstack.errors import ConfigurationError, TeacherError
+from interstack.target_cache.record import RECORD_FILE, CacheRecord
 from interstack.target_cache.teacher import CachedTeacher
 
 Usage = namedtuple("Usage", "total used free")
@@ -193,3 +195,18 @@ def test_a_front_end_that_cant_be_read_is_named(
     cached.source = "whisper"
     with pytest.raises(TeacherError, match=message):
         cached.front_end_state()
+
+
+def test_a_cache_of_a_pre_ln_teacher_without_its_final_norm_is_refused(
+    exact_cache: Path, tmp_path: Path
+) -> None:
+    """Earlier versions stored the last hidden state as the last layer leaves it."""
+    old = shutil.copytree(exact_cache, tmp_path / "cache")
+    facts = json.loads((old / RECORD_FILE).read_text())
+    del facts["has_final_norm"]
+    (old / RECORD_FILE).write_text(json.dumps(facts))
+    assert not CacheRecord.read(old).has_final_norm
+    facts["config"]["do_stable_layer_norm"] = True
+    (old / RECORD_FILE).write_text(json.dumps(facts))
+    with pytest.raises(ConfigurationError, match=r"hidden state 4 .* without its final layer norm"):
+        CacheRecord.read(old)
