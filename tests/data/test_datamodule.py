@@ -170,8 +170,10 @@ def test_nothing_but_corrupt_audio_ends_the_run(corpus: Path) -> None:
 
 def test_utterances_longer_than_a_batch_are_refused_by_name(corpus: Path) -> None:
     """Before training, with both settings that would mend it."""
-    with pytest.raises(ConfigurationError, match=r"\.flac takes .* s, but a batch only 1.0 s"):
+    with pytest.raises(ConfigurationError, match=r"^data.batch_seconds is 1, but .*\.flac takes"):
         make_data_module(corpus, batch_seconds=1.0)
+    with pytest.raises(ConfigurationError, match=r"^data.validation_batch_seconds is 1, but"):
+        make_data_module(corpus, validation_batch_seconds=1.0)
     make_data_module(corpus, batch_seconds=1.0, max_seconds=1.0)
 
 
