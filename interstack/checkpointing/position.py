@@ -50,6 +50,9 @@ def settle_position(loops: dict[str, Any], num_batches: float, window: int = 1) 
     done: int = batches["processed"]
     undone = batches_of_cut_window(loops, num_batches, window)
     done -= undone
+    if undone:  # its gradients will be cleared again
+        for counters in fit[_OPTIMIZER]["optimizer"]["zero_grad"].values():
+            counters.update({name: count - 1 for name, count in counters.items()})
     epoch: int = epochs["processed"]
     if done >= num_batches:  # the epoch is over, whether or not its last hooks have run
         epoch, done = max(epoch, epochs["started"]), 0

@@ -6,6 +6,7 @@ import importlib
 import json
 from typing import Any
 
+from interstack.errors import ConfigurationError
 from interstack.tracking.points import AUDIO_HOURS, PETAFLOPS, WALL_CLOCK
 from interstack.tracking.step_clock import PARTS
 
@@ -22,11 +23,19 @@ def make_workspace(entity: str, project: str, name: str) -> Any:  # noqa: ANN401
         entity: User or team.
         project: Of the runs.
         name: What the view is called.
+
+    Raises:
+        ConfigurationError: If the package for it is not installed.
     """
-    panels, workspaces = (
-        importlib.import_module(f"wandb_workspaces.{module}")
-        for module in ("reports.v2", "workspaces")
-    )
+    try:
+        panels, workspaces = (
+            importlib.import_module(f"wandb_workspaces.{module}")
+            for module in ("reports.v2", "workspaces")
+        )
+    except ImportError as error:
+        raise ConfigurationError(
+            "a workspace needs the package wandb-workspaces: install interstack[workspace]"
+        ) from error
 
     def line(title: str, *metrics: str, x: str = _STEP) -> Any:  # noqa: ANN401, as above
         return panels.LinePlot(title=title, x=x, y=list(metrics))

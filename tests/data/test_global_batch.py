@@ -208,11 +208,3 @@ def test_a_run_goes_on_at_its_step_on_other_ranks(
         assert steps_of(now)[2:] == steps[2:]
     said = "so does the order of the data" if same else "the order of the data does not"
     assert said in caplog.text
-
-
-def test_the_name_of_the_setting_that_is_too_small_is_said() -> None:
-    """Validation's budget is one of its own."""
-    with pytest.raises(ConfigurationError, match=r"^data.validation_batch_seconds is 2, but"):
-        make_data_module(SPEECH, validation_batch_seconds=2.0)
-    with pytest.raises(ConfigurationError, match=r"^data.batch_seconds is 2, but"):
-        make_data_module(SPEECH, batch_seconds=2.0)

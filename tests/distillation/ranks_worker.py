@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,11 +22,12 @@ from lightning.pytorch.callbacks import EMAWeightAveraging
 from small_runs import SMALL, loader, make_batch, make_trainer
 from torch import Tensor, nn
 
+from interstack.checkpointing.callback import Checkpoints
 from interstack.data.batch import Batch
 from interstack.distillation.module import Distillation
 from interstack.distillation.objective import ObjectiveConfig
 from interstack.distillation.optimizer import OptimizerConfig
-from interstack.errors import DataError
+from interstack.errors import DataError, InterstackError
 from interstack.growth.averages import averages_of
 from interstack.growth.plan import GrowthPlan
 from interstack.models.config import TeacherConfig
@@ -42,6 +43,7 @@ RUNS: Final[dict[str, dict[str, Any]]] = {
         "objective": ObjectiveConfig(target_norm="channel", target_norm_seconds=6.0),
     },
     "windows": {"steps": 4, "accumulate": 2},
+    "unreadable": {"steps": 4, "accumulate": 2, "unreadable": 3},
     "random": {"steps": 4, "operator": "random", "seed_by_rank": True, "averages": True},
     "skip": {"bad": BAD, "non_finite": "skip"},
     "bad validation": {"steps": 3, "bad_validation": 1},
@@ -78,6 +80,23 @@ def join(batches: Sequence[Batch]) -> Batch:
         for waveform, length in zip(batch.waveforms, batch.num_samples.tolist(), strict=True)
     ]
     return make_batch(rows)._replace(ids=tuple(name for batch in batches for name in batch.ids))
+
+
+class Unreadable:
+    """Batches of which one can't be read on rank 1."""
+
+    def __init__(self, batches: Sequence[Batch], bad: int, rank: int | None) -> None:
+        self.batches = batches
+        self.bad = bad if rank == 1 else None
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for number, batch in enumerate(self.batches):
+            if number == self.bad:
+                raise DataError("rank1.flac is gone")
+            yield batch
 
 
 def digest(tensors: Sequence[Tensor]) -> str:
@@ -176,6 +195,7 @@ def run(
     objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008, frozen
     accumulate: int = 1,
     merge: int = 1,
+    unreadable: int | None = None,
     patience: int | None = None,
     averages: bool = False,
 ) -> dict[str, Any]:
@@ -197,9 +217,14 @@ def run(
     ranks: dict[str, Any] = {"devices": 1}
     if rank is not None:
         ranks = {"devices": 2, "strategy": "ddp"}
+    saves: list[L.Callback] = []
+    if unreadable is not None:
+        ranks["enable_checkpointing"] = True
+        saves = [Checkpoints(dirpath=str(teacher.parent / "unreadable"))]
     trainer = make_trainer(
         *([EMAWeightAveraging(decay=0.5)] if averages else []),
         diary,
+        *saves,
         depths=DEPTHS,
         growth={"operator": operator},
         max_steps=steps,
@@ -210,12 +235,14 @@ def run(
         **ranks,
     )
     batches = rank_batches(rank, steps * accumulate * merge, bad=bad)
-    training = loader([join(batches[at : at + merge]) for at in range(0, len(batches), merge)])
+    training: Any = loader([join(batches[at : at + merge]) for at in range(0, len(batches), merge)])
+    if unreadable is not None:
+        training = Unreadable(batches, unreadable, rank)
     validation = loader(rank_batches(rank, 2, bad=bad_validation))
     message = ""
     try:
         trainer.fit(module, training, validation)
-    except DataError as error:
+    except InterstackError as error:
         message = str(error)
     metrics = trainer.callback_metrics
     return {

@@ -142,6 +142,15 @@ def test_a_batch_that_is_not_finite_on_one_rank_stops_both(launch: Launch) -> No
     assert "the audio of rank1-0 is not finite" in launch.said
 
 
+def test_data_that_one_rank_can_not_read_amid_a_window_stops_both(launch: Launch) -> None:
+    """The other one, which has its batch, does not wait for ever; both save the window's start."""
+    healthy, ill = launch.of("unreadable")
+    assert ill["message"] == "rank1.flac is gone"
+    assert healthy["message"] == "another rank could not go on, and says why"
+    assert healthy["steps"] == ill["steps"] == 1
+    assert healthy["weights"] == ill["weights"]
+
+
 def test_ranks_that_look_later_stop_together_as_they_were(launch: Launch) -> None:
     """After so many batches; till then neither has changed its weights, and both say the same."""
     healthy, ill = launch.of("stop later")

@@ -152,3 +152,12 @@ def test_a_file_that_can_not_be_written_is_named(
     monkeypatch.setattr(workspaces.Workspace, "save", unreachable)
     assert main([*WORDS, "--output", str(tmp_path)]) == 2
     assert "give --output another file" in capsys.readouterr().err
+
+
+def test_the_missing_extra_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The package serves this one command."""
+    monkeypatch.setitem(sys.modules, "wandb_workspaces.reports.v2", None)
+    assert main(WORDS) == 2
+    assert "install interstack[workspace]" in capsys.readouterr().err
