@@ -9,8 +9,10 @@ from functools import partial
 import lightning as L
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from interstack.data.batch import Batch
+from interstack.data.loader import SpeechLoader
 from interstack.distillation.finite import BatchLoss
 from interstack.distillation.logged_steps import step_is_logged
 from interstack.distillation.metrics import DistillationLoss
@@ -122,6 +124,16 @@ class DistillationSteps(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the validation loss over all ranks; all stop if it is not finite on any."""
         self._log_metric("val", self.validation_loss)
+
+    def on_validation_end(self) -> None:
+        """End the decoding workers: Lightning keeps the pass until the next validation.
+
+        A pass ends its workers at its last batch, but ``trainer.limit_val_batches`` and the sanity
+        check leave it before.
+        """
+        for loader in tree_leaves(self.trainer.val_dataloaders):
+            if isinstance(loader, SpeechLoader):
+                loader.close()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Gather the test loss."""
