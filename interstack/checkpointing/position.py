@@ -45,6 +45,8 @@ def settle_position(loops: dict[str, Any], num_batches: float) -> Position:
     epochs, batches = fit["epoch_progress"]["current"], fit[_BATCHES]["current"]
     done: int = batches["processed"]
     epoch: int = epochs["processed"]
+    if epochs["started"] == 0:  # a search for a learning rate saves what it goes back to
+        return Position(0, 0, int(min(num_batches, 2**62)))
     if done >= num_batches:  # the epoch is over, whether or not its last hooks have run
         epoch, done = max(epoch, epochs["started"]), 0
         for each in fit[_OPTIMIZER]["optimizer"].values():

@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 from interstack.data.batch import Batch
 from interstack.data.loader import SpeechLoader
 from interstack.distillation.finite import BatchLoss
+from interstack.distillation.learning_rate_search import searches_learning_rate
 from interstack.distillation.logged_steps import step_is_logged
 from interstack.distillation.metrics import DistillationLoss
 from interstack.distillation.non_finite import NonFiniteBatches
@@ -58,6 +59,8 @@ class DistillationSteps(L.LightningModule):
         del batch_idx
         mine = self.batch_loss(batch)
         loss = rank_loss(mine.sums, self.objective, self.trainer.world_size)
+        if searches_learning_rate(self.trainer):
+            return loss.to_minimise  # at the highest rates it need not be finite
         if self.non_finite.defers(self.trainer):
             if self.non_finite.defer(mine, loss.loss, self.trainer):
                 self.look_at_losses()
@@ -99,6 +102,8 @@ class DistillationSteps(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the learning rate that is due; growth, a callback, has come before."""
         del batch, batch_idx
+        if searches_learning_rate(self.trainer):
+            return
         due = self.optimizer_config.learning_rate_at(run_progress(self.trainer))
         rate = due * self.learning_rate_scale
         for optimizer in self.trainer.optimizers:

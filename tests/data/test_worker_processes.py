@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import subprocess
+import sys
 from itertools import islice
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
@@ -196,6 +197,7 @@ def test_workers_leave_the_iterators_of_their_parent_alone(
     take = left_out.take
 
     def collect(counter: LeftOutHere) -> LeftOut:
+        sys.unraisablehook = sys.__unraisablehook__  # pytest's would keep it for itself
         gc.collect()
         return take(counter)
 
