@@ -80,14 +80,14 @@ class InterstackCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Settle in the run's directory before anything is made that writes."""
-        if self.subcommand is None:
-            return
-        config = self.config[self.subcommand]
-        settle_trainer(config, self.subcommand, self.scratch)
+        config = self.config if self.subcommand is None else self.config[self.subcommand]
+        settle_trainer(config, self.subcommand or "fit", self.scratch)
         if has_progress_bar(config.trainer):
             self._leave_out(StageProgressBar)
         if config.trainer.barebones:
             self._leave_out(Dashboard)
+        if self.subcommand is None:
+            return
         if self.subcommand == "fit":
             if is_first_process():
                 self.resources.enter_context(run_lock(run_directory(config)))

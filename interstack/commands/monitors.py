@@ -52,15 +52,15 @@ def _check_validates(
     """Refuse to wait for validations that never come, or to look at each more than once."""
     if trainer.limit_val_batches == 0:
         raise ConfigurationError(
-            f"trainer.callbacks: {name}.monitor is {callback.monitor}, but trainer.limit_val_batches "
-            "is 0, so nothing is validated: give 1.0, or monitor train/loss"
+            f"trainer.callbacks: {name}.monitor is {callback.monitor}, but "
+            "trainer.limit_val_batches is 0, so nothing is validated: give 1.0, or monitor train/loss"
         )
     every = trainer.check_val_every_n_epoch
     at_epochs = isinstance(callback, EarlyStopping) and callback._check_on_train_epoch_end
     if at_epochs and every != 1:
         raise ConfigurationError(
-            f"trainer.callbacks: {name}.check_on_train_epoch_end is true, but {callback.monitor} is "
-            f"new at validations alone, and trainer.check_val_every_n_epoch is {every}: leave "
+            f"trainer.callbacks: {name}.check_on_train_epoch_end is true, but {callback.monitor} "
+            f"is new at validations alone, and trainer.check_val_every_n_epoch is {every}: leave "
             "check_on_train_epoch_end out"
         )
 

@@ -39,7 +39,7 @@ def settle_trainer(config: Namespace, command: str, scratch: Path) -> None:
         trainer.update({"logger": None, "log_every_n_steps": None, "enable_progress_bar": None})
         trainer.update({"enable_checkpointing": False, "enable_model_summary": None})
     if trainer.fast_dev_run:
-        if config.ckpt_path is not None and command == "fit":
+        if config.get("ckpt_path") is not None and command == "fit":
             raise ConfigurationError(
                 f"trainer.fast_dev_run is {trainer.fast_dev_run}, which tries a run from its first "
                 f"step on, but --ckpt_path is {config.ckpt_path}: give one of them"

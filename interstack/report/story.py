@@ -13,7 +13,7 @@ import yaml
 
 from interstack.errors import ConfigurationError
 from interstack.tracking.events import EVENTS_FILE, Event, read_events
-from interstack.tracking.record import RECORD_NAME
+from interstack.tracking.record import RECORD_NAME, EarlyEnd
 
 VALIDATION_LOSS = "val/loss"
 
@@ -24,7 +24,8 @@ class Story:
 
     Attributes:
         name: What it is called in the report.
-        status: ``running``, ``finished`` or ``interrupted``; a run that died still says running.
+        status: ``running``, ``finished``, ``ended_early`` or ``interrupted``; a run that died still
+            says running.
         last_word: When it wrote its last record, which tells a run that died.
         seed: Of the run; None if its configuration is not there.
         recipe: Its configuration but for the seed and its directory: runs that share it differ by
@@ -35,6 +36,7 @@ class Story:
         stages: Stages that have ended, in order.
         similarities: Of the layers at their ends.
         recoveries: Of the training loss after growths.
+        early_end: Where the run ended, if that was before its schedule did.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Story:
     stages: Sequence[Event]
     similarities: Sequence[Event]
     recoveries: Sequence[Event]
+    early_end: EarlyEnd | None = None
 
     @property
     def grows(self) -> bool:
@@ -96,9 +99,10 @@ def _read(directory: Path, name: str) -> Story:
     seed = config.pop("seed_everything", None)
     config.get("trainer", {}).pop("default_root_dir", None)
     config.get("trainer", {}).pop("logger", None)
+    status, early_end = _end(directory)
     return Story(
         name,
-        _status(directory),
+        status,
         datetime.fromtimestamp((directory / EVENTS_FILE).stat().st_mtime, UTC),
         seed if isinstance(seed, int) and not isinstance(seed, bool) else None,
         yaml.safe_dump(config),
@@ -108,6 +112,7 @@ def _read(directory: Path, name: str) -> Story:
         _of_kind(events, "stage"),
         _of_kind(events, "similarity"),
         _of_kind(events, "recovery"),
+        early_end,
     )
 
 
@@ -125,9 +130,11 @@ def _config(directory: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _status(directory: Path) -> str:
+def _end(directory: Path) -> tuple[str, EarlyEnd | None]:
+    """Return a run's status, and where it ended if that was early."""
     try:
         record: Mapping[str, Any] = json.loads((directory / RECORD_NAME).read_text("utf-8"))
-        return str(record["status"])
-    except (OSError, ValueError, KeyError):
-        return "unknown"
+        early = record.get("early_end")
+        return str(record["status"]), None if early is None else EarlyEnd(**early)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "unknown", None

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-RunStatus = Literal["running", "finished", "interrupted"]
+RunStatus = Literal["running", "finished", "ended_early", "interrupted"]
 
 RECORD_NAME = "stages.json"
-"""File in the run's directory: ``status``, and ``stages``, a list of ``StageRecord``'s fields."""
+"""File in the run's directory: ``status``; ``stages``, a list of ``StageRecord``'s fields; and for
+a run that has ended early ``early_end``, the fields of an ``EarlyEnd``."""
 
 
 @dataclass
@@ -45,19 +46,57 @@ class StageRecord:
     padded_seconds: float = 0.0
 
 
-def write_stages(directory: Path, stages: Sequence[StageRecord], status: RunStatus) -> None:
+@dataclass(frozen=True)
+class EarlyEnd:
+    """Where a run has ended before its schedule did, by ``trainer.max_time`` or a callback.
+
+    Attributes:
+        stage: Number of the stage, counted from 1.
+        stages: How many there were to be.
+        depth: Encoder layers of the student.
+        final_depth: Those of the last stage.
+        done: Optimizer steps of the run, or its epochs that are over.
+        total: How many there were to be.
+        unit: ``step`` or ``epoch``.
+    """
+
+    stage: int
+    stages: int
+    depth: int
+    final_depth: int
+    done: int
+    total: int
+    unit: str
+
+    def __str__(self) -> str:
+        """Write where it was."""
+        return (
+            f"in stage {self.stage} of {self.stages}, at depth {self.depth} of {self.final_depth}, "
+            f"after {self.unit} {self.done:,} of {self.total:,}"
+        )
+
+
+def write_stages(
+    directory: Path,
+    stages: Sequence[StageRecord],
+    status: RunStatus,
+    early_end: EarlyEnd | None = None,
+) -> None:
     """Write the record of a run in one go, so that a reader never sees half of it.
 
     Args:
         directory: The run's directory, made if it is not there.
         stages: The stages so far.
         status: How the run stands.
+        early_end: Where it has ended, if that was early.
 
     Raises:
         OSError: If it can't be written.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    record = {"status": status, "stages": [asdict(stage) for stage in stages]}
+    record: dict[str, object] = {"status": status, "stages": [asdict(stage) for stage in stages]}
+    if early_end is not None:
+        record["early_end"] = asdict(early_end)
     unfinished = directory / f".{RECORD_NAME}.part"
     unfinished.write_text(json.dumps(record, indent=2) + "\n")
     unfinished.replace(directory / RECORD_NAME)

@@ -13,8 +13,8 @@ from interstack.data.batch import Batch
 from interstack.distillation.module import Distillation
 from interstack.growth.plan import GrowthPlan
 from interstack.tracking.evaluation import validation_loss
-from interstack.tracking.position import stage_number
-from interstack.tracking.record import RunStatus, StageRecord, write_stages
+from interstack.tracking.position import early_end, stage_number
+from interstack.tracking.record import EarlyEnd, RunStatus, StageRecord, write_stages
 from interstack.tracking.table import print_stage_table
 from interstack.tracking.throughput import AudioMeter, Stopwatch
 
@@ -30,10 +30,12 @@ class StageRecorder(L.Callback):
 
     Attributes:
         stages: The stages so far; the last one is going on unless it is ``finished``.
+        early_end: Where training has ended before its schedule did; None otherwise.
     """
 
     def __init__(self) -> None:
         self.stages: list[StageRecord] = []
+        self.early_end: EarlyEnd | None = None
         self._audio = AudioMeter()
         self._stopwatch = Stopwatch()
         self._training = False
@@ -48,6 +50,7 @@ class StageRecorder(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Begin the first stage, or go on with the one that a resumed run was cut in."""
         self._training = True
+        self.early_end = None
         if trainer.global_step == 0:
             self.stages = []
         if self.stages and self.stages[-1].depth == _distillation(pl_module).depth:
@@ -73,16 +76,22 @@ class StageRecorder(L.Callback):
         self.rest()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """End the last stage."""
+        """End the last stage, or the one that the run has got to."""
         self._end(trainer, pl_module)
-        self._write(trainer, "finished")
+        self.early_end = early_end(trainer, _distillation(pl_module).depth)
+        self.stages[-1].finished = self.early_end is None
+        self._write(trainer, "finished" if self.early_end is None else "ended_early")
         self._training = False
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the table, now that no progress bar is in the way."""
         del pl_module
-        if trainer.is_global_zero and self.stages:
-            print_stage_table(self.stages, Path(trainer.default_root_dir))
+        if not trainer.is_global_zero or not self.stages:
+            return
+        is_trial = bool(getattr(trainer, "fast_dev_run", False))
+        print_stage_table(self.stages, None if is_trial else Path(trainer.default_root_dir))
+        if self.early_end is not None:
+            log.warning("the run ended early, %s", self.early_end)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -166,7 +175,8 @@ class StageRecorder(L.Callback):
 
     def _write(self, trainer: L.Trainer, status: RunStatus) -> None:
         if trainer.is_global_zero:
-            write_stages(Path(trainer.default_root_dir), self.stages, status)
+            directory = Path(trainer.default_root_dir)
+            write_stages(directory, self.stages, status, self.early_end)
 
 
 def _distillation(pl_module: L.LightningModule) -> Distillation:
