@@ -54,6 +54,8 @@ def settle_position(loops: dict[str, Any], num_batches: float, window: int = 1) 
         for counters in fit[_OPTIMIZER]["optimizer"]["zero_grad"].values():
             counters.update({name: count - 1 for name, count in counters.items()})
     epoch: int = epochs["processed"]
+    if epochs["started"] == 0:  # a search for a learning rate saves what it goes back to
+        return Position(0, 0, int(min(num_batches, 2**62)))
     if done >= num_batches:  # the epoch is over, whether or not its last hooks have run
         epoch, done = max(epoch, epochs["started"]), 0
         for each in fit[_OPTIMIZER]["optimizer"].values():

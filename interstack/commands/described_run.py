@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -15,6 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 from interstack.commands.effects import check_sections
 from interstack.commands.lightning import TRAINER_DEFAULTS, InterstackCLI
 from interstack.commands.quiet import hush_lightning
+from interstack.commands.trainer_settings import settle_trainer
 from interstack.data.datamodule import SpeechDataModule
 from interstack.distillation.module import Distillation
 from interstack.growth.callback import InterleavedStacking
@@ -65,6 +67,7 @@ def describe_run(
 
         def before_instantiate_classes(self) -> None:
             check_sections(self.config)
+            settle_trainer(self.config, "fit", self.scratch)
             self.config.trainer.logger = False
             self.config.trainer.enable_checkpointing = False
             self.config.trainer.enable_progress_bar = False
@@ -80,6 +83,7 @@ def describe_run(
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
         cli = _Describing(
             resources=resources,
+            scratch=Path("nowhere"),  # nothing is written
             model_class=Distillation,
             datamodule_class=SpeechDataModule,
             save_config_callback=None,

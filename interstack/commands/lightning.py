@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import tempfile
 import warnings
@@ -10,6 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import lightning as L
+from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from interstack.checkpointing.callback import Checkpoints
@@ -17,7 +20,9 @@ from interstack.checkpointing.deferred import deferred_writes
 from interstack.checkpointing.disk import write_errors
 from interstack.checkpointing.run_lock import run_lock
 from interstack.commands.effects import check_sections
+from interstack.commands.monitors import check_monitors
 from interstack.commands.quiet import hush_lightning
+from interstack.commands.refusals import one_line_refusals
 from interstack.commands.resuming import checkpoint_of, with_saved_config
 from interstack.commands.run_directory import (
     SaveConfig,
@@ -25,15 +30,18 @@ from interstack.commands.run_directory import (
     run_directory,
     settle_in,
 )
+from interstack.commands.trainer_settings import has_progress_bar, settle_trainer
 from interstack.data.datamodule import SpeechDataModule
 from interstack.distillation.module import Distillation
 from interstack.evaluation.predictions import SaveHiddenStates
 from interstack.export.callback import SaveStudent
-from interstack.growth.callback import InterleavedStacking
+from interstack.growth.callback import InterleavedStacking, callbacks_of
 from interstack.tracking.dashboard import Dashboard
 from interstack.tracking.progress_bar import StageProgressBar
 from interstack.tracking.stages import StageRecorder
 from interstack.tracking.wandb_run import Tracking, begin_wandb, finished_wandb
+
+log = logging.getLogger(__name__)
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "default_root_dir": "runs/interstack",
@@ -49,11 +57,19 @@ class InterstackCLI(LightningCLI):
 
     Args:
         resources: What is held as long as the command runs.
+        scratch: A directory that goes with the command.
         **settings: LightningCLI's.
     """
 
-    def __init__(self, *, resources: ExitStack, **settings: Any) -> None:  # noqa: ANN401
+    def __init__(
+        self,
+        *,
+        resources: ExitStack,
+        scratch: Path,
+        **settings: Any,  # noqa: ANN401
+    ) -> None:
         self.resources = resources
+        self.scratch = scratch
         super().__init__(**settings)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -70,14 +86,13 @@ class InterstackCLI(LightningCLI):
         """Settle in the run's directory before anything is made that writes."""
         config = self.config if self.subcommand is None else self.config[self.subcommand]
         check_sections(config)
+        settle_trainer(config, self.subcommand or "fit", self.scratch)
+        if has_progress_bar(config.trainer):
+            self._leave_out(StageProgressBar)
+        if config.trainer.barebones:
+            self._leave_out(Dashboard)
         if self.subcommand is None:
             return
-        if config.trainer.enable_progress_bar is False:
-            self.trainer_defaults["callbacks"] = [
-                callback
-                for callback in self.trainer_defaults["callbacks"]
-                if not isinstance(callback, StageProgressBar)
-            ]
         if self.subcommand == "fit":
             if is_first_process():
                 self.resources.enter_context(run_lock(run_directory(config)))
@@ -91,6 +106,52 @@ class InterstackCLI(LightningCLI):
     def before_fit(self) -> None:
         """Begin the W&B run before Lightning does, which would let an outage stop the training."""
         begin_wandb(self.trainer.loggers, self.config.fit.tracking.wandb_outage)
+
+    def _leave_out(self, kind: type[L.Callback]) -> None:
+        """Make the Trainer without one of our callbacks."""
+        callbacks = self.trainer_defaults["callbacks"]
+        kept = [callback for callback in callbacks if not isinstance(callback, kind)]
+        self.trainer_defaults["callbacks"] = kept
+
+    def instantiate_classes(self) -> None:
+        """Make trainer, model and data; what they refuse is the configuration's fault."""
+        with one_line_refusals(self._settings(), "construction"):
+            super().instantiate_classes()
+
+    def instantiate_trainer(self, **settings: Any) -> L.Trainer:  # noqa: ANN401
+        """Make the Trainer, with our checkpoints unless ``enable_checkpointing`` is false."""
+        keys = [*self._parser(self.subcommand).callback_keys]
+        if self._settings().enable_checkpointing is False:
+            keys.remove("checkpoint")
+            if self.subcommand == "fit":
+                log.warning(
+                    "trainer.enable_checkpointing is false: no checkpoint is written, and a run "
+                    "that is stopped can't be resumed"
+                )
+        extra = [self._get(self.config_init, key) for key in keys]
+        section = {**self._get(self.config_init, "trainer", default={}), **settings}
+        return self._instantiate_trainer(section, extra)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with one_line_refusals(self._settings(), "run"):
+            if subcommand == "fit":
+                check_monitors(self.trainer, self.model.teacher_config.taps)
+                if self.config.fit.ckpt_path is not None:
+                    _keep_learning_rate(self.trainer)
+            super()._run_subcommand(subcommand)
+
+    def _settings(self) -> Any:  # noqa: ANN401, a Namespace, which jsonargparse leaves untyped
+        """Return the trainer section."""
+        return (self.config if self.subcommand is None else self.config[self.subcommand]).trainer
+
+
+def _keep_learning_rate(trainer: L.Trainer) -> None:
+    """Search for no learning rate in a run that is resumed: its checkpoint has the rate."""
+    callbacks = callbacks_of(trainer)
+    kept = [callback for callback in callbacks if not isinstance(callback, LearningRateFinder)]
+    if len(kept) < len(callbacks):
+        log.info("the run is resumed with the learning rate that it began with: none is searched")
+        vars(trainer)["callbacks"] = kept
 
 
 def _first(depths: Sequence[int]) -> int:
@@ -135,6 +196,7 @@ def run_lightning(arguments: Sequence[str], *, run: bool = True) -> InterstackCL
             scratch = Path(resources.enter_context(tempfile.TemporaryDirectory()))
         return InterstackCLI(
             resources=resources,
+            scratch=scratch,
             model_class=Distillation,
             datamodule_class=SpeechDataModule,
             save_config_callback=SaveConfig,

@@ -243,6 +243,8 @@ class SpeechDataModule(L.LightningDataModule):
     def train_dataloader(self) -> TrainingLoader:
         """Returns this rank's batches of the trainer's present epoch (0 without a trainer).
 
+        With `trainer.overfit_batches` every epoch has the first one's, the same crops included.
+
         The loader can go on from the middle of its epoch; see `TrainingLoader`.
 
         Raises:
@@ -250,7 +252,8 @@ class SpeechDataModule(L.LightningDataModule):
         """
         epoch = 0
         if self.trainer is not None:
-            epoch = self.trainer.current_epoch
+            overfits = vars(self.trainer).get("overfit_batches", 0) > 0
+            epoch = 0 if overfits else self.trainer.current_epoch
             # An attribute that Lightning sets without declaring it.
             every = vars(self.trainer)["reload_dataloaders_every_n_epochs"]
             if every != 1 and self.trainer.max_epochs != 1:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sized
+from collections.abc import Generator, Iterator, Sized
 from contextlib import closing
 from typing import Any, cast
+from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -44,6 +45,7 @@ class SpeechLoader:
         self.num_workers = num_workers
         self._seed = seed
         self._left_out = left_out or LeftOutSoFar()
+        self._passes: WeakSet[Generator[Batch]] = WeakSet()
 
     def __len__(self) -> int:
         return len(cast("Sized", self.dataset))
@@ -54,11 +56,18 @@ class SpeechLoader:
         Raises:
             DataError: audio can't be read, or a worker died.
         """
-        return self._batches(self.dataset)
+        batches = self._batches(self.dataset)
+        self._passes.add(batches)
+        return batches
+
+    def close(self) -> None:
+        """End the workers of all passes, also of one that was left before its last batch."""
+        for batches in tuple(self._passes):
+            batches.close()
 
     def _batches(
         self, dataset: Dataset[Delivery], first: int = 0, window: int = 1
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch]:
         loader = DataLoader(
             dataset,
             batch_size=None,
@@ -70,7 +79,7 @@ class SpeechLoader:
         this_pass = object()
         error = None
         try:
-            with closing(load(loader)) as deliveries:
+            with closing(load(loader, _num_items(dataset))) as deliveries:
                 for number, (batch, left_out) in enumerate(deliveries, start=first):
                     if isinstance(batch, DataError):
                         error = batch
@@ -83,6 +92,14 @@ class SpeechLoader:
             self._left_out.settle(this_pass)
         if error is not None:
             raise error
+
+
+def _num_items(dataset: Dataset[Delivery]) -> int | None:
+    """Return a dataset's length; None for a single pass over a stream, which has none."""
+    try:
+        return len(cast("Sized", dataset))
+    except TypeError:
+        return None
 
 
 class TrainingLoader(SpeechLoader):

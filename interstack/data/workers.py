@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -26,8 +27,14 @@ _SIGNALS_OF_THE_RUN: Final = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 """Ctrl-C and a cluster's notice reach every process of a run; the training process answers them."""
 
 
-def load(loader: DataLoader[ItemT]) -> Generator[ItemT]:
-    """Yields a loader's items, and ends its workers when it is closed.
+def load(loader: DataLoader[ItemT], num_items: int | None = None) -> Generator[ItemT]:
+    """Yield a loader's items; end its workers before the last one, or when it is closed.
+
+    Args:
+        loader: The loader.
+        num_items: The number of its items; None if it is not known. A consumer that counts the
+            items, as Lightning does, asks for none after the last one, so that the workers would
+            wait for ever.
 
     Raises:
         DataError: a worker died; the others have been ended. It is raised where an item is asked
@@ -36,12 +43,13 @@ def load(loader: DataLoader[ItemT]) -> Generator[ItemT]:
     if not loader.num_workers:
         yield from loader
         return
-    with _blocked_signals():  # and blocked they stay in the workers, from their first moment
+    with _blocked_signals(), _frozen_heap.in_children():  # in the workers from their first moment
         others = active_children()
         items = iter(loader)
         workers = [process for process in active_children() if process not in others]
     _gate.install()
     _workers.update(workers)
+    num_taken = 0
     try:
         while True:
             try:
@@ -62,12 +70,17 @@ def load(loader: DataLoader[ItemT]) -> Generator[ItemT]:
                 if not dead:
                     raise
                 break
+            num_taken += 1
+            if num_taken == num_items:
+                break
             yield item
     finally:
         _gate.close()
         _workers.difference_update(workers)
         del items  # ends the workers; a traceback that held it would make that take seconds
-    raise DataError(_obituary(dead[0]))
+    if dead:
+        raise DataError(_obituary(dead[0]))
+    yield item
 
 
 def prepare_worker(_worker: int) -> None:
@@ -101,6 +114,36 @@ def _blocked_signals() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+class _FrozenHeap:
+    """Keeps workers from collecting what they inherit from the training process.
+
+    A forked worker has a copy of its parent's heap. An iterator of an earlier loader may be garbage
+    there, or become it; collected in the worker, it would try to end the parent's workers, which
+    prints a traceback. Nothing that is frozen is collected. `prepare_worker` would freeze too late:
+    the worker allocates, and so may collect, before torch calls it.
+    """
+
+    def __init__(self) -> None:
+        self._is_starting = False
+        os.register_at_fork(after_in_child=self._freeze)
+
+    @contextmanager
+    def in_children(self) -> Iterator[None]:
+        """Freeze the heap of every process that is forked within the block."""
+        self._is_starting = True
+        try:
+            yield
+        finally:
+            self._is_starting = False
+
+    def _freeze(self) -> None:
+        if self._is_starting:
+            gc.freeze()
+
+
+_frozen_heap: Final = _FrozenHeap()
 
 
 class _Gate:

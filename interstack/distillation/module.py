@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Self, TypeVar
 
 import lightning as L
@@ -20,6 +20,7 @@ from interstack.distillation.averaging import (
 from interstack.distillation.channel_statistics import measure_channels
 from interstack.distillation.checks import check_lengths
 from interstack.distillation.finite import BatchLoss, NumberFormats
+from interstack.distillation.learning_rate_search import searches_learning_rate
 from interstack.distillation.metrics import DistillationLoss
 from interstack.distillation.non_finite import NonFiniteBatches, NonFinitePolicy
 from interstack.distillation.objective import ObjectiveConfig, tap_sums
@@ -43,6 +44,9 @@ from interstack.target_cache.teacher import CachedTeacher
 
 ConfigT = TypeVar("ConfigT")
 SharedT = TypeVar("SharedT")
+
+FOUND_RATE_KEY = "interstack_learning_rate"
+"""Of a checkpoint: the peak learning rate, where a search has found another than the settings'."""
 
 
 class Distillation(DistillationSteps):
@@ -103,6 +107,7 @@ class Distillation(DistillationSteps):
                 "initial_depth": initial_depth,
             }
         )
+        self._found_learning_rate: float | None = None
         self.learning_rate_scale = 1.0
         self.window = AccumulationWindow()
         # No hyper-parameter: those of a checkpoint overrule the command line, and a run that has
@@ -130,6 +135,20 @@ class Distillation(DistillationSteps):
     def layer_prefix(self) -> str:
         """What the names of encoder layers' parameters begin with, before the layer's number."""
         return "student.model.encoder.layers."
+
+    @property
+    def learning_rate(self) -> float:
+        """The peak learning rate, ``optimizer.learning_rate``, or what a search has put there.
+
+        ``LearningRateFinder`` reads and sets it. What it has found goes into checkpoints, and not
+        into the hyper-parameters, which are the settings that a resumed run is compared with.
+        """
+        return self.optimizer_config.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, rate: float) -> None:
+        self.optimizer_config = replace(self.optimizer_config, learning_rate=rate)
+        self._found_learning_rate = rate
 
     @property
     def teacher(self) -> Teacher | CachedTeacher:
@@ -223,17 +242,25 @@ class Distillation(DistillationSteps):
         """
         self.look_at_losses()
         checkpoint[CHECKPOINT_KEY] = student_structure(self.student)
+        if self._found_learning_rate is not None:
+            checkpoint[FOUND_RATE_KEY] = self._found_learning_rate
         self.non_finite.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Rebuild the student at the checkpoint's depth; Lightning loads the weights next.
 
-        So are its averages, whose weights their callback loads after that.
+        A student of that very structure stays: a search for a learning rate goes back to its start
+        in the middle of a fit, when an optimizer has the student's parameters. Averages are rebuilt
+        too, and their callback loads their weights after that.
 
         Raises:
             ConfigurationError: If the run kept an average, and is resumed without.
         """
-        self._adopt(rebuild_student(checkpoint[CHECKPOINT_KEY]).to(self.device))
+        structure = checkpoint[CHECKPOINT_KEY]
+        if not hasattr(self, "student") or student_structure(self.student) != structure:
+            self._adopt(rebuild_student(structure).to(self.device))
+        if FOUND_RATE_KEY in checkpoint:
+            self.learning_rate = checkpoint[FOUND_RATE_KEY]
         self.non_finite.load(checkpoint)
         if self._trainer is not None:
             check_goes_on(self._trainer, checkpoint)
@@ -255,6 +282,11 @@ class Distillation(DistillationSteps):
             seconds, policy = self.objective.target_norm_seconds, self.non_finite.policy
             sums = measure_channels(self.trainer, self, seconds, policy, self.number_formats)
             self.target_norm.measure(sums)
+
+    def on_train_start(self) -> None:
+        """Begin a search for a learning rate as a fit: it comes before ``on_fit_start``."""
+        if searches_learning_rate(self.trainer):
+            self.on_fit_start()
 
     def compile_as_asked(self) -> None:
         """Compile the layers of student and teacher, on the device that they are used on.

@@ -46,6 +46,8 @@ class MuonAdamW(torch.optim.Optimizer):
     """
 
     found_inf: Tensor | None = None
+    _step_supports_amp_scaling = False
+    """Lightning may clip gradients in mixed precision: the scaler has unscaled them."""
 
     def __init__(
         self,
@@ -70,7 +72,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__([muon_group, *self._adamw.param_groups], defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]  # noqa: ANN401, the closure's
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # noqa: ANN401, the closure's
         """Update all parameters that have a gradient.
 
         Args:

@@ -165,9 +165,10 @@ def make_optimizer(
             weight_decay=config.weight_decay,
             fused=True,  # one kernel for all parameters, on a GPU and on a CPU
         )
-    # Lightning would refuse to clip gradients in mixed precision, also in bf16: torch says that a
-    # fused optimizer unscales them by itself. It need not: the scaler does where this is False.
-    optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+        # Lightning would refuse to clip gradients in mixed precision, also in bf16: torch says that
+        # a fused optimizer unscales them by itself. It need not: the scaler does where this is
+        # False.
+        optimizer._step_supports_amp_scaling = False
     optimizer.register_load_state_dict_pre_hook(_match_by_name)
     return optimizer
 

@@ -9,9 +9,12 @@ from functools import partial
 import lightning as L
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from interstack.data.batch import Batch
+from interstack.data.loader import SpeechLoader
 from interstack.distillation.finite import BatchLoss
+from interstack.distillation.learning_rate_search import searches_learning_rate
 from interstack.distillation.logged_steps import step_is_logged
 from interstack.distillation.metrics import DistillationLoss
 from interstack.distillation.non_finite import NonFiniteBatches
@@ -64,6 +67,8 @@ class DistillationSteps(L.LightningModule):
         """
         del batch_idx
         mine = self.batch_loss(batch)
+        if searches_learning_rate(self.trainer):  # at the highest rates it need not be finite
+            return rank_loss(mine.sums, self.objective, self.trainer.world_size).to_minimise
         world_size, divisor = self.trainer.world_size, self.window.divisor
         loss = rank_loss(mine.sums, self.objective, world_size, divisor)
         self.window.open(loss)
@@ -113,6 +118,8 @@ class DistillationSteps(L.LightningModule):
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Set the learning rate that is due; growth, a callback, has come before."""
         del batch, batch_idx
+        if searches_learning_rate(self.trainer):
+            return
         due = self.optimizer_config.learning_rate_at(run_progress(self.trainer))
         rate = due * self.learning_rate_scale
         for optimizer in self.trainer.optimizers:
@@ -138,6 +145,16 @@ class DistillationSteps(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Log the validation loss over all ranks; all stop if it is not finite on any."""
         self._log_metric("val", self.validation_loss)
+
+    def on_validation_end(self) -> None:
+        """End the decoding workers: Lightning keeps the pass until the next validation.
+
+        A pass ends its workers at its last batch, but ``trainer.limit_val_batches`` and the sanity
+        check leave it before.
+        """
+        for loader in tree_leaves(self.trainer.val_dataloaders):
+            if isinstance(loader, SpeechLoader):
+                loader.close()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Gather the test loss."""

@@ -15,7 +15,10 @@ from interstack.distillation.averaging import AVERAGING_KEY, averaging_record
 from interstack.distillation.module import Distillation
 from interstack.distillation.structure import CHECKPOINT_KEY, student_structure
 from interstack.export.directory import written_whole
+from interstack.export.provenance import EARLY_END_KEY
 from interstack.export.student_export import validation_clips, write_export
+from interstack.growth.callback import callbacks_of
+from interstack.tracking.record import EarlyEnd
 from interstack.tracking.stages import StageRecorder
 
 log = logging.getLogger(__name__)
@@ -41,7 +44,16 @@ class SaveStudent(L.Callback):
         )
         with written_whole(directory, replaces=True, fix=fix) as part:
             write_export(pl_module.student, _content(trainer, pl_module), part, clips=clips)
-        log.info("the student is in %s", directory)
+        if not getattr(trainer, "fast_dev_run", False):  # of which nothing is kept
+            depth, early_end = pl_module.depth, _early_end(trainer)
+            which = "" if early_end is None else f", not fully trained, at depth {depth}"
+            log.info("the student%s is in %s", which, directory)
+
+
+def _early_end(trainer: L.Trainer) -> EarlyEnd | None:
+    """Return where the run ended, if that was before its schedule did."""
+    recorders = (each for each in callbacks_of(trainer) if isinstance(each, StageRecorder))
+    return next((recorder.early_end for recorder in recorders), None)
 
 
 def _content(trainer: L.Trainer, module: Distillation) -> dict[str, Any]:
@@ -54,11 +66,12 @@ def _content(trainer: L.Trainer, module: Distillation) -> dict[str, Any]:
         "hyper_parameters": dict(module.hparams),
         "global_step": trainer.global_step,
         "callbacks": {},
+        EARLY_END_KEY: None if (early_end := _early_end(trainer)) is None else str(early_end),
     }
     averaging = averaging_record(trainer, module)
     if averaging is not None:
         content[AVERAGING_KEY] = averaging
-    for callback in trainer.callbacks:  # type: ignore[attr-defined] # set, but not declared
+    for callback in callbacks_of(trainer):
         if isinstance(callback, StageRecorder):
             stages = {"stages": [asdict(stage) for stage in callback.stages]}
             content["callbacks"][StageRecorder.__qualname__] = stages

@@ -65,6 +65,15 @@ def _heading(provenance: Provenance, config: HubertConfig, num_parameters: int) 
         "its corpus' terms of use are its own as well."
     )
     yield ""
+    if provenance.early_end is not None:
+        yield from (f"**Not fully trained**: its run ended early, {provenance.early_end}.", "")
+    elif len(provenance.layers) < provenance.final_depth:
+        yield (
+            f"**Not fully grown**: it is of stage {provenance.stage} of "
+            f"{len(provenance.planned_depths)}, at depth {len(provenance.layers)} of "
+            f"{provenance.final_depth}."
+        )
+        yield ""
 
 
 def _use(config: HubertConfig) -> Iterator[str]:

@@ -19,6 +19,9 @@ from interstack.tracking.stages import StageRecorder
 PROVENANCE_FILE: Final = "interstack.json"
 """Of an export: where it comes from, for programs; transformers does not read it."""
 
+EARLY_END_KEY: Final = "interstack_early_end"
+"""Of what a run leaves: where it ended, in words, if that was before its schedule did."""
+
 LayerKind = Literal["original", "clone"]
 
 
@@ -60,6 +63,8 @@ class Provenance:
         stages: What each stage took and brought.
         command: The command line of the run; None as before.
         versions: Of interstack (with its commit, where there is one) and what it stands on.
+        planned_depths: Layers of every stage of the run; none as before.
+        early_end: Where the run ended, in words, if that was before its schedule did.
     """
 
     teacher: str
@@ -73,6 +78,18 @@ class Provenance:
     stages: tuple[StageRecord, ...]
     command: str | None
     versions: Mapping[str, str]
+    planned_depths: tuple[int, ...] = ()
+    early_end: str | None = None
+
+    @property
+    def final_depth(self) -> int:
+        """Layers that the run was to end with."""
+        return max([len(self.layers), *self.planned_depths])
+
+    @property
+    def stage(self) -> int:
+        """The stage that the student is of, counted from 1."""
+        return max(1, sum(depth <= len(self.layers) for depth in self.planned_depths))
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Mapping[str, Any]) -> Self:
@@ -96,6 +113,8 @@ class Provenance:
             stages=tuple(StageRecord(**stage) for stage in recorder.get("stages", ())),
             command=origin.get("command"),
             versions=origin.get("versions", {}),
+            planned_depths=tuple(config.get("growth", {}).get("depths", ())),
+            early_end=checkpoint.get(EARLY_END_KEY),
         )
 
     def write(self, directory: Path) -> None:

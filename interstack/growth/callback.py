@@ -155,18 +155,25 @@ class InterleavedStacking(L.Callback):
         for depth in self.depths[1:]:
             lineage = descend(lineage, plan_growth(self.operator, lineage, depth))
 
-    def make_schedule(self, total: float, unit: LengthUnit) -> GrowthSchedule:
+    def make_schedule(
+        self, total: float, unit: LengthUnit, *, trial: bool = False
+    ) -> GrowthSchedule:
         """Lay the stages over a run.
 
         Args:
             total: The run's length.
             unit: What it is counted in.
+            trial: Whether it only tries some steps of a longer run, as ``fast_dev_run`` does: the
+                stages then keep their shares, and those without a step of their own are passed
+                over.
 
         Raises:
             ConfigurationError: If the stages don't fit the run.
         """
         if self.lengths is None:
             shares = prop_shares(len(self.depths), self.alpha if self.kind == "prop" else 0.0)
+        elif trial:
+            shares = explicit_shares(self.lengths, sum(self.lengths), self.unit)
         elif self.unit != unit:
             raise ConfigurationError(
                 f"growth.unit is {self.unit!r}, but trainer.max_{unit} measures the run in {unit}: "
@@ -174,16 +181,16 @@ class InterleavedStacking(L.Callback):
             )
         else:
             shares = explicit_shares(self.lengths, total, unit)
-        if unit == "steps" and min(shares) * total < 1:
+        if unit == "steps" and min(shares) * total < 1 and not trial:
             raise ConfigurationError(
                 f"a run of {total:g} steps has no room for {len(self.depths)} stages: the shortest "
                 f"would have {min(shares) * total:.2f} steps"
             )
         return make_schedule(self.depths, shares)
 
-    def record(self, run: RunLength) -> ScheduleRecord:
+    def record(self, run: RunLength, *, trial: bool = False) -> ScheduleRecord:
         """Put down all that growth does in a run of this length; raises as ``make_schedule``."""
-        stages = self.make_schedule(*run).stages
+        stages = self.make_schedule(*run, trial=trial).stages
         policies = (self.optimizer_state, self.learning_rate, self.rewarm_steps)
         return ScheduleRecord(run, stages, self.operator_name, *policies)
 
@@ -193,7 +200,8 @@ class InterleavedStacking(L.Callback):
         self._fitting = stage == "fit"
         if self._fitting:
             check_strategy(trainer)
-            self._record = self.record(run_length(trainer))
+            trial = bool(getattr(trainer, "fast_dev_run", False))
+            self._record = self.record(run_length(trainer), trial=trial)
             self.schedule = GrowthSchedule(self._record.stages)
             self._last_growth = None
 

@@ -22,8 +22,10 @@ def run_length(trainer: L.Trainer) -> RunLength:
     """Read the run's length from the Trainer.
 
     Raises:
-        ConfigurationError: If it has none, or two.
+        ConfigurationError: If it has none, or two. ``fast_dev_run`` sets both, and counts steps.
     """
+    if getattr(trainer, "fast_dev_run", False):
+        return RunLength(int(vars(trainer)["fast_dev_run"]), "steps")
     has_steps = trainer.max_steps is not None and trainer.max_steps > 0
     has_epochs = trainer.max_epochs is not None and trainer.max_epochs > 0
     if has_steps and has_epochs:

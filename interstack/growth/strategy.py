@@ -18,15 +18,35 @@ def check_strategy(trainer: L.Trainer) -> None:
     """Refuse strategies that can't follow a change of the module's parameters.
 
     Raises:
-        ConfigurationError: For anything but a single device or DDP. FSDP and DeepSpeed make their
-            shards once, and load weights only after the optimizers exist.
+        ConfigurationError: As ``check_strategy_class``.
     """
-    strategy = trainer.strategy
-    follows = isinstance(strategy, DDPStrategy | SingleDeviceStrategy)
-    if not follows or isinstance(strategy, DeepSpeedStrategy):  # a DDPStrategy by its class
+    strategy = type(trainer.strategy)
+    check_strategy_class(strategy, "popen", strategy.__name__)
+
+
+def check_strategy_class(strategy: type, start_method: str, name: str) -> None:
+    """Refuse a strategy before it is made.
+
+    Args:
+        strategy: Its class.
+        start_method: How it starts its processes.
+        name: What the user calls it.
+
+    Raises:
+        ConfigurationError: For anything but a single device or DDP. FSDP and DeepSpeed make their
+            shards once, and load weights only after the optimizers exist. And for processes that
+            are spawned: a run can't be pickled.
+    """
+    follows = issubclass(strategy, DDPStrategy | SingleDeviceStrategy)
+    if not follows or issubclass(strategy, DeepSpeedStrategy):  # a DDPStrategy by its class
         raise ConfigurationError(
-            f"a growing student can't train under {type(strategy).__name__}, which shards "
-            "parameters once and for all: use trainer.strategy ddp, or auto on one device"
+            f"trainer.strategy is {name}, which divides the parameters among devices once, and a "
+            "growing student gets new ones: give ddp, or auto on one device"
+        )
+    if start_method in ("spawn", "forkserver"):
+        raise ConfigurationError(
+            f"trainer.strategy is {name}, which sends the run to new processes, and a run with its "
+            "open files can't be sent: give ddp"
         )
 
 

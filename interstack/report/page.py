@@ -85,6 +85,8 @@ def _run(story: Story) -> dict[str, Any]:
 def _status(story: Story) -> str:
     if story.status in ("finished", "interrupted"):
         return story.status
+    if story.status == "ended_early":
+        return "ended early" if story.early_end is None else f"ended early, {story.early_end}"
     return f"{story.status}, or died: its last record is of {story.last_word:%Y-%m-%d %H:%M} UTC"
 
 

@@ -14,7 +14,7 @@ import yaml
 from interstack.checkpointing.disk import unread
 from interstack.errors import ConfigurationError
 from interstack.tracking.events import EVENTS_FILE, Event, read_events
-from interstack.tracking.record import RECORD_NAME
+from interstack.tracking.record import RECORD_NAME, EarlyEnd
 
 VALIDATION_LOSS = "val/loss"
 
@@ -25,7 +25,8 @@ class Story:
 
     Attributes:
         name: What it is called in the report.
-        status: ``running``, ``finished`` or ``interrupted``; a run that died still says running.
+        status: ``running``, ``finished``, ``ended_early`` or ``interrupted``; a run that died still
+            says running.
         last_word: When it wrote its last record, which tells a run that died.
         seed: Of the run; None if its configuration is not there.
         recipe: Its configuration but for the seed and its directory: runs that share it differ by
@@ -36,6 +37,7 @@ class Story:
         stages: Stages that have ended, in order.
         similarities: Of the layers at their ends.
         recoveries: Of the training loss after growths.
+        early_end: Where the run ended, if that was before its schedule did.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Story:
     stages: Sequence[Event]
     similarities: Sequence[Event]
     recoveries: Sequence[Event]
+    early_end: EarlyEnd | None = None
 
     @property
     def grows(self) -> bool:
@@ -97,9 +100,10 @@ def _read(directory: Path, name: str) -> Story:
     seed = config.pop("seed_everything", None)
     config.get("trainer", {}).pop("default_root_dir", None)
     config.get("trainer", {}).pop("logger", None)
+    status, early_end = _end(directory)
     return Story(
         name,
-        _status(directory),
+        status,
         datetime.fromtimestamp((directory / EVENTS_FILE).stat().st_mtime, UTC),
         seed if isinstance(seed, int) and not isinstance(seed, bool) else None,
         yaml.safe_dump(config),
@@ -109,6 +113,7 @@ def _read(directory: Path, name: str) -> Story:
         _of_kind(events, "stage"),
         _of_kind(events, "similarity"),
         _of_kind(events, "recovery"),
+        early_end,
     )
 
 
@@ -129,12 +134,14 @@ def _config(directory: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _status(directory: Path) -> str:
+def _end(directory: Path) -> tuple[str, EarlyEnd | None]:
+    """Return a run's status, and where it ended if that was early."""
     path = directory / RECORD_NAME
     try:
         record: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
-        return str(record["status"])
-    except (FileNotFoundError, ValueError, KeyError):
-        return "unknown"
+        early = record.get("early_end")
+        return str(record["status"]), None if early is None else EarlyEnd(**early)
+    except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+        return "unknown", None
     except OSError as error:
         raise ConfigurationError(unread(path, error)) from error

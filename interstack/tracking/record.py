@@ -10,10 +10,11 @@ from typing import Literal
 
 from interstack.checkpointing.deferred import write_or_defer
 
-RunStatus = Literal["running", "finished", "interrupted"]
+RunStatus = Literal["running", "finished", "ended_early", "interrupted"]
 
 RECORD_NAME = "stages.json"
-"""File in the run's directory: ``status``, and ``stages``, a list of ``StageRecord``'s fields."""
+"""File in the run's directory: ``status``; ``stages``, a list of ``StageRecord``'s fields; and for
+a run that has ended early ``early_end``, the fields of an ``EarlyEnd``."""
 
 
 @dataclass
@@ -47,13 +48,51 @@ class StageRecord:
     padded_seconds: float = 0.0
 
 
-def write_stages(directory: Path, stages: Sequence[StageRecord], status: RunStatus) -> None:
+@dataclass(frozen=True)
+class EarlyEnd:
+    """Where a run has ended before its schedule did, by ``trainer.max_time`` or a callback.
+
+    Attributes:
+        stage: Number of the stage, counted from 1.
+        stages: How many there were to be.
+        depth: Encoder layers of the student.
+        final_depth: Those of the last stage.
+        done: Optimizer steps of the run, or its epochs that are over.
+        total: How many there were to be.
+        unit: ``step`` or ``epoch``.
+    """
+
+    stage: int
+    stages: int
+    depth: int
+    final_depth: int
+    done: int
+    total: int
+    unit: str
+
+    def __str__(self) -> str:
+        """Write where it was."""
+        return (
+            f"in stage {self.stage} of {self.stages}, at depth {self.depth} of {self.final_depth}, "
+            f"after {self.unit} {self.done:,} of {self.total:,}"
+        )
+
+
+def write_stages(
+    directory: Path,
+    stages: Sequence[StageRecord],
+    status: RunStatus,
+    early_end: EarlyEnd | None = None,
+) -> None:
     """Write the record of a run atomically; where the disk is full it is kept and written later.
 
     Args:
         directory: The run's directory, made if it is not there.
         stages: The stages so far.
         status: How the run stands.
+        early_end: Where it has ended, if that was early.
     """
-    record = {"status": status, "stages": [asdict(stage) for stage in stages]}
+    record: dict[str, object] = {"status": status, "stages": [asdict(stage) for stage in stages]}
+    if early_end is not None:
+        record["early_end"] = asdict(early_end)
     write_or_defer(directory / RECORD_NAME, (json.dumps(record, indent=2) + "\n").encode())

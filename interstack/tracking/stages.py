@@ -14,8 +14,8 @@ from interstack.data.batch import Batch
 from interstack.distillation.module import Distillation
 from interstack.growth.plan import GrowthPlan
 from interstack.tracking.evaluation import validation_loss
-from interstack.tracking.position import stage_number
-from interstack.tracking.record import RunStatus, StageRecord, write_stages
+from interstack.tracking.position import early_end, stage_number
+from interstack.tracking.record import EarlyEnd, RunStatus, StageRecord, write_stages
 from interstack.tracking.table import print_stage_table
 from interstack.tracking.throughput import AudioMeter, Stopwatch
 
@@ -31,10 +31,12 @@ class StageRecorder(L.Callback):
 
     Attributes:
         stages: The stages so far; the last one is going on unless it is ``finished``.
+        early_end: Where training has ended before its schedule did; None otherwise.
     """
 
     def __init__(self) -> None:
         self.stages: list[StageRecord] = []
+        self.early_end: EarlyEnd | None = None
         self._audio = AudioMeter()
         self._stopwatch = Stopwatch()
         self._training = False
@@ -50,6 +52,7 @@ class StageRecorder(L.Callback):
         """Begin the first stage, or go on with the one that a resumed run was cut in."""
         self._training = True
         self._audio = AudioMeter()  # without the step that an earlier fit may have broken off in
+        self.early_end = None
         if trainer.global_step == 0:
             self.stages = []
         if self.stages and self.stages[-1].depth == _distillation(pl_module).depth:
@@ -75,9 +78,11 @@ class StageRecorder(L.Callback):
         self.rest()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """End the last stage."""
+        """End the last stage, or the one that the run has got to."""
         self._end(trainer, pl_module)
-        self._write(trainer, "finished")
+        self.early_end = early_end(trainer, _distillation(pl_module).depth)
+        self.stages[-1].finished = self.early_end is None
+        self._write(trainer, "finished" if self.early_end is None else "ended_early")
         self._training = False
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -87,9 +92,13 @@ class StageRecorder(L.Callback):
             return
         if self.stages[-1].finished:  # as in a run that had lost its record and is resumed
             self._write(trainer, "finished")
-        if trainer.is_global_zero:
-            with contextlib.suppress(OSError):  # the log file's disk is full
-                print_stage_table(self.stages, Path(trainer.default_root_dir))
+        if not trainer.is_global_zero:
+            return
+        is_trial = bool(getattr(trainer, "fast_dev_run", False))
+        with contextlib.suppress(OSError):  # the log file's disk is full
+            print_stage_table(self.stages, None if is_trial else Path(trainer.default_root_dir))
+        if self.early_end is not None:
+            log.warning("the run ended early, %s", self.early_end)
 
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
@@ -174,7 +183,8 @@ class StageRecorder(L.Callback):
 
     def _write(self, trainer: L.Trainer, status: RunStatus) -> None:
         if trainer.is_global_zero:
-            write_stages(Path(trainer.default_root_dir), self.stages, status)
+            directory = Path(trainer.default_root_dir)
+            write_stages(directory, self.stages, status, self.early_end)
 
 
 def _distillation(pl_module: L.LightningModule) -> Distillation:

@@ -55,11 +55,12 @@ def stage_table(stages: Sequence[StageRecord]) -> Table:
     return table
 
 
-def print_stage_table(stages: Sequence[StageRecord], directory: Path) -> None:
-    """Print the table, and where the run's directory is."""
+def print_stage_table(stages: Sequence[StageRecord], directory: Path | None) -> None:
+    """Print the table, and where the run's directory is; None for a trial that keeps nothing."""
     console = Console(highlight=False)
     console.print(stage_table(stages))
-    console.print(f"The run is in {directory}", soft_wrap=True, markup=False)
+    end = "fast_dev_run: nothing is kept" if directory is None else f"The run is in {directory}"
+    console.print(end, soft_wrap=True, markup=False)
 
 
 def _hours(seconds: float) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
+import sys
 from itertools import islice
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
@@ -14,6 +16,7 @@ import pytest
 from corpora import SPEECH, equal_batches, make_data_module, make_stream_module, shards_in
 
 from interstack.data import SpeechDataModule
+from interstack.data.left_out import LeftOut, LeftOutHere
 from interstack.errors import DataError
 
 
@@ -175,3 +178,61 @@ def test_who_listens_for_children_goes_on_hearing() -> None:
     finally:
         signal.signal(signal.SIGCHLD, before)
     assert heard
+
+
+def _leave_unfinished_garbage(module: SpeechDataModule) -> None:
+    """Begins a pass and leaves it in a reference cycle, as exceptions and closures do."""
+    batches = iter(module.train_dataloader())
+    next(batches)
+    cycle: list[object] = [batches]
+    cycle.append(cycle)
+
+
+def test_workers_leave_the_iterators_of_their_parent_alone(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A worker that collects garbage would end the training process' other workers, and fail."""
+    module = make_data_module(SPEECH, num_workers=1)
+    left_out = type(module._feeds["train"].settings.left_out)
+    take = left_out.take
+
+    def collect(counter: LeftOutHere) -> LeftOut:
+        sys.unraisablehook = sys.__unraisablehook__  # pytest's would keep it for itself
+        gc.collect()
+        return take(counter)
+
+    gc.collect()
+    gc.disable()
+    try:
+        _leave_unfinished_garbage(module)
+        assert len(active_children()) == 1
+        monkeypatch.setattr(left_out, "take", collect)
+        assert len(list(islice(module.train_dataloader(), 3))) == 3
+    finally:
+        gc.enable()
+        gc.collect()
+    assert capfd.readouterr().err == ""
+    assert not active_children()
+
+
+def test_the_last_batch_comes_after_the_end_of_its_workers(module: SpeechDataModule) -> None:
+    """Lightning counts batches, and asks for nothing behind the last one."""
+    loader = module.train_dataloader()
+    batches = iter(loader)
+    taken = list(islice(batches, len(loader) - 1))
+    assert len(active_children()) == 2
+    taken.append(next(batches))
+    assert not active_children()
+    assert equal_batches(list(module.train_dataloader()), taken)
+    assert next(batches, None) is None
+
+
+def test_a_pass_that_is_left_early_can_be_closed(module: SpeechDataModule) -> None:
+    """As the sanity check and `limit_val_batches` leave one; the next pass is a whole one."""
+    loader = module.val_dataloader()
+    batches = iter(loader)
+    next(batches)
+    assert active_children()
+    loader.close()
+    assert not active_children()
+    assert len(list(loader)) == len(list(module.val_dataloader())) > 1

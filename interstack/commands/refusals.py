@@ -1,0 +1,133 @@
+"""Which exceptions of Lightning are a user's: settings that it refuses, as one line of ours."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Final, Literal
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+from interstack.errors import ConfigurationError, InterstackError
+
+log = logging.getLogger(__name__)
+
+Phase = Literal["construction", "run"]
+
+_OF_SETTINGS: Final = (ValueError, TypeError, RuntimeError, ImportError, OSError)
+"""What constructors raise at a setting that they can't take."""
+
+_PARTS: Final = ("lightning.pytorch.callbacks", "lightning.pytorch.loggers")
+"""Modules of Lightning whose classes a user adds to a run by their names."""
+
+_FIXES: Final = {
+    "accelerator": "give one that this machine has, or auto",
+    "strategy": "give ddp, or auto on one device",
+    "callbacks": "change its settings, or remove it from trainer.callbacks",
+}
+
+
+@contextmanager
+def one_line_refusals(settings: Mapping[str, Any], phase: Phase) -> Iterator[None]:
+    """Turn what Lightning refuses into an error that names the setting.
+
+    Lightning's are: what it raises on purpose; what passes through a callback or a logger that the
+    user has added; and, while the configured classes are made, whatever constructors raise. None
+    of these is a user's where code of interstack lies between the command and the exception: that
+    is a defect of ours, which keeps its traceback, as everything else does.
+
+    Args:
+        settings: The ``trainer`` section.
+        phase: ``construction`` while the classes of the configuration are made, then ``run``.
+
+    Raises:
+        ConfigurationError: In place of such an exception; its traceback is logged for debugging.
+    """
+    try:
+        yield
+    except InterstackError:
+        raise
+    except Exception as error:
+        modules = _modules_below(error.__traceback__)
+        part = _part_of(error.__traceback__)
+        if any(_is_ours(module) for module in modules):
+            raise
+        constructs = phase == "construction" and isinstance(error, _OF_SETTINGS)
+        refuses = isinstance(error, MisconfigurationException) or _is_raised_on_purpose(error)
+        if not (refuses or part is not None or constructs):
+            raise
+        log.debug("Lightning's own traceback", exc_info=True)
+        raise ConfigurationError(_line(error, part, settings)) from error
+
+
+def _line(error: Exception, part: str | None, settings: Mapping[str, Any]) -> str:
+    """Write the setting, its value, what Lightning says of it and the fix."""
+    message = _message(error)
+    names = [name for name in settings if re.search(rf"\b{name}\b", message)]
+    names += [
+        name
+        for name, value in settings.items()
+        if isinstance(value, str) and re.search(rf"\b{re.escape(value)}\b", message)
+    ]
+    named = next((name for name in names if settings[name] is not None), None)
+    if part is not None and (named is None or part in message):
+        return f"trainer.callbacks or trainer.logger: {part}: {message}: {_FIXES['callbacks']}"
+    if named is None:
+        return f"the trainer section: {message}"
+    value = settings[named]
+    shown = f" is {value}" if isinstance(value, str | int | float) else ""
+    return f"trainer.{named}{shown}: {message}: {_FIXES.get(named, 'change it, or leave it out')}"
+
+
+def _message(error: Exception) -> str:
+    """Return the words of an exception in one line; of jsonargparse's lists the first reason."""
+    words = str(error)
+    if "Union subtypes" in words:
+        reasons = re.split(r"\n\s*- ", words.partition("Errors:")[2].partition("\nGiven value")[0])
+        told = [reason for reason in reasons if reason.strip()]
+        words = told[0] if told else words
+    return " ".join(words.split()).rstrip(".") or type(error).__name__
+
+
+def _is_raised_on_purpose(error: Exception) -> bool:
+    """Return whether the exception comes out of a ``raise`` of Lightning's."""
+    frames = [frame for frame, _ in _walk(error.__traceback__)]
+    if not frames or not str(frames[-1].f_globals.get("__name__", "")).startswith("lightning."):
+        return False
+    return _last_line(error.__traceback__).startswith("raise ")
+
+
+def _last_line(traceback: TracebackType | None) -> str:
+    from traceback import extract_tb
+
+    lines = extract_tb(traceback)
+    return (lines[-1].line or "").strip() if lines else ""
+
+
+def _walk(traceback: TracebackType | None) -> Iterator[tuple[Any, int]]:
+    """Yield the frames below the one that has caught the exception, and their lines."""
+    traceback = None if traceback is None else traceback.tb_next
+    while traceback is not None:
+        yield traceback.tb_frame, traceback.tb_lineno
+        traceback = traceback.tb_next
+
+
+def _modules_below(traceback: TracebackType | None) -> list[str]:
+    return [str(frame.f_globals.get("__name__", "")) for frame, _ in _walk(traceback)]
+
+
+def _is_ours(module: str) -> bool:
+    return module.startswith("interstack.") and module != "interstack.commands.lightning"
+
+
+def _part_of(traceback: TracebackType | None) -> str | None:
+    """Return the class of the callback or logger of Lightning's that was at work, if one was."""
+    for frame, _ in _walk(traceback):
+        module = str(frame.f_globals.get("__name__", ""))
+        owner = frame.f_locals.get("self")
+        if module.startswith(_PARTS) and owner is not None:
+            return type(owner).__name__
+    return None

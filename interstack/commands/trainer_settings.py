@@ -1,0 +1,137 @@
+"""The trainer section, before a Trainer is made of it: what belongs together, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import Enum
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ProgressBar
+from lightning.pytorch.strategies import StrategyRegistry
+
+from interstack.errors import ConfigurationError
+from interstack.growth.strategy import check_strategy_class
+
+_LEARNING_RATE = ("", "learning_rate", "optimizer.learning_rate", "model.optimizer.learning_rate")
+"""What ``attr_name`` of a LearningRateFinder may be."""
+
+
+def settle_trainer(config: Namespace, command: str, scratch: Path) -> None:
+    """Bring the trainer section into the form that a Trainer takes; refuse what can't work.
+
+    Args:
+        config: The command's parsed configuration; changed in place.
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        scratch: A directory that goes with the command.
+
+    Raises:
+        ConfigurationError: If a setting can't work here, or would do nothing.
+    """
+    trainer = config.trainer
+    _write_enums_as_words(trainer)
+    _check_strategy(trainer.strategy)
+    _check_numbers(trainer, command)
+    _check_callbacks(trainer)
+    if trainer.barebones:  # it is the switch of these, so their own settings go by it
+        trainer.update({"logger": None, "log_every_n_steps": None, "enable_progress_bar": None})
+        trainer.update({"enable_checkpointing": False, "enable_model_summary": None})
+    if trainer.fast_dev_run:
+        if config.get("ckpt_path") is not None and command == "fit":
+            raise ConfigurationError(
+                f"trainer.fast_dev_run is {trainer.fast_dev_run}, which tries a run from its first "
+                f"step on, but --ckpt_path is {config.ckpt_path}: give one of them"
+            )
+        trainer.default_root_dir = str(scratch / "fast_dev_run")  # nothing of a trial is kept
+
+
+def has_progress_bar(trainer: Namespace) -> bool:
+    """Return whether the user has chosen a progress bar, or none at all."""
+    added = (_class_of(each) for each in callbacks_in(trainer))
+    return (
+        trainer.enable_progress_bar is False
+        or trainer.barebones
+        or any(isinstance(each, type) and issubclass(each, ProgressBar) for each in added)
+    )
+
+
+def callbacks_in(trainer: Namespace) -> list[Any]:
+    """Return the section's callbacks, as a list also where one is given."""
+    callbacks = trainer.callbacks
+    return callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []
+
+
+def _check_strategy(strategy: Any) -> None:  # noqa: ANN401, what the user gives
+    """Refuse a strategy by its name, since making it may fail for a reason that misleads."""
+    if isinstance(strategy, str) and strategy in StrategyRegistry:
+        entry = StrategyRegistry[strategy]
+        method = entry["init_params"].get("start_method", "popen")
+        check_strategy_class(entry["strategy"], str(method), strategy)
+    elif isinstance(strategy, Namespace):
+        method = strategy.get("init_args", {}).get("start_method", "popen")
+        check_strategy_class(_class_of(strategy), str(method), strategy.class_path)
+
+
+def _check_numbers(trainer: Namespace, command: str) -> None:
+    """Refuse numbers that Lightning lets through, and that would stop a run or do nothing."""
+    accumulated = trainer.accumulate_grad_batches
+    if accumulated < 1:
+        raise ConfigurationError(
+            f"trainer.accumulate_grad_batches is {accumulated}: give 1 or more batches a step"
+        )
+    for name in ("limit_train_batches", "max_steps", "max_epochs") if command == "fit" else ():
+        if trainer[name] is not None and trainer[name] == 0 and not trainer.fast_dev_run:
+            raise ConfigurationError(
+                f"trainer.{name} is {trainer[name]}, with which nothing is trained: give more, or "
+                "leave it out"
+            )
+
+
+def _check_callbacks(trainer: Namespace) -> None:
+    for callback in callbacks_in(trainer):
+        kind = _class_of(callback)
+        if kind is BatchSizeFinder:
+            raise ConfigurationError(
+                "trainer.callbacks has BatchSizeFinder, but batches are measured in seconds of "
+                "audio: remove it and set data.batch_seconds"
+            )
+        if kind is LearningRateFinder:
+            attribute = callback.init_args.get("attr_name", "")
+            if attribute not in _LEARNING_RATE:
+                raise ConfigurationError(
+                    f"trainer.callbacks: LearningRateFinder.attr_name is {attribute}, but the "
+                    "learning rate is model.optimizer.learning_rate: leave attr_name out"
+                )
+            callback.init_args.attr_name = ""
+
+
+def _class_of(setting: Any) -> Any:  # noqa: ANN401, what the user gives
+    """Return the class that a setting names; None for anything else."""
+    path = getattr(setting, "class_path", None)
+    if not isinstance(path, str):
+        return type(setting) if setting is not None else None
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name, None)
+
+
+def _write_enums_as_words(settings: Namespace) -> None:
+    """Put words in the place of enumerations: defaults of Lightning's that no YAML can hold."""
+    for owner, key, value in _leaves(settings):
+        if isinstance(value, Enum):
+            owner[key] = value.value
+
+
+def _leaves(settings: Any) -> Iterator[tuple[Any, Any, Any]]:  # noqa: ANN401, nested settings
+    """Yield owner, key and value of everything in nested settings."""
+    items: list[tuple[Any, Any]] = []
+    if isinstance(settings, Namespace):
+        items = list(vars(settings).items())
+    elif isinstance(settings, dict):
+        items = list(settings.items())
+    elif isinstance(settings, list):
+        items = list(enumerate(settings))
+    for key, value in items:
+        yield settings, key, value
+        yield from _leaves(value)
