@@ -85,7 +85,8 @@ def write_errors(what: Path | str, fix: str) -> Iterator[None]:
         if isinstance(error, SafetensorError) and "os error" not in str(error):
             raise
         file = getattr(error, "filename", None)
-        where = f"{file}: " if file is not None and not str(file).startswith(str(what)) else ""
+        is_elsewhere = file is not None and not Path(str(file)).is_relative_to(Path(what).parent)
+        where = f"{file}: " if is_elsewhere else ""
         raise InterstackError(f"{what} can't be written ({where}{reason(error)}): {fix}") from error
 
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import lightning as L
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
+from interstack.checkpointing.deferred import try_or_defer
 from interstack.tracking.event_figures import event_figures, step_index
 from interstack.tracking.events import Event
 from interstack.tracking.lineage import COLUMNS
@@ -57,6 +58,7 @@ class WandbBoard:
     def __init__(self, logger: WandbLogger) -> None:
         self._logger = logger
         self._stages: list[Event] = []
+        self._waiting: list[Event] = []  # for space, since W&B copies tables and pictures
 
     def define(self, metrics: Sequence[str]) -> None:
         """Let each metric be drawn against the optimizer step; any of the axes serves as well.
@@ -86,7 +88,16 @@ class WandbBoard:
                 self._stages.append(event)
 
     def show(self, event: Event) -> None:
-        """Log tables and pictures, and an alert at a growth."""
+        """Log tables and pictures, and an alert at a growth; later where the disk is full."""
+        self._waiting.append(event)
+        try_or_defer(Path(self._logger.experiment.dir), self._show_waiting)
+
+    def _show_waiting(self) -> None:
+        while self._waiting:
+            self._show_one(self._waiting[0])
+            self._waiting.pop(0)
+
+    def _show_one(self, event: Event) -> None:
         self._show(event)
         if event["kind"] == "growth":
             before, after = event["validation_before"], event["validation_after"]
@@ -105,7 +116,8 @@ class WandbBoard:
                 table = wandb.Table([*COLUMNS], rows)
                 self._log(event, {f"growth/lineage_{event['to_depth']}": table})
             case "stage":
-                self._stages.append(event)
+                if event not in self._stages:  # else it is tried again
+                    self._stages.append(event)
                 rows = [[stage[column] for column in STAGE_COLUMNS] for stage in self._stages]
                 self._log(event, {"stages/summary": wandb.Table([*STAGE_COLUMNS], rows)})
             case "similarity":

@@ -154,7 +154,7 @@ def test_a_full_disk_is_a_line_whatever_it_refuses(
     pattern: str, teacher_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Directories, locks, facts, weights, shards and the seal; the same command goes on later."""
-    output, few = tmp_path / "cache", ("--splits=[validation]", "--data.max_seconds=0.3")
+    output, few = tmp_path / "cache", ("--splits=[validation]", "--data.max_seconds=0.5")
     output.mkdir()
     with NoSpace(output, pattern):
         assert cache(output, teacher_directory, *few) == 2
