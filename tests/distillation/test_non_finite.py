@@ -52,7 +52,7 @@ def test_a_target_that_is_not_finite_stops_the_run_with_step_and_name(
     before = {name: weight.clone() for name, weight in module.student.state_dict().items()}
     batch = make_batch(clips)._replace(ids=("9001-1", "9002-2", "9003-3"))
     with pytest.raises(
-        DataError, match="^step 0: the target of 9002-2 is not.*overflows there, in"
+        DataError, match=r"^step 0: the target of 9002-2 is not.*overflows there, in"
     ):
         train(make_trainer(max_steps=4), module, [batch])
     for name, weight in module.student.state_dict().items():
