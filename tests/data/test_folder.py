@@ -48,7 +48,8 @@ def test_other_layouts_and_formats_are_read(corpus: Path, tmp_path: Path) -> Non
 def test_a_missing_split_says_what_there_is(corpus: Path) -> None:
     """And that LibriSpeech's own can be downloaded, which other names can't."""
     with pytest.raises(
-        DataError, match=r"'train-clean-360'.*has dev-clean, train-clean-100.*download=true"
+        DataError,
+        match=r"'train-clean-360'.*has dev-clean, train-clean-100.*data.source.download to true",
     ):
         _names(LibriSpeechFolder(corpus, train=["train-clean-360"]))
     with pytest.raises(DataError, match="'mine'") as caught:

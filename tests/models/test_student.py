@@ -340,7 +340,10 @@ def test_a_front_end_that_the_teacher_lacks_cannot_be_shared() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_size": 390}, "hidden_size 390 is not divisible by student.num_attention_heads 8"),
+        (
+            {"hidden_size": 390},
+            "hidden_size 390 is not divisible by model.student.num_attention_heads 8",
+        ),
         ({"num_conv_pos_embedding_groups": 7}, "384 is not divisible by .*embedding_groups 7"),
         ({"conv_stride": (5, 2)}, "one entry a convolution each, but have 7, 7 and 2"),
         ({"dropout": 1.0}, r"model.student.dropout 1.0 must lie in \[0, 1\)"),
