@@ -15,7 +15,7 @@ import torch
 from families import NUM_LAYERS, edit_json, read_speech, save
 from superb_runs import job_directory, metrics, superb
 from torchaudio.functional import edit_distance
-from transformers import AutoModel
+from transformers import AutoModel, Wav2Vec2FeatureExtractor
 
 from interstack.evaluation.superb.compatibility import s3prl_supplied
 from interstack.evaluation.superb.results import TABLE_FILE
@@ -152,6 +152,7 @@ def test_an_upstream_in_half_precision_is_judged_in_float32_with_the_encoders_ou
     edit_json(directory / "config.json", tie_last_hidden_states=None)  # as others publish them
     half = AutoModel.from_pretrained(directory, dtype=torch.float16)
     half.save_pretrained(directory)
+    Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(directory)
     (wave,) = read_speech(1.0)
     with s3prl_supplied(tmp_path), torch.inference_mode():
         model = Upstream.find(str(directory)).load(torch.device("cpu"))
