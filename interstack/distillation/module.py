@@ -30,6 +30,7 @@ from interstack.distillation.reduction import AccumulationWindow
 from interstack.distillation.steps import DistillationSteps
 from interstack.distillation.structure import CHECKPOINT_KEY, rebuild_student, student_structure
 from interstack.distillation.targets import FrameGrid, TargetNorm, align_frames
+from interstack.errors import ConfigurationError
 from interstack.growth.averages import averages_of
 from interstack.growth.plan import GrowthPlan
 from interstack.models.build import build_student, load_teacher, taps_of
@@ -47,6 +48,9 @@ SharedT = TypeVar("SharedT")
 
 FOUND_RATE_KEY = "interstack_learning_rate"
 """Of a checkpoint: the peak learning rate, where a search has found another than the settings'."""
+FINAL_NORM_KEY = "interstack_final_norm"
+"""Of a checkpoint: a pre-LN teacher's top target was taken after its final norm; earlier versions,
+which took it before, lack the key."""
 
 
 class Distillation(DistillationSteps):
@@ -242,6 +246,7 @@ class Distillation(DistillationSteps):
         """
         self.look_at_losses()
         checkpoint[CHECKPOINT_KEY] = student_structure(self.student)
+        checkpoint[FINAL_NORM_KEY] = True
         if self._found_learning_rate is not None:
             checkpoint[FOUND_RATE_KEY] = self._found_learning_rate
         self.non_finite.save(checkpoint)
@@ -254,8 +259,10 @@ class Distillation(DistillationSteps):
         too, and their callback loads their weights after that.
 
         Raises:
-            ConfigurationError: If the run kept an average, and is resumed without.
+            ConfigurationError: If the run kept an average, and is resumed without; or if it was
+                trained on another top target than this version's.
         """
+        self._check_top_target(checkpoint)
         structure = checkpoint[CHECKPOINT_KEY]
         if not hasattr(self, "student") or student_structure(self.student) != structure:
             self._adopt(rebuild_student(structure).to(self.device))
@@ -268,6 +275,18 @@ class Distillation(DistillationSteps):
                 assert isinstance(average.module, Distillation)
                 average.module._adopt(copy.deepcopy(self.student))
                 average.module.to(average.module.device)
+
+    def _check_top_target(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to resume a run whose top target lacked a pre-LN teacher's final norm."""
+        resumes = self._trainer is not None and self._trainer.state.fn == "fit"
+        if FINAL_NORM_KEY in checkpoint or not resumes or not self._teacher:
+            return
+        if self.teacher.has_final_norm:
+            raise ConfigurationError(
+                "the checkpoint was written by an earlier version of interstack, whose top target "
+                "of a pre-LN teacher lacked its final layer norm: begin a new run in another "
+                "directory, or resume with the version that the run began with"
+            )
 
     def on_fit_start(self) -> None:
         """Move the teacher, compile the layers, measure the targets' channels: as is asked for."""

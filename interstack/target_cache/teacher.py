@@ -56,6 +56,7 @@ class CachedTeacher:
         self.pad_to_30s = record.pad_to_30s
         self.first_frame_centre = record.first_frame_centre
         self.frame_hop = record.frame_hop
+        self.has_final_norm = record.has_final_norm
 
     def to(self, device: torch.device) -> Self:
         """Stay where it is: what it gives lies where the batch does."""

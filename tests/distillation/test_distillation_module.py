@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from families import pad, read_speech, whisper_config
+from families import pad, read_speech, save, whisper_config
 from small_runs import (
     SaveAfterFirstEpoch,
     fit,
@@ -26,9 +26,10 @@ from transformers import AutoModel, WhisperModel
 from interstack.data.batch import Batch
 from interstack.data.datamodule import SpeechDataModule
 from interstack.data.folder import LibriSpeechFolder
-from interstack.distillation.module import Distillation
+from interstack.distillation.module import FINAL_NORM_KEY, Distillation
 from interstack.distillation.objective import ObjectiveConfig
 from interstack.distillation.optimizer import OptimizerConfig
+from interstack.errors import ConfigurationError
 from interstack.models.student import StudentOutput
 
 SPEECH = Path(__file__).parents[2] / "assets/speech"
@@ -302,3 +303,17 @@ def test_a_run_on_the_embedded_speech_grows_and_validates(teacher_directory: Pat
     assert trainer.callback_metrics["train/depth"] == 4
     after = trainer.callback_metrics["val/loss"].item()
     assert after < before["val/loss"]
+
+
+def test_a_run_of_before_the_final_norm_is_not_resumed(tmp_path: Path) -> None:
+    """Its top target was another one, where a pre-LN teacher is tapped at its top layer."""
+    teacher = save("hubert-large", tmp_path)
+    path, batches = tmp_path / "run.ckpt", training_batches(2)
+    trainer = make_trainer(max_steps=2)
+    fit(trainer, make_module(teacher), batches)
+    trainer.save_checkpoint(path)
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint[FINAL_NORM_KEY]
+    torch.save(checkpoint, path)
+    with pytest.raises(ConfigurationError, match="lacked its final layer norm: begin a new run"):
+        fit(make_trainer(max_steps=4), make_module(teacher), batches, path)
