@@ -219,19 +219,10 @@ def test_audio_that_can_not_be_read_is_named(
 
 
 def test_a_full_disk_is_said(
-    upstream: Path,
-    data_root: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    upstream: Path, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And the same command goes on once there is room."""
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr("interstack.checkpointing.atomic.write_whole", full)
+    with NoSpace(tmp_path, "*.ckpt*"):
         assert superb(upstream, data_root, tmp_path, "pr", steps=2) == 2
     error = capsys.readouterr().err
     assert "No space left on device" in error
