@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from itertools import islice
 from typing import Final
@@ -38,5 +38,5 @@ def first_utterances(datamodule: SpeechDataModule, split: Split, epoch: int | No
     return assemble(shortest) or assemble(candidates)
 
 
-def _iterated(utterances: Iterable[Utterance]) -> Iterator[Utterance]:
+def _iterated(utterances: Iterable[Utterance]) -> Generator[Utterance]:
     yield from utterances
