@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler
 from torch import distributed
 
 from interstack.checkpointing.agreement import Agreement
@@ -26,7 +26,7 @@ from interstack.checkpointing.signals import StopRequest
 from interstack.checkpointing.stop_broadcast import spare_stop_broadcast
 from interstack.checkpointing.writer import LAST, CheckpointWriter
 from interstack.errors import ConfigurationError, DataError, InterstackError, RunInterrupted
-from interstack.growth.callback import growable
+from interstack.growth.callback import callbacks_of, growable
 from interstack.growth.plan import GrowthPlan
 from interstack.tracking.position import stage_number
 
@@ -110,7 +110,7 @@ class Checkpoints(Checkpoint):
             return
         now = datamodule.num_training_batches(trainer.world_size)
         if trainer.limit_train_batches == 1.0 and position.batch:
-            window = trainer.accumulate_grad_batches
+            window = _accumulation_window(trainer, position.epoch)
             done = rescale_position(checkpoint["loops"], position, now, window)
         else:
             done = position.batch
@@ -134,6 +134,9 @@ class Checkpoints(Checkpoint):
         self._saved_at = time.monotonic()
         self._align = self._restarted is not None
         if self._restarted is not None:
+            # a scheduler sets it when an epoch starts, which a resumed epoch does not
+            window = _accumulation_window(trainer, trainer.current_epoch)
+            trainer.accumulate_grad_batches = window
             states, self._restarted = self._restarted, None
             restore_random_state(states[trainer.global_rank % len(states)], pl_module.device)
 
@@ -263,6 +266,14 @@ class Checkpoints(Checkpoint):
         self.writer.save(trainer, name)
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
+
+
+def _accumulation_window(trainer: L.Trainer, epoch: int) -> int:
+    """Return the batches whose gradients are accumulated in an epoch."""
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, GradientAccumulationScheduler):
+            return callback.get_accumulate_grad_batches(epoch)
+    return trainer.accumulate_grad_batches
 
 
 def _stage_name(trainer: L.Trainer, pl_module: L.LightningModule) -> str:

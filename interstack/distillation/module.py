@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import asdict
 from typing import Any, Self, TypeVar
 
+import lightning as L
 import torch
 from torch import Tensor
 
 from interstack.data.batch import Batch
+from interstack.distillation.averaging import (
+    KeepAverages,
+    averaging_callback,
+    check_callbacks,
+    check_goes_on,
+)
 from interstack.distillation.channel_statistics import measure_channels
 from interstack.distillation.checks import check_lengths
 from interstack.distillation.finite import BatchLoss
@@ -20,6 +28,7 @@ from interstack.distillation.precision import check_precision
 from interstack.distillation.steps import DistillationSteps
 from interstack.distillation.structure import CHECKPOINT_KEY, rebuild_student, student_structure
 from interstack.distillation.targets import FrameGrid, TargetNorm, align_frames
+from interstack.growth.averages import averages_of
 from interstack.growth.plan import GrowthPlan
 from interstack.models.build import build_student, load_teacher, taps_of
 from interstack.models.compiling import check_can_compile
@@ -114,6 +123,18 @@ class Distillation(DistillationSteps):
         """The frozen teacher, or the cache that stands in for it; there after ``setup``."""
         return self._teacher[0]
 
+    def configure_callbacks(self) -> list[L.Callback]:
+        """Refuse callbacks that can't work here; add what an average of the weights needs.
+
+        Lightning calls this before anything is loaded or set up.
+
+        Raises:
+            ConfigurationError: If a fit's callbacks include one of those.
+        """
+        if self.trainer.state.fn == "fit":
+            check_callbacks(self.trainer)
+        return [] if averaging_callback(self.trainer) is None else [KeepAverages()]
+
     def configure_model(self) -> None:
         """Build the student, unless it is there, for the teacher or the cache of its targets.
 
@@ -190,9 +211,21 @@ class Distillation(DistillationSteps):
         self.non_finite.save(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Rebuild the student at the checkpoint's depth; Lightning loads the weights next."""
+        """Rebuild the student at the checkpoint's depth; Lightning loads the weights next.
+
+        So are its averages, whose weights their callback loads after that.
+
+        Raises:
+            ConfigurationError: If the run kept an average, and is resumed without.
+        """
         self._adopt(rebuild_student(checkpoint[CHECKPOINT_KEY]).to(self.device))
         self.non_finite.load(checkpoint)
+        if self._trainer is not None:
+            check_goes_on(self._trainer, checkpoint)
+            for average in averages_of(self._trainer, self):
+                assert isinstance(average.module, Distillation)
+                average.module._adopt(copy.deepcopy(self.student))
+                average.module.to(average.module.device)
 
     def on_fit_start(self) -> None:
         """Move the teacher, compile the layers, measure the targets' channels: as is asked for."""

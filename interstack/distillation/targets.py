@@ -75,7 +75,8 @@ class TargetNorm(nn.Module):
         if config.target_norm == "channel":
             self.register_buffer("mean", torch.zeros(num_taps, width))
             self.register_buffer("std", torch.ones(num_taps, width))
-            self.register_buffer("measured", torch.tensor(False))
+            # a number, since averages of weights are taken of buffers too, and of numbers alone
+            self.register_buffer("measured", torch.tensor(0.0))
 
     @property
     def wants_statistics(self) -> bool:
@@ -108,7 +109,7 @@ class TargetNorm(nn.Module):
         std = variance.sqrt().clamp(min=1e-3)
         self.mean.copy_(mean)
         self.std.copy_(std)
-        self.measured.fill_(True)
+        self.measured.fill_(1.0)
 
 
 def channel_sums(targets: Sequence[Tensor], mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

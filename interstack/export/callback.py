@@ -11,6 +11,7 @@ import lightning as L
 from lightning.pytorch.cli import SaveConfigCallback
 
 from interstack.data.datamodule import SpeechDataModule
+from interstack.distillation.averaging import AVERAGING_KEY, averaging_record
 from interstack.distillation.module import Distillation
 from interstack.distillation.structure import CHECKPOINT_KEY, student_structure
 from interstack.export.student_export import validation_clips, write_export
@@ -47,6 +48,9 @@ def _content(trainer: L.Trainer, module: Distillation) -> dict[str, Any]:
         "global_step": trainer.global_step,
         "callbacks": {},
     }
+    averaging = averaging_record(trainer, module)
+    if averaging is not None:
+        content[AVERAGING_KEY] = averaging
     for callback in trainer.callbacks:  # type: ignore[attr-defined] # set, but not declared
         if isinstance(callback, StageRecorder):
             stages = {"stages": [asdict(stage) for stage in callback.stages]}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
 from transformers import HubertConfig
@@ -136,6 +136,8 @@ def _training(provenance: Provenance) -> Iterator[str]:
         yield f"- Corpus: `{source}` with `{settings}`."
     if provenance.operator is not None:
         yield f"- Growth operator: `{provenance.operator}`; {provenance.step:,} optimizer steps."
+    if provenance.averaging is not None:
+        yield f"- Weights: {_average(provenance.averaging)}."
     if provenance.command is not None:
         yield f"- Command: `{provenance.command}`"
     if provenance.versions:
@@ -146,6 +148,16 @@ def _training(provenance: Provenance) -> Iterator[str]:
         yield "| stage | depth | parameters | steps | hours | validation loss | at its end |"
         yield "| --: | --: | --: | --: | --: | --: | --: |"
         yield from (_stage(stage) for stage in provenance.stages)
+
+
+def _average(averaging: Mapping[str, Any]) -> str:
+    given = {name: value for name, value in averaging["settings"].items() if value is not None}
+    settings = f" with `{json.dumps(given)}`" if given else ""
+    return (
+        f"not those of the last step, but their average over the training by "
+        f"`{averaging['callback']}`{settings}, updated {averaging['updates']:,} times; validation "
+        "losses are the average's as well"
+    )
 
 
 def _stage(stage: StageRecord) -> str:

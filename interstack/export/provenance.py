@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, Self
 import yaml
 
 from interstack.checkpointing.reading import CONFIG_KEY, ORIGIN_KEY
+from interstack.distillation.averaging import AVERAGING_KEY
 from interstack.distillation.structure import CHECKPOINT_KEY
 from interstack.tracking.record import StageRecord
 from interstack.tracking.stages import StageRecorder
@@ -51,6 +52,9 @@ class Provenance:
             command line.
         operator: How it grew; None as before.
         step: Optimizer steps that it was trained for.
+        averaging: The callback whose average of the weights the student has, its settings as far
+            as the run was begun by the command line, and the average's updates; None: the weights
+            are those of the last step.
         layers: One entry a layer, bottom first.
         stages: What each stage took and brought.
         command: The command line of the run; None as before.
@@ -63,6 +67,7 @@ class Provenance:
     data: Mapping[str, Any] | None
     operator: str | None
     step: int
+    averaging: Mapping[str, Any] | None
     layers: tuple[Layer, ...]
     stages: tuple[StageRecord, ...]
     command: str | None
@@ -83,6 +88,7 @@ class Provenance:
             data=config.get("data", {}).get("source"),
             operator=config.get("growth", {}).get("operator"),
             step=checkpoint["global_step"],
+            averaging=_averaging(checkpoint.get(AVERAGING_KEY), config),
             layers=_layers(
                 structure["lineage"], structure["tap_layers"], structure["teacher_taps"]
             ),
@@ -104,6 +110,20 @@ def teacher_of(directory: Path) -> str | None:
         return str(fields["teacher"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _averaging(
+    record: Mapping[str, Any] | None, config: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    """Add the callback's settings to what a checkpoint says of its average."""
+    if record is None:
+        return None
+    given = config.get("trainer", {}).get("callbacks") or []
+    settings: dict[str, Any] = {}
+    for callback in given if isinstance(given, list) else [given]:
+        if callback["class_path"].rpartition(".")[2] == record["callback"]:
+            settings = callback.get("init_args", {})
+    return {**record, "settings": settings}
 
 
 def _layers(

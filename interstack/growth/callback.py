@@ -7,6 +7,7 @@ from typing import Any, Protocol, cast, runtime_checkable
 import lightning as L
 
 from interstack.errors import ConfigurationError
+from interstack.growth.averages import grow_averages
 from interstack.growth.operators import GrowthOperator, OperatorName, get_operator, plan_growth
 from interstack.growth.optimizer_state import OptimizerStatePolicy
 from interstack.growth.plan import GrowthPlan, descend
@@ -198,6 +199,7 @@ class InterleavedStacking(L.Callback):
             plan = plan_growth(self.operator, student.lineage, next_depth)
             student.grow(plan)
             rebuild_after_growth(trainer, plan, student.layer_prefix, self.optimizer_state)
+            grow_averages(trainer, pl_module, plan, student.layer_prefix)
             self._last_growth = trainer.global_step
             for listener in listeners:
                 listener.on_growth_end(trainer, pl_module, plan)

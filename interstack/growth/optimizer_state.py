@@ -46,7 +46,7 @@ def inherit_state(
         return
     states = {name: old.state.get(parameter) for name, parameter in named_parameters(old).items()}
     for name, parameter in named_parameters(new).items():
-        parent, is_clone = _parent(name, plan, layer_prefix)
+        parent, is_clone = parent_of(name, plan, layer_prefix)
         state = states.get(parent)
         if not state:  # never stepped, or not trained before
             continue
@@ -74,7 +74,7 @@ def named_parameters(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor
     return parameters
 
 
-def _parent(name: str, plan: GrowthPlan, layer_prefix: str) -> tuple[str, bool]:
+def parent_of(name: str, plan: GrowthPlan, layer_prefix: str) -> tuple[str, bool]:
     """Return what a parameter's parent was called before the growth, and whether it is a clone."""
     if not name.startswith(layer_prefix):
         return name, False

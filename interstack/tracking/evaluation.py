@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import nn
 
+from interstack.distillation.averaging import averaged_weights
 from interstack.distillation.metrics import DistillationLoss
 from interstack.distillation.module import Distillation
 
@@ -20,7 +21,8 @@ from interstack.distillation.module import Distillation
 def validation_loss(trainer: L.Trainer, module: Distillation) -> float | None:
     """Measure the loss over the Trainer's validation batches, those of all ranks.
 
-    It is what ``val/loss`` would be now: same batches, limits, precision and sums. Random states,
+    It is what ``val/loss`` would be now: same batches, limits, precision and sums, and the averaged
+    student where a callback averages its weights. Random states,
     train mode and loggers stay as they are. Every rank has to call it.
 
     Args:
@@ -35,7 +37,12 @@ def validation_loss(trainer: L.Trainer, module: Distillation) -> float | None:
     precision, strategy = trainer.precision_plugin, trainer.strategy
     taps = len(module.student.teacher_taps)
     metric = DistillationLoss(module.objective, taps).to(module.device)
-    with isolate_rng(), evaluating(module), precision.val_step_context():
+    with (
+        isolate_rng(),
+        averaged_weights(trainer, module),
+        evaluating(module),
+        precision.val_step_context(),
+    ):
         trainer.fit_loop.epoch_loop.val_loop.setup_data()  # loads them once, as validation does
         batches = CombinedLoader(trainer.val_dataloaders, "sequential")
         batches.limits = trainer.num_val_batches

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
 from interstack.data.batch import Batch
+from interstack.distillation.averaging import averaged_weights
 from interstack.distillation.module import Distillation
 from interstack.models.teacher import Teacher, TeacherOutput
 from interstack.tracking.evaluation import evaluating
@@ -56,7 +57,12 @@ def measure_similarity(trainer: L.Trainer, module: Distillation) -> LayerSimilar
     if batch is None:
         return None
     precision, strategy = trainer.precision_plugin, trainer.strategy
-    with isolate_rng(), evaluating(module), precision.val_step_context():
+    with (
+        isolate_rng(),
+        averaged_weights(trainer, module),
+        evaluating(module),
+        precision.val_step_context(),
+    ):
         moved = strategy.batch_to_device(precision.convert_input(batch))
         told, layers = _ask_every_layer(module, moved)
         output, states = module.study(moved, told)

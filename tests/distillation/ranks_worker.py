@@ -18,6 +18,7 @@ sys.path.append(str(Path(__file__).parents[1] / "models"))  # for `families`
 import lightning as L
 import torch
 from families import read_speech
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from small_runs import SMALL, loader, make_batch, make_trainer
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ from interstack.distillation.module import Distillation
 from interstack.distillation.objective import ObjectiveConfig
 from interstack.distillation.optimizer import OptimizerConfig
 from interstack.errors import DataError
+from interstack.growth.averages import averages_of
 from interstack.growth.plan import GrowthPlan
 from interstack.models.config import TeacherConfig
 
@@ -39,7 +41,7 @@ RUNS: Final[dict[str, dict[str, Any]]] = {
         "accumulate": 2,
         "objective": ObjectiveConfig(target_norm="channel", target_norm_seconds=6.0),
     },
-    "random": {"steps": 4, "operator": "random", "seed_by_rank": True},
+    "random": {"steps": 4, "operator": "random", "seed_by_rank": True, "averages": True},
     "skip": {"bad": BAD, "non_finite": "skip"},
     "bad validation": {"steps": 3, "bad_validation": 1},
     "stop later": {"bad": BAD, "patience": 3},
@@ -82,6 +84,8 @@ class Diary(L.Callback):
         self.weights: list[str] = []
         self.moments: list[str] = []
         self.grown: list[str] = []
+        self.averages: list[str] = []
+        self.averaged_fresh: list[bool] = []
         self.searches_unused: list[bool] = []
         self.collectives: list[list[str]] = []
 
@@ -104,6 +108,8 @@ class Diary(L.Callback):
         metrics = trainer.callback_metrics.items()
         self.losses.append({k: v.item() for k, v in metrics if k.startswith("train/loss")})
         self.weights.append(digest(list(pl_module.state_dict().values())))
+        for average in averages_of(trainer, pl_module):
+            self.averages.append(digest(list(average.state_dict().values())))
         state: Any = trainer.optimizers[0].state
         self.moments.append(digest([t for each in state.values() for t in each.values()]))
         wrapped: Any = trainer.strategy.model
@@ -116,9 +122,16 @@ class Diary(L.Callback):
     def on_growth_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, plan: GrowthPlan
     ) -> None:
-        """Hash the grown student before its first step."""
-        del trainer, plan
-        self.grown.append(digest(list(pl_module.state_dict().values())))
+        """Hash the grown student before its first step; and hold its average's new layers to it."""
+        own = pl_module.state_dict()
+        self.grown.append(digest(list(own.values())))
+        for average in averages_of(trainer, pl_module):
+            averaged = average.module.state_dict()
+            clones = [place for place in range(plan.depth) if plan.is_clone(place)]
+            fresh = tuple(f"student.model.encoder.layers.{place}." for place in clones)
+            names = [name for name in own if name.startswith(fresh)]
+            same = all(torch.equal(own[name], averaged[name]) for name in names)
+            self.averaged_fresh.append(bool(names) and same)
 
 
 COLLECTIVES: Final[list[str]] = []
@@ -150,6 +163,7 @@ def run(
     objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008, frozen
     accumulate: int = 1,
     patience: int | None = None,
+    averages: bool = False,
 ) -> dict[str, Any]:
     """Train through all depths as a rank of two, or as a single process with both ranks' data."""
     torch.manual_seed(rank if seed_by_rank and rank is not None else 5)
@@ -167,6 +181,7 @@ def run(
     if rank is not None:
         ranks = {"devices": 2, "strategy": "ddp"}
     trainer = make_trainer(
+        *([EMAWeightAveraging(decay=0.5)] if averages else []),
         diary,
         depths=DEPTHS,
         growth={"operator": operator},
@@ -191,6 +206,8 @@ def run(
         "weights": diary.weights,
         "moments": diary.moments,
         "grown": diary.grown,
+        "averages": diary.averages,
+        "averaged_fresh": diary.averaged_fresh,
         "searches_unused": diary.searches_unused,
         "collectives": diary.collectives,
         "depth": module.depth,

@@ -79,6 +79,16 @@ def test_ranks_hold_the_same_weights_after_every_growth_and_step(run: str, launc
         assert first[what] == second[what], what
 
 
+def test_ranks_hold_the_same_averages(launch: Launch) -> None:
+    """A fresh layer's average is the layer as rank 0 has drawn it, not as each rank has."""
+    first, second = launch.of("random")
+    assert len(set(first["averages"])) == 4
+    assert first["averages"] == second["averages"]
+    for rank in (first, second):
+        assert rank["averaged_fresh"] == [True, True]
+    assert first["validation_loss"] == second["validation_loss"]
+
+
 def test_the_mean_of_what_ranks_minimise_is_the_loss_that_is_logged(launch: Launch) -> None:
     """DDP averages gradients, so this is their scale, which AdamW's steps hardly show."""
     first, second = launch.of("plain")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from cached_runs import fit
 from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModel
 
@@ -100,6 +101,41 @@ def test_a_finished_run_leaves_the_same_export(grown_run: Path, tmp_path: Path) 
     assert "python -m interstack.cli fit" in card
     stages = json.loads((grown_run / "stages.json").read_text())["stages"]
     assert f"{stages[-1]['validation_loss_after']:.4f}" in card
+
+
+def test_an_averaged_student_is_exported_and_its_card_says_so(
+    teacher_directory: Path, tmp_path: Path
+) -> None:
+    """By the run at its end and by the command alike, also of a stage before; not the last step's.
+
+    The run is none that other tests export from: their cards say nothing of an average.
+    """
+    average = {"class_path": "EMAWeightAveraging", "init_args": {"decay": 0.5}}
+    run = tmp_path / "run"
+    assert fit(run, teacher_directory, f"--trainer.callbacks+={json.dumps(average)}") == 0
+    for checkpoint, updates in (("stage-1.ckpt", 2), ("last.ckpt", 4)):
+        content = torch.load(run / "checkpoints" / checkpoint, weights_only=True)
+        output = tmp_path / checkpoint
+        assert export(run / "checkpoints" / checkpoint, output) == 0
+        exported = AutoModel.from_pretrained(output).state_dict()
+        trained = []
+        for name, weight in exported.items():
+            if "parametrizations" not in name:  # weight norm, which transformers renames
+                assert torch.equal(weight, content["state_dict"][f"student.model.{name}"]), name
+                own = content["current_model_state"][f"student.model.{name}"]
+                trained.append(torch.equal(weight, own))
+        assert trained
+        assert not all(trained)
+        facts = json.loads((output / "interstack.json").read_text())["averaging"]
+        assert (facts["callback"], facts["updates"]) == ("EMAWeightAveraging", updates)
+        assert facts["settings"]["decay"] == 0.5
+        said = "average over the training by `EMAWeightAveraging` with `{"
+        assert said in (output / "README.md").read_text()
+    last = (tmp_path / "last.ckpt" / "model.safetensors").read_bytes()
+    assert (run / "student" / "model.safetensors").read_bytes() == last
+    for name in ("README.md", "interstack.json"):
+        written = (run / "student" / name).read_text()
+        assert written == (tmp_path / "last.ckpt" / name).read_text(), name
 
 
 def test_without_its_speech_a_checkpoint_is_exported_all_the_same(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,12 @@ from killed_runs import GROWN_AT, SPEECH, Run, assert_same_end, small_words
 from interstack.cli import main
 
 LAST = "--ckpt_path=last"
+BATCHES = "--trainer.limit_train_batches=10"
+
+
+def callback(name: str, **settings: object) -> str:
+    """Return the option that gives the Trainer one of Lightning's callbacks."""
+    return f"--trainer.callbacks+={json.dumps({'class_path': name, 'init_args': settings})}"
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +88,10 @@ def assert_survives_two_kills(words: tuple[str, ...], directory: Path) -> None:
 def test_whatever_the_operator_and_the_optimizers_state(
     operator: str, policy: str, teacher_directory: Path, tmp_path: Path
 ) -> None:
-    """Layers that move, layers that are drawn anew, moments that are kept."""
+    """Layers that move, layers that are drawn anew, moments that are kept; all of it averaged."""
     growth = (f"--growth.operator={operator}", f"--growth.optimizer_state={policy}")
-    assert_survives_two_kills(small_words(teacher_directory, *growth), tmp_path)
+    average = callback("EMAWeightAveraging", decay=0.9)
+    assert_survives_two_kills(small_words(teacher_directory, *growth, average), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -91,7 +99,8 @@ def test_whatever_the_operator_and_the_optimizers_state(
     [
         ("--growth.depths=[2,3,4]", "--growth.schedule=prop"),
         ("--growth.learning_rate=rewarm", "--growth.rewarm_steps=4"),
-        ("--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=10"),
+        ("--trainer.accumulate_grad_batches=2", BATCHES),
+        (callback("GradientAccumulationScheduler", scheduling={0: 2, 1: 1}), BATCHES),
         ("--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=2"),
         ("--trainer.max_steps=-1", "--trainer.max_epochs=3"),
         ("--data.num_workers=2", "--trainer.precision=bf16-mixed"),
