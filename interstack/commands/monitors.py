@@ -53,7 +53,8 @@ def _check_validates(
     if trainer.limit_val_batches == 0:
         raise ConfigurationError(
             f"trainer.callbacks: {name}.monitor is {callback.monitor}, but "
-            "trainer.limit_val_batches is 0, so nothing is validated: give 1.0, or monitor train/loss"
+            "trainer.limit_val_batches is 0, so nothing is validated: give 1.0, or monitor "
+            "train/loss"
         )
     every = trainer.check_val_every_n_epoch
     at_epochs = isinstance(callback, EarlyStopping) and callback._check_on_train_epoch_end
