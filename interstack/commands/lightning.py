@@ -115,7 +115,7 @@ class InterstackCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Make trainer, model and data; what they refuse is the configuration's fault."""
-        with one_line_refusals(self._settings(), "construction"):
+        with one_line_refusals(vars(self._settings()), "construction"):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **settings: Any) -> L.Trainer:  # noqa: ANN401
@@ -133,7 +133,7 @@ class InterstackCLI(LightningCLI):
         return self._instantiate_trainer(section, extra)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with one_line_refusals(self._settings(), "run"):
+        with one_line_refusals(vars(self._settings()), "run"):
             if subcommand == "fit":
                 check_monitors(self.trainer, self.model.teacher_config.taps)
                 if self.config.fit.ckpt_path is not None:

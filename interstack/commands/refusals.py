@@ -6,6 +6,7 @@ import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from traceback import extract_tb
 from types import TracebackType
 from typing import Any, Final, Literal
 
@@ -52,7 +53,7 @@ def one_line_refusals(settings: Mapping[str, Any], phase: Phase) -> Iterator[Non
         raise
     except Exception as error:
         modules = _modules_below(error.__traceback__)
-        part = _part_of(error.__traceback__)
+        part = _part_of(error.__traceback__) or _parts_given(error)
         if any(_is_ours(module) for module in modules):
             raise
         constructs = phase == "construction" and isinstance(error, _OF_SETTINGS)
@@ -66,20 +67,43 @@ def one_line_refusals(settings: Mapping[str, Any], phase: Phase) -> Iterator[Non
 def _line(error: Exception, part: str | None, settings: Mapping[str, Any]) -> str:
     """Write the setting, its value, what Lightning says of it and the fix."""
     message = _message(error)
-    names = [name for name in settings if re.search(rf"\b{name}\b", message)]
-    names += [
-        name
-        for name, value in settings.items()
-        if isinstance(value, str) and re.search(rf"\b{re.escape(value)}\b", message)
-    ]
-    named = next((name for name in names if settings[name] is not None), None)
-    if part is not None and (named is None or part in message):
+    named = _named(message, settings) or (None if part else _of_module(error, settings))
+    if named is None and part is not None:
         return f"trainer.callbacks or trainer.logger: {part}: {message}: {_FIXES['callbacks']}"
     if named is None:
-        return f"the trainer section: {message}"
+        return f"the configuration: {message}"
     value = settings[named]
     shown = f" is {value}" if isinstance(value, str | int | float) else ""
     return f"trainer.{named}{shown}: {message}: {_FIXES.get(named, 'change it, or leave it out')}"
+
+
+def _named(message: str, settings: Mapping[str, Any]) -> str | None:
+    """Return the first setting that a message names as code, or else by its value."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    as_code = {name: rf"`{name}`|\b{name}=" for name in given}
+    values = {
+        name: rf"\b{re.escape(value)}\b"
+        for name, value in given.items()
+        if isinstance(value, str) and value
+    }
+    for patterns in (as_code, values):
+        found = {
+            name: match.start()
+            for name, pattern in patterns.items()
+            if (match := re.search(pattern, message))
+        }
+        if found:
+            return min(found, key=lambda name: found[name])
+    return None
+
+
+def _of_module(error: Exception, settings: Mapping[str, Any]) -> str | None:
+    """Return the setting that the refusing module of Lightning's serves, by its folder."""
+    modules = _modules_below(error.__traceback__)
+    folders = modules[-1].split(".") if modules else []
+    serves = {"accelerators": "accelerator", "strategies": "strategy", "profilers": "profiler"}
+    found = next((serves[folder] for folder in folders if folder in serves), None)
+    return found if settings.get(found or "") is not None else None
 
 
 def _message(error: Exception) -> str:
@@ -92,6 +116,15 @@ def _message(error: Exception) -> str:
     return " ".join(words.split()).rstrip(".") or type(error).__name__
 
 
+def _parts_given(error: Exception) -> str | None:
+    """Return the classes that jsonargparse could not make, which its own traceback hides."""
+    words = str(error)
+    if "Union subtypes" not in words:
+        return None
+    paths = re.findall(r"class_path='([\w.]+)'", words.partition("Given value:")[2])
+    return ", ".join(path.rpartition(".")[2] for path in paths) or None
+
+
 def _is_raised_on_purpose(error: Exception) -> bool:
     """Return whether the exception comes out of a ``raise`` of Lightning's."""
     frames = [frame for frame, _ in _walk(error.__traceback__)]
@@ -101,8 +134,6 @@ def _is_raised_on_purpose(error: Exception) -> bool:
 
 
 def _last_line(traceback: TracebackType | None) -> str:
-    from traceback import extract_tb
-
     lines = extract_tb(traceback)
     return (lines[-1].line or "").strip() if lines else ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import timedelta
 from enum import Enum
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +15,9 @@ from lightning.pytorch.strategies import StrategyRegistry
 
 from interstack.errors import ConfigurationError
 from interstack.growth.strategy import check_strategy_class
+
+_DURATIONS = ("duration", "max_time", "val_check_interval")
+"""What may be a string, or a dictionary of parts."""
 
 _LEARNING_RATE = ("", "learning_rate", "optimizer.learning_rate", "model.optimizer.learning_rate")
 """What ``attr_name`` of a LearningRateFinder may be."""
@@ -31,13 +35,14 @@ def settle_trainer(config: Namespace, command: str, scratch: Path) -> None:
         ConfigurationError: If a setting can't work here, or would do nothing.
     """
     trainer = config.trainer
-    _write_enums_as_words(trainer)
+    _write_as_words(trainer)
     _check_strategy(trainer.strategy)
     _check_numbers(trainer, command)
     _check_callbacks(trainer)
     if trainer.barebones:  # it is the switch of these, so their own settings go by it
-        trainer.update({"logger": None, "log_every_n_steps": None, "enable_progress_bar": None})
-        trainer.update({"enable_checkpointing": False, "enable_model_summary": None})
+        for name in ("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary"):
+            trainer[name] = None
+        trainer.enable_checkpointing = False
     if trainer.fast_dev_run:
         if config.get("ckpt_path") is not None and command == "fit":
             raise ConfigurationError(
@@ -116,11 +121,27 @@ def _class_of(setting: Any) -> Any:  # noqa: ANN401, what the user gives
     return getattr(import_module(module), name, None)
 
 
-def _write_enums_as_words(settings: Namespace) -> None:
-    """Put words in the place of enumerations: defaults of Lightning's that no YAML can hold."""
-    for owner, key, value in _leaves(settings):
+def _write_as_words(settings: Namespace) -> None:
+    """Put words in the place of what the saved configuration would not give back.
+
+    Enumerations, which are defaults of Lightning's, no YAML can hold; a duration in parts, such as
+    ``{hours: 1}``, is written as the words of a dictionary.
+    """
+    for owner, key, value in list(_leaves(settings)):
         if isinstance(value, Enum):
             owner[key] = value.value
+        elif key in _DURATIONS and isinstance(value, dict | Namespace):
+            owner[key] = _duration(dict(value) if isinstance(value, dict) else vars(value))
+
+
+def _duration(parts: dict[str, Any]) -> object:
+    """Return a duration as DD:HH:MM:SS; parts that make none are Lightning's to refuse."""
+    try:
+        length = timedelta(**parts)
+    except TypeError:
+        return parts
+    minutes, seconds = divmod(length.seconds, 60)
+    return f"{length.days:02}:{minutes // 60:02}:{minutes % 60:02}:{seconds:02}"
 
 
 def _leaves(settings: Any) -> Iterator[tuple[Any, Any, Any]]:  # noqa: ANN401, nested settings

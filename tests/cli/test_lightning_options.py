@@ -145,7 +145,13 @@ def test_a_timer_takes_its_duration_from_the_configuration(
     options = [*small_run(directory, teacher_directory), "--trainer.max_steps=2"]
     assert main(["fit", *options, callbacks(("Timer", {"duration": duration}))]) == 0
     (saved,) = yaml.safe_load((directory / "config.yaml").read_text())["trainer"]["callbacks"]
-    assert saved["init_args"] == {"duration": duration, "interval": "step", "verbose": True}
+    assert saved["init_args"] == {
+        "duration": "00:01:00:00",
+        "interval": "step",
+        "verbose": True,
+    }
+    again = ["--trainer.default_root_dir", str(tmp_path / "again")]
+    assert main(["fit", f"--config={directory / 'config.yaml'}", *again]) == 0
 
 
 @pytest.mark.parametrize("bar", ["TQDMProgressBar", "RichProgressBar"])
@@ -222,7 +228,7 @@ def test_a_search_sets_the_learning_rate_and_leaves_no_other_trace(
     tmp_path: Path, teacher_directory: Path
 ) -> None:
     """The run is that of the found rate from its first step; a resumed one keeps the rate."""
-    finder = callbacks(("LearningRateFinder", {"num_training_steps": 12, "max_lr": 0.1}))
+    finder = callbacks(("LearningRateFinder", {"num_training_steps": 20, "max_lr": 0.1}))
     searched = small_run(tmp_path / "searched", teacher_directory)
     assert main(["fit", *searched, finder]) == 0
     found = _last(tmp_path / "searched")

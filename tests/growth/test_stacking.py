@@ -156,7 +156,7 @@ def test_progress_in_epochs_needs_their_length() -> None:
 def test_strategies_that_shard_parameters_are_refused(strategy: type[Strategy]) -> None:
     """DeepSpeed's too, which passes for DDP by its class."""
     made = strategy.__new__(strategy)  # DeepSpeed's constructor wants deepspeed
-    with pytest.raises(ConfigurationError, match=f"{strategy.__name__}.*use trainer.strategy ddp"):
+    with pytest.raises(ConfigurationError, match=f"{strategy.__name__}.*give ddp"):
         check_strategy(trainer_with(strategy=made))
 
 
