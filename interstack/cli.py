@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from typing import TextIO
 
 from interstack.errors import InterstackError, RunInterrupted
 
@@ -109,11 +110,24 @@ def overview() -> str:
     )
 
 
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what is the standard error when a message comes, which may be redirected."""
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        """The present standard error."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, stream: TextIO) -> None:
+        """Ignore the one of when the handler was made."""
+
+
 def _log_to_terminal() -> None:
     """Print our own log; Lightning prints its own."""
     logger = logging.getLogger("interstack")
     if not logger.handlers:
-        logger.addHandler(logging.StreamHandler())
+        logger.addHandler(_StandardError())
         logger.setLevel(logging.INFO)
         logger.propagate = False
 

@@ -166,7 +166,7 @@ def checkpoint_files(directory: Path) -> list[Path]:
     """
     try:  # not by `glob`, for which a directory that can't be read is empty
         return sorted(path for path in directory.iterdir() if path.suffix == ".ckpt")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise _read_error(directory, error) from error

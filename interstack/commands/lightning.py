@@ -188,6 +188,8 @@ def run_lightning(arguments: Sequence[str], *, run: bool = True) -> InterstackCL
         warnings.filterwarnings("ignore", message=on_epochs)
         # predictions are written by utterance, so nobody asks for a batch's indices
         warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
+        # trainer.barebones: nothing is logged, as the user wants it
+        warnings.filterwarnings("ignore", message=r"You are trying to `self\.log")
         # nothing is sharded here; and what is validated or predicted with is the average
         warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback")
         resources.enter_context(finished_wandb())

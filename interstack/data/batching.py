@@ -188,7 +188,7 @@ def _fill(longest: list[int], budget: int, ends: list[int] | None = None) -> lis
         most = max(most, length)
         full = (position - starts[-1] + 1) * most > budget
         wide = ends is not None and position >= ends[starts[-1]] and size > _LEAST_FULL * budget
-        if full or wide:
+        if (full or wide) and position > starts[-1]:  # what exceeds the budget alone is a batch
             starts.append(position)
             most = length
     return starts

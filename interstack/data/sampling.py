@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from typing import Final
 
 from interstack.data.assembling import BatchAssembler
 from interstack.data.batch import Batch
 from interstack.data.datamodule import SpeechDataModule
+from interstack.data.left_out import LeftOutHere
 from interstack.data.source import Split
 from interstack.data.utterance import Utterance
 
@@ -31,6 +33,7 @@ def first_utterances(datamodule: SpeechDataModule, split: Split, epoch: int | No
         DataError: If audio can't be read and must not be left out.
     """
     utterances, settings = datamodule.utterances_once(split)
+    settings = replace(settings, left_out=LeftOutHere())  # the run counts what it skips itself
     with closing(_iterated(utterances)) as iterator:
         candidates = list(islice(iterator, _CANDIDATES))
     shortest = sorted(candidates, key=lambda utterance: utterance.num_samples)[:2]

@@ -43,9 +43,16 @@ def read_feature_extractor(
         options: Those of ``from_pretrained``.
 
     Raises:
-        TeacherError: If it prepares audio in another way than is computed here.
+        TeacherError: If it prepares audio in another way than is computed here, or its file is
+            damaged.
     """
-    if get_feature_extractor_config(location, **options):
+    found: object = get_feature_extractor_config(location, **options)
+    if not isinstance(found, dict):
+        raise TeacherError(
+            f"{name} can't be loaded: its {PREPROCESSOR_FILES[0]} holds a {type(found).__name__} "
+            "where settings by name have to be: fetch the file again, or remove it"
+        )
+    if found:
         extractor = AutoFeatureExtractor.from_pretrained(location, **options)
         _check(name, extractor, config)
         return extractor

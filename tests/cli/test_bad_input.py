@@ -25,7 +25,6 @@ from interstack.cli import main
         (["--growth.lengths=[2,2]"], ["growth.lengths", "explicit"]),
         (["--growth.operator=append", "--growth.depths=[2,3]"], ["append", "multiple of 2"]),
         (["--growth.operator=midas", "--growth.depths=[2,4,5,8]"], ["midas"]),
-        (["--growth.depths=[1,4]"], ["2 taps", "first stage has 1"]),
         (["--model.teacher.taps=[2,5]"], ["tap", "5", "4"]),
         (["--model.student.num_attention_heads=3"], ["hidden_size 16", "num_attention_heads 3"]),
         (["--data.source.init_args.validation=[dev-none]"], ["dev-none", "dev-clean"]),

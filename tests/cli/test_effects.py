@@ -179,7 +179,7 @@ def test_an_option_that_had_no_effect_may_differ_on_resuming(teacher_directory: 
     """An older run may have begun with it, and it is refused now."""
     model = Distillation(TeacherConfig(str(teacher_directory))).hparams
     began = {**model, "objective": model["objective"] | {"cosine_weight": 2.0}}
-    run = SavedRun(Path("x.ckpt"), 1, 3, began, None, None)
+    run = SavedRun(Path("x.ckpt"), 1, 3, began, None, None, finished=False)
     check_same_model(model, run, resumes=True)
     began["objective"]["intermediate_weight"] = 2.0
     with pytest.raises(ConfigurationError, match=r"intermediate_weight was 2\.0 and is 0\.5: give"):

@@ -97,7 +97,7 @@ def test_prediction_is_whole_and_validation_and_test_log_what_they_crop(
 ) -> None:
     """Once for each split; an utterance longer than a batch is predicted in one of its own."""
     module = SpeechDataModule(
-        LibriSpeechFolder(SPEECH), batch_seconds=6.0, max_seconds=3.0, num_workers=0
+        LibriSpeechFolder(SPEECH), batch_seconds=5.0, max_seconds=3.0, num_workers=0
     )
     for stage in ("predict", "validate", "test"):
         module.setup(stage)
@@ -111,9 +111,9 @@ def test_prediction_is_whole_and_validation_and_test_log_what_they_crop(
         for id_, length in zip(batch.ids, batch.num_samples, strict=True)
     }
     assert found == lengths
-    assert module.window_samples == 6 * SAMPLE_RATE < max(lengths.values())
+    assert module.window_samples == 5 * SAMPLE_RATE < max(lengths.values())
     for batch in batches:
-        assert batch.waveforms.numel() <= 6 * SAMPLE_RATE or len(batch.ids) == 1
+        assert batch.waveforms.numel() <= 5 * SAMPLE_RATE or len(batch.ids) == 1
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             module.val_dataloader()

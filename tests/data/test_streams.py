@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from functools import partial
 
 import pytest
@@ -126,13 +127,10 @@ def test_a_stream_logs_what_its_validation_crops(
         list(module.train_dataloader())
         module.teardown("fit")
     lengths = [soundfile.info(file).duration for file in files_of(SPEECH, "dev-clean")]
-    first = next(length for length in lengths if length > 3)
     count = sum(length > 3 for length in lengths)
-    assert [message for message in caplog.messages if "cropped" in message] == [
-        next(message for message in caplog.messages if f"lasts {first:.1f} s" in message),
-        f"utterances cropped in validation and test: {count}",
-    ]
-    assert "cropped to data.max_seconds, 3 s: raise data.max_seconds" in caplog.text
+    first, total = (message for message in caplog.messages if "cropped" in message)
+    assert re.match(r"\S+ lasts \d\.\d s and is cropped to data.max_seconds, 3 s: raise", first)
+    assert total == f"utterances cropped in validation and test: {count}"
 
 
 def test_a_stream_needs_to_know_how_long_an_epoch_is(source: SpeechSource) -> None:

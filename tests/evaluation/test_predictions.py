@@ -136,8 +136,7 @@ def test_a_stream_is_predicted_whole_and_inside_the_folder(
     hub = dataset("x", "y", "x")
     assert predict(run, teacher_directory, hub, tmp_path / "run" / "twice", *words(hub)) == 2
     error = capsys.readouterr().err
-    assert "the utterance id 'x' of the test split occurs twice" in error
-    assert "data.source.id_column" in error
+    assert "holds the utterance x twice: set data.source.id_column" in error
 
 
 def test_a_name_that_the_file_system_does_not_take_is_refused_before_anything_is_written(
@@ -172,6 +171,6 @@ def test_a_full_disk_leaves_no_half_file(
     monkeypatch.setattr(Path, "replace", fill)
     assert predict(run, teacher_directory, tmp_path / "corpus", tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert "b.safetensors can't be written (No space left on device): make room" in error
+    assert "b.safetensors can't be written (No space left on device): free space" in error
     left = [path.name for path in (tmp_path / "out" / "hidden_states").rglob("*")]
     assert left == ["a.safetensors"]

@@ -246,7 +246,7 @@ def test_the_card_is_right_about_frames_and_the_last_hidden_state(
     """The hop is the student's, s3prl is named where it works, and transformers gives the norm."""
     student = small_student(pre_ln, stride)
     export_student(student, tmp_path)
-    provenance = Provenance("teacher", (2,), "own", None, None, 1, (), (), None, {})
+    provenance = Provenance("teacher", (2,), "own", None, None, 1, None, (), (), None, {})
     write_card(tmp_path, provenance, student.config, student.num_parameters())
     card = (tmp_path / "README.md").read_text()
     published = stride[-1] == 2

@@ -96,7 +96,7 @@ def test_weights_that_are_no_tensor_file_are_refused(content: bytes, tmp_path: P
 def test_preprocessing_that_is_no_mapping_is_refused(tmp_path: Path) -> None:
     """A list, say."""
     directory = save("hubert-base", tmp_path)
-    (directory / "preprocessor_config.json").write_text("[]")
+    (directory / "preprocessor_config.json").write_text("[1]")
     with pytest.raises(TeacherError, match="can't be loaded"):
         Teacher(str(directory), [1])
 

@@ -41,7 +41,9 @@ def superb(
         for change in (*SMALL[task], *(few if task != "qbe" else ()))
     ]
     words = ["--upstream", str(upstream), "--tasks", *tasks, "--data-root", str(data_root)]
-    words += ["--output", str(output), "--num-workers", "0", "--device", "cpu"]
+    words += ["--output", str(output)]
+    if "--table" not in more:  # which runs no job
+        words += ["--num-workers", "0", "--device", "cpu"]
     if settings or changes:
         words += ["--set", *settings, *changes]
     return main(["superb", *words, *more])

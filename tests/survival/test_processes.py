@@ -94,7 +94,8 @@ def test_make_goes_on_with_two_processes_where_one_was_cut(on_two: Run, tmp_path
     run = Run(tmp_path / "run", on_two.words)
     run.kill_at(GROWN_AT + 2, "step")
     before = run.checkpoint()
-    words = [*run.words, f"--trainer.default_root_dir={run.directory}", "--ckpt_path=last"]
+    words = [word for word in run.words if not word.startswith("--config")]  # CONFIG has it
+    words += [f"--trainer.default_root_dir={run.directory}", "--ckpt_path=last"]
     settings = f"CONFIG=configs/interleaved.yaml DEVICES=2 ARGS={' '.join(words)!r}"
     command = ["bash", "-c", f"make train-ddp {settings}"]
     succeed(run, launch(run, command))
