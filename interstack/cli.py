@@ -114,7 +114,7 @@ class _StandardError(logging.StreamHandler[TextIO]):
     """Writes to what is the standard error when a message comes, which may be redirected."""
 
     @property
-    def stream(self) -> TextIO:  # type: ignore[override]
+    def stream(self) -> TextIO:
         """The present standard error."""
         return sys.stderr
 
