@@ -53,7 +53,7 @@ def plan_sweep(study: Study, output: Path) -> SweepPlan:
         if run.group in resolved:
             continue
         try:
-            resolved[run.group] = _resolve(run.words, [*study.values, *study.settings])
+            resolved[run.group] = _resolve(run.words)
         except InterstackError as error:
             resolved[run.group] = {}
             mistakes[f"{run.group}: {error}"] = None
@@ -78,7 +78,7 @@ def _refuse(mistakes: Mapping[str, None]) -> None:
         raise ConfigurationError("\n".join(mistakes))
 
 
-def _resolve(words: Sequence[str], names: Iterable[str]) -> dict[str, Any]:
+def _resolve(words: Sequence[str]) -> dict[str, Any]:
     """Return all settings of a run by dotted names.
 
     Raises:
@@ -103,8 +103,8 @@ def _resolve(words: Sequence[str], names: Iterable[str]) -> dict[str, Any]:
             f"checkpoint.dirpath is {config.checkpoint.dirpath}, which all runs would share: "
             "leave it out, each has its own directory"
         )
-    for name in names:
-        if name.removesuffix("+") not in config:
+    for name in (word.removeprefix("--").partition("=")[0] for word in words):
+        if name.removesuffix("+") not in config:  # the parser completes what is unique
             raise ConfigurationError(f"{name} is no setting: give its full dotted name")
     flat = {name: value for name, value in config.items() if name != "config"}
     settings: dict[str, Any] = json.loads(json.dumps(flat, default=_primitive))

@@ -102,6 +102,7 @@ def test_all_mistakes_are_reported_at_once() -> None:
     [
         (["--values", "model.optimizer.learning_rat=1,2"], ["learning_rat is no setting"]),
         (["--values", "growth.depths=[3,6],[6,3]"], ["plain depths=[6, 3]: growth.depths"]),
+        (["--set", "trainer.max_step=4"], ["max_step is no setting"]),
         (["--set", "trainer.max_steps=many"], ["plain: ", "max_steps"]),
         (["--set", "checkpoint.dirpath=x"], ["checkpoint.dirpath is x"]),
         (["--cache", "float16"], ["no arm can use one", "data.crop is random"]),
