@@ -66,6 +66,12 @@ def _superb(arguments: Arguments) -> None:
     run_superb(arguments)
 
 
+def _sweep(arguments: Arguments) -> None:
+    from interstack.commands.sweep import run_sweep
+
+    run_sweep(arguments)
+
+
 def _workspace(arguments: Arguments) -> None:
     from interstack.commands.workspace import run_workspace
 
@@ -79,6 +85,7 @@ COMMANDS: dict[str, tuple[Callable[[Arguments], None], str]] = {
     "predict": (_lightning, "write a checkpoint's hidden states of the test split"),
     "plan": (_plan, "what a run will cost, before it is begun: stages, step split, wall-clock"),
     "cache": (_cache, "compute the teacher's targets of a corpus once, for runs without a teacher"),
+    "sweep": (_sweep, "compare recipes: arms, seeds and values as runs of fit, and their table"),
     "report": (_report, "runs as one HTML file: losses, stages, lineage, step split, similarity"),
     "workspace": (_workspace, "panels for Weights & Biases, laid out for a growing run"),
     "export": (_export, "a checkpoint's student as a Hugging Face directory, and as ONNX"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from interstack.checkpointing.disk import write_output
 from interstack.errors import ConfigurationError
 from interstack.report.page import render
-from interstack.report.story import read_stories
+from interstack.report.story import Story, read_stories
 from interstack.tracking.events import EVENTS_FILE
 
 
@@ -37,13 +37,28 @@ def run_report(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.loss is not None and not options.loss > 0:
         raise ConfigurationError(f"--loss {options.loss:g} has to be above 0")
-    stories = read_stories(options.runs)
+    write_report(read_stories(options.runs), options.loss, options.output, "-o")
+    print(f"the report is in {options.output}")
+
+
+def write_report(stories: Sequence[Story], loss: float | None, output: Path, option: str) -> None:
+    """Write runs as one HTML file.
+
+    Args:
+        stories: The runs.
+        loss: Validation loss that they are compared at; the lowest that all reach if None.
+        output: The file.
+        option: What names it, for messages.
+
+    Raises:
+        ConfigurationError: If their records are damaged.
+        InterstackError: If the page can't be written.
+    """
     try:
-        page = render(stories, options.loss)
+        page = render(stories, loss)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(
             f"the runs' {EVENTS_FILE} can't be drawn ({type(error).__name__}: {error}): one is "
             "damaged, or another version of interstack has written it"
         ) from error
-    write_output(options.output, page.encode(), "-o")
-    print(f"the report is in {options.output}")
+    write_output(output, page.encode(), option)

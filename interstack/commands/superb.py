@@ -56,7 +56,7 @@ def run_superb(arguments: Sequence[str]) -> None:
     jobs = _jobs(options)
     if not options.table:
         _check(jobs)
-        share = _share(options.share)
+        share = Share.of_array(options.share)
         device = _device(options.device)
         for number, job in enumerate(jobs):
             if number % share.total == share.index and job.result() is None:
@@ -196,15 +196,6 @@ def _check(jobs: Sequence[Job]) -> None:
             problems.append(str(error))
     if problems:
         raise DataError("\n".join(dict.fromkeys(problems)))
-
-
-def _share(text: str | None) -> Share:
-    """Return this process' share of the jobs: as told, or its place in a SLURM array."""
-    count, index = os.environ.get("SLURM_ARRAY_TASK_COUNT"), os.environ.get("SLURM_ARRAY_TASK_ID")
-    if text is None and count is not None and index is not None:
-        first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", 0))
-        return Share.parse(f"{int(index) - first}/{count}")
-    return Share.parse(text or "0/1")
 
 
 def _device(name: str) -> torch.device:

@@ -24,8 +24,12 @@ class Share:
     total: int = 1
 
     @classmethod
-    def parse(cls, text: str | None) -> Self:
+    def parse(cls, text: str | None, option: str = "--share") -> Self:
         """Read ``"3/8"``; without a text take torchrun's rank, or all of it.
+
+        Args:
+            text: The index from 0, and the total.
+            option: What it was given by, for the message.
 
         Raises:
             ConfigurationError: If there is no such part.
@@ -35,9 +39,23 @@ class Share:
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         if match is None or not int(match[1]) < int(match[2]):
             raise ConfigurationError(
-                f"--share {text} has to be INDEX/TOTAL with an index from 0, as 0/8 to 7/8"
+                f"{option} {text} has to be INDEX/TOTAL with an index from 0, as 0/8 to 7/8"
             )
         return cls(int(match[1]), int(match[2]))
+
+    @classmethod
+    def of_array(cls, text: str | None, option: str = "--share") -> Self:
+        """Read ``"3/8"``; without a text take the index in a SLURM array, or all of it.
+
+        Raises:
+            ConfigurationError: If there is no such part.
+        """
+        count = os.environ.get("SLURM_ARRAY_TASK_COUNT")
+        index = os.environ.get("SLURM_ARRAY_TASK_ID")
+        if text is None and count is not None and index is not None:
+            first = int(os.environ.get("SLURM_ARRAY_TASK_MIN", 0))
+            return cls.parse(f"{int(index) - first}/{count}", option)
+        return cls.parse(text or "0/1", option)
 
     def holds(self, id_: str) -> bool:
         """Tell whether an utterance belongs to this part."""

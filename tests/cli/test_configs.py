@@ -13,7 +13,7 @@ from interstack.commands.lightning import InterstackCLI, run_lightning
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"
 BASES = sorted(CONFIGS.glob("*.yaml"))
-OVERLAYS = sorted(CONFIGS.glob("*/*.yaml"))
+OVERLAYS = sorted([*CONFIGS.glob("rivals/*.yaml"), *CONFIGS.glob("scales/*.yaml")])
 
 
 def instantiate(*configs: Path) -> InterstackCLI:

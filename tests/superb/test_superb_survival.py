@@ -76,9 +76,12 @@ def test_a_crashed_job_goes_on_from_its_last_states(
     torch.testing.assert_close(*ends, rtol=0, atol=0)
 
 
-def test_the_cluster_script_shares_an_array_and_requeues_itself(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command_name", ["superb", "sweep"])
+def test_the_cluster_script_shares_an_array_and_requeues_itself(
+    command_name: str, tmp_path: Path
+) -> None:
     """With stand-ins for SLURM, and for a Python that tells what it was asked and is cut off."""
-    script = Path(__file__).parents[2] / "slurm" / "superb.sbatch"
+    script = Path(__file__).parents[2] / "slurm" / f"{command_name}.sbatch"
     for name, line in (
         ("srun", 'exec "$@"'),
         ("scontrol", f'echo "$@" > "{tmp_path}/asked"'),
@@ -92,7 +95,7 @@ def test_the_cluster_script_shares_an_array_and_requeues_itself(tmp_path: Path) 
     words = ["--upstream", "DIR", "--tasks", "pr", "sid", "--data-root", "CORPORA"]
     done = subprocess.run(["bash", str(script), *words], env=os.environ | slurm, check=False)
     assert done.returncode == 75
-    assert (tmp_path / "told").read_text().split() == ["-m", "interstack.cli", "superb", *words]
+    assert (tmp_path / "told").read_text().split() == ["-m", "interstack.cli", command_name, *words]
     assert (tmp_path / "asked").read_text() == "requeue 47_3\n"
     assert subprocess.run(["bash", str(script)], check=False, capture_output=True).returncode == 2
 

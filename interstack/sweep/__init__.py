@@ -1,0 +1,1 @@
+"""Recipes compared: arms, seeds and values as runs of `fit`, their queue and their table."""
