@@ -16,6 +16,7 @@ from interstack.distillation.averaging import (
     averaging_callback,
     check_callbacks,
     check_goes_on,
+    own_weights,
 )
 from interstack.distillation.channel_statistics import measure_channels
 from interstack.distillation.checks import check_lengths
@@ -305,15 +306,19 @@ class Distillation(DistillationSteps):
             )
 
     def _check_front_end(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse a frozen front end of another model than the run began with."""
+        """Refuse a frozen front end of another model than the run began with.
+
+        Features in a cache are the model's that the settings name.
+        """
         name = self.student_config.front_end_source
         if self._trainer is None or name is None or not hasattr(self, "student"):
             return
+        if not self.student.freeze_front_end:
+            return
         prefix = "student.model.feature_extractor."
-        weights = checkpoint["state_dict"]
+        weights = own_weights(checkpoint)  # an average of equal weights is rounded
         for key, tensor in self.student.model.feature_extractor.state_dict().items():
-            saved = weights.get(prefix + key)
-            if self.student.freeze_front_end and not _is_same(tensor, saved):
+            if not _is_same(tensor, weights.get(prefix + key)):
                 raise ConfigurationError(
                     f"model.student.front_end_source is {name}, but the run began with the front "
                     "end of another model: give the one that it began with, or begin a new run in "

@@ -185,8 +185,8 @@ class Source:
         if self.directory is None:
             if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", self.name):
                 raise TeacherError(
-                    f"There is no {self.role} directory {self.name}; check the path, or give a hub id "
-                    "such as facebook/hubert-base-ls960."
+                    f"There is no {self.role} directory {self.name}; check the path, or give a "
+                    "hub id such as facebook/hubert-base-ls960."
                 )
             return
         if not (self.directory / "config.json").is_file():
@@ -213,13 +213,13 @@ class Source:
             reason = first_line(error)
             if self.directory is not None:
                 raise TeacherError(
-                    f"The {self.role} in {self.name} can't be loaded: {reason}. Copy or download it "
-                    "again."
+                    f"The {self.role} in {self.name} can't be loaded: {reason}. Copy or download "
+                    "it again."
                 ) from error
             raise TeacherError(
-                f"The {self.role} {self.name} is no directory here, nor can it be had from the Hugging "
-                f"Face hub: {reason}. Check the name and the connection, or give the path of a "
-                "local directory with its config.json and model.safetensors."
+                f"The {self.role} {self.name} is no directory here, nor can it be had from the "
+                f"Hugging Face hub: {reason}. Check the name and the connection, or give the "
+                "path of a local directory with its config.json and model.safetensors."
             ) from error
 
 

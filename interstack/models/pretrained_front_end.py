@@ -86,7 +86,8 @@ class PretrainedFrontEnd(nn.Module):
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
         for name, tensor in sorted(self.front_end_state().items()):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+            values = tensor.detach().cpu().contiguous()
+            digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
 
