@@ -11,7 +11,7 @@ from typing import Any, Final, Literal
 import pytest
 import torch
 from cached_runs import MAX_SECONDS, SPEECH, cache, fit, fit_words, settings
-from families import pad, read_speech, save
+from families import TRANSFORMER, pad, read_speech, save
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from small_runs import (
     SaveAfterFirstEpoch,
@@ -21,7 +21,7 @@ from small_runs import (
     training_batches,
 )
 from small_runs import fit as fit_module
-from transformers import AutoFeatureExtractor, AutoModel
+from transformers import AutoFeatureExtractor, AutoModel, HubertConfig, HubertModel
 
 from interstack.checkpointing.reading import read_checkpoint
 from interstack.cli import main
@@ -41,10 +41,12 @@ TAPS: Final = (1, 3)
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small models: a Whisper, and HuBERTs with both kinds of front end."""
+    """Small models: a Whisper, HuBERTs with both kinds of front end, one of 10 ms a frame."""
     directory = tmp_path_factory.mktemp("models")
     for family in ("whisper", "hubert-base", "hubert-large"):
         save(family, directory)
+    shape = {**TRANSFORMER, "conv_stride": (5, 2, 2, 2, 2, 2, 1)}
+    HubertModel(HubertConfig(**shape)).save_pretrained(directory / "hubert-10ms")
     return directory
 
 
@@ -107,10 +109,11 @@ def test_live_is_cached_although_frames_differ(
     assert module.extracts_features is False
 
 
-def test_float16_is_within_its_bound(models: Path, tmp_path: Path) -> None:
-    """With the features of a group norm, and the precision of what is stored checked."""
-    teacher, source = models / "whisper", models / "hubert-base"
-    assert cache(tmp_path / "half", teacher, *words(models, "hubert-base")) == 0
+@pytest.mark.parametrize("name", ["hubert-base", "hubert-10ms"])
+def test_float16_is_within_its_bound(name: str, models: Path, tmp_path: Path) -> None:
+    """Whether features or targets have more frames; what is stored is checked for precision."""
+    teacher, source = models / "whisper", models / name
+    assert cache(tmp_path / "half", teacher, *words(models, name)) == 0
     live = losses_by_tap(make_module(teacher, source))
     cached = losses_by_tap(make_module(teacher, source), tmp_path / "half")
     torch.testing.assert_close(cached, live, rtol=1e-4, atol=0)
