@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from interstack.commands.described_run import describe_run
 from interstack.data.source import Split
 from interstack.distillation.module import Distillation
 from interstack.errors import ConfigurationError
-from interstack.models.build import load_teacher
+from interstack.models.build import load_front_end, load_teacher
 from interstack.target_cache.session import CacheOptions, make_cache
 from interstack.target_cache.share import Share
 from interstack.target_cache.values import CacheDtype
@@ -34,6 +35,10 @@ def run_cache(arguments: Sequence[str]) -> None:
     datamodule, module = run.datamodule, run.module
     options = _options(run.config, datamodule.target_cache, module)
     datamodule.target_cache = None  # what is being made can't be used yet
+    source = module.student_config.front_end_source
+    if source is not None:
+        only_local = module.teacher_config.local_files_only
+        options = replace(options, front_end=load_front_end(source, local_files_only=only_local))
     if options.share.index == 0:
         datamodule.prepare_data()
     for stage in ("fit", "test") if "test" in options.splits else ("fit",):

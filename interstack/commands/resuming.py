@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 _MAY_MOVE = ("teacher.source", "teacher.revision", "teacher.cache_dir", "teacher.local_files_only")
 """Where the same teacher is found; that it is the same one is the user's to know."""
+_FRONT_END_SOURCE = "student.front_end_source"
+"""May move too, from one place to another."""
 _MAY_CHANGE = (*_MAY_MOVE, "non_finite", "compile_layers")
 _JUDGES = ("student.", "teacher.taps", "initial_depth")
 """What a student is, whatever it is judged by."""
@@ -100,10 +102,12 @@ def check_same_model(settings: Mapping[str, Any], run: SavedRun, *, resumes: boo
         ConfigurationError: With every difference.
     """
     now, idle = dict(_flat(settings)), _idle(run.model)
+    began = {_FRONT_END_SOURCE: None, **dict(_flat(run.model))}  # earlier versions lack it
     differences = [
         f"model.{name} was {then!r} and is {now[name]!r}"
-        for name, then in _flat(run.model)
+        for name, then in began.items()
         if name in now and now[name] != then and name not in idle and _matters(name, resumes)
+        if name != _FRONT_END_SOURCE or None in (then, now[name])
     ]
     if differences:
         mend = (

@@ -83,6 +83,12 @@ def check_goes_on(trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> None:
         )
 
 
+def own_weights(checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a checkpoint's weights as they were trained, where others are their average."""
+    weights: Mapping[str, Any] = checkpoint.get(_OWN_WEIGHTS, checkpoint["state_dict"])
+    return weights
+
+
 def averaging_callback(trainer: L.Trainer) -> WeightAveraging | None:
     """Return the Trainer's callback that averages weights, if there is one."""
     callbacks: list[Any] = getattr(trainer, "callbacks", [])

@@ -16,6 +16,7 @@ from interstack.distillation.averaging import (
     averaging_callback,
     check_callbacks,
     check_goes_on,
+    own_weights,
 )
 from interstack.distillation.channel_statistics import measure_channels
 from interstack.distillation.checks import check_lengths
@@ -33,15 +34,16 @@ from interstack.distillation.targets import FrameGrid, TargetNorm, align_frames
 from interstack.errors import ConfigurationError
 from interstack.growth.averages import averages_of
 from interstack.growth.plan import GrowthPlan
-from interstack.models.build import build_student, load_teacher, taps_of
+from interstack.models.build import build_student, load_front_end, load_teacher, taps_of
 from interstack.models.compiling import check_can_compile
 from interstack.models.config import StudentConfig, TeacherConfig
 from interstack.models.front_end import frame_hop, receptive_field
 from interstack.models.precision import PrecisionReport
+from interstack.models.pretrained_front_end import FrontEndFacts
 from interstack.models.student import Student, StudentOutput
 from interstack.models.teacher import Teacher, TeacherOutput
 from interstack.target_cache.cache import TargetCache
-from interstack.target_cache.teacher import CachedTeacher
+from interstack.target_cache.teacher import CachedFrontEnd, CachedTeacher
 
 ConfigT = TypeVar("ConfigT")
 SharedT = TypeVar("SharedT")
@@ -205,7 +207,9 @@ class Distillation(DistillationSteps):
         """Make a fresh student, unless there is one."""
         if not hasattr(self, "student"):
             self._load_teacher()
-            self._adopt(build_student(self.student_config, self.initial_depth, self.teacher))
+            front_end = self._find_front_end(self._cached_targets())
+            depth = self.initial_depth
+            self._adopt(build_student(self.student_config, depth, self.teacher, front_end))
 
     def _cached_targets(self) -> TargetCache | None:
         datamodule: Any = getattr(self._trainer, "datamodule", None)
@@ -223,7 +227,19 @@ class Distillation(DistillationSteps):
         layers = targets.record.num_layers
         taps = taps_of(self.teacher_config, layers, self.initial_depth)
         targets.record.check_teacher(self.teacher_config, taps)
+        if self.student_config.front_end == "shared":
+            targets.record.check_front_end(self.student_config, self.teacher_config)
         return CachedTeacher(targets)
+
+    def _find_front_end(self, targets: TargetCache | None) -> FrontEndFacts | None:
+        """Return the front end that a fresh student gets in place of the teacher's, if any."""
+        name = self.student_config.front_end_source
+        if name is None:
+            return None
+        only_local = self.teacher_config.local_files_only
+        if targets is not None and targets.record.has_front_end_of(name, only_local):
+            return CachedFrontEnd(targets)
+        return load_front_end(name, local_files_only=only_local)
 
     def _adopt(self, student: Student) -> None:
         """Take a student of any structure, with what hangs on its taps."""
@@ -263,6 +279,7 @@ class Distillation(DistillationSteps):
                 trained on another top target than this version's.
         """
         self._check_top_target(checkpoint)
+        self._check_front_end(checkpoint)
         structure = checkpoint[CHECKPOINT_KEY]
         if not hasattr(self, "student") or student_structure(self.student) != structure:
             self._adopt(rebuild_student(structure).to(self.device))
@@ -287,6 +304,26 @@ class Distillation(DistillationSteps):
                 "of a pre-LN teacher lacked its final layer norm: begin a new run in another "
                 "directory, or resume with the version that the run began with"
             )
+
+    def _check_front_end(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse a frozen front end of another model than the run began with.
+
+        Features in a cache are the model's that the settings name.
+        """
+        name = self.student_config.front_end_source
+        if self._trainer is None or name is None or not hasattr(self, "student"):
+            return
+        if not self.student.freeze_front_end:
+            return
+        prefix = "student.model.feature_extractor."
+        weights = own_weights(checkpoint)  # an average of equal weights is rounded
+        for key, tensor in self.student.model.feature_extractor.state_dict().items():
+            if not _is_same(tensor, weights.get(prefix + key)):
+                raise ConfigurationError(
+                    f"model.student.front_end_source is {name}, but the run began with the front "
+                    "end of another model: give the one that it began with, or begin a new run in "
+                    "another directory"
+                )
 
     def on_fit_start(self) -> None:
         """Move the teacher, compile the layers, measure the targets' channels: as is asked for."""
@@ -355,14 +392,39 @@ class Distillation(DistillationSteps):
         )
         return output, targets
 
-    def tell(self, batch: Batch) -> TeacherOutput:
-        """Return what the teacher says of a batch: now, or when the cache was made."""
-        teacher = self.teacher
+    @property
+    def extracts_features(self) -> bool:
+        """Whether the student's own frozen front end is run: no teacher or cache gives features."""
+        if not self.student.freeze_front_end:
+            return False
+        if isinstance(self.teacher, CachedTeacher):
+            return not self.teacher.gives_features
+        return self.student_config.front_end_source is not None
+
+    def tell(self, batch: Batch, *, every_layer: bool = False) -> TeacherOutput:
+        """Return what the teacher outputs for a batch: now, or when the cache was made.
+
+        A frozen front end's features are part of it, whoever computes them.
+
+        Args:
+            batch: The batch.
+            every_layer: Return all hidden states of a teacher that is not cached.
+        """
+        teacher, extracts = self.teacher, self.extracts_features
+        told: TeacherOutput
         if isinstance(teacher, CachedTeacher):
             assert batch.told is not None
-            return teacher.recall(batch.told)
-        shared = self.student.freeze_front_end
-        told: TeacherOutput = teacher(batch.waveforms, batch.num_samples, with_features=shared)
+            told = teacher.recall(batch.told)
+        else:
+            told = teacher(
+                batch.waveforms,
+                batch.num_samples,
+                with_features=self.student.freeze_front_end and not extracts,
+                every_layer=every_layer,
+            )
+        if extracts:
+            features = self.student.front_end_features(batch.waveforms, batch.num_samples)
+            told = told._replace(features=features)
         return told
 
     @property
@@ -392,6 +454,11 @@ class _Shared(list[SharedT]):
         """Return the list itself."""
         del memo
         return self
+
+
+def _is_same(tensor: Tensor, other: Tensor | None) -> bool:
+    """Return whether two tensors hold the same numbers, wherever they lie."""
+    return other is not None and torch.equal(tensor.cpu(), other.cpu())
 
 
 def _config(kind: type[ConfigT], value: ConfigT | dict[str, Any]) -> ConfigT:

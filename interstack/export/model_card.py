@@ -160,9 +160,11 @@ def _lineage(provenance: Provenance) -> Iterator[str]:
 def _training(provenance: Provenance) -> Iterator[str]:
     yield from ("## Training", "")
     taps = ", ".join(str(tap) for tap in provenance.teacher_taps)
+    source = provenance.front_end_source
+    origin = "" if source is None else f", of `{source}`"
     yield (
         f"- Teacher: `{provenance.teacher}`, hidden states {taps}; front end: "
-        f"`{provenance.front_end}`."
+        f"`{provenance.front_end}`{origin}."
     )
     if provenance.data is not None:
         source = str(provenance.data.get("class_path", "")).rpartition(".")[2]

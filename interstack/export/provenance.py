@@ -52,6 +52,8 @@ class Provenance:
         teacher: Hub id or directory of the teacher, as the run was told.
         teacher_taps: The teacher's hidden states that the student learnt.
         front_end: ``own``, ``copy`` or ``shared``; see `StudentConfig`.
+        front_end_source: Hub id or directory of the model whose front end was copied or shared, as
+            given to the run; None: the teacher.
         data: The source of the speech and its settings; None if the run was not begun by the
             command line.
         operator: How it grew; None as before.
@@ -80,6 +82,7 @@ class Provenance:
     versions: Mapping[str, str]
     planned_depths: tuple[int, ...] = ()
     early_end: str | None = None
+    front_end_source: str | None = None
 
     @property
     def final_depth(self) -> int:
@@ -115,6 +118,7 @@ class Provenance:
             versions=origin.get("versions", {}),
             planned_depths=tuple(config.get("growth", {}).get("depths", ())),
             early_end=checkpoint.get(EARLY_END_KEY),
+            front_end_source=settings["student"].get("front_end_source"),
         )
 
     def write(self, directory: Path) -> None:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import Tensor
 
 from interstack.growth.plan import even_ends
 from interstack.models.config import StudentConfig, TeacherConfig, student_hubert_config
 from interstack.models.pretrained import Source
+from interstack.models.pretrained_front_end import FrontEndFacts, PretrainedFrontEnd
 from interstack.models.student import Student
 from interstack.models.teacher import Teacher
 
 
-class TeacherFacts(Protocol):
+class TeacherFacts(FrontEndFacts, Protocol):
     """What a student is built by; see `Teacher` for each."""
-
-    @property
-    def config(self) -> Any:  # noqa: ANN401, one of several families'
-        """The teacher's transformers configuration."""
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -28,13 +24,6 @@ class TeacherFacts(Protocol):
     @property
     def width(self) -> int:
         """Channels of a hidden state."""
-
-    @property
-    def normalises_waveform(self) -> bool:
-        """Whether it hears waveforms of zero mean and unit variance."""
-
-    def front_end_state(self) -> dict[str, Tensor]:
-        """The convolutional front end's weights."""
 
 
 def taps_of(config: TeacherConfig, num_layers: int, initial_depth: int) -> tuple[int, ...]:
@@ -78,30 +67,52 @@ def load_teacher(config: TeacherConfig, initial_depth: int) -> Teacher:
         )
 
 
-def build_student(config: StudentConfig, depth: int, teacher: TeacherFacts) -> Student:
+def load_front_end(name: str, *, local_files_only: bool = False) -> PretrainedFrontEnd:
+    """Load the front end that is copied or shared in place of the teacher's.
+
+    Args:
+        name: ``model.student.front_end_source``.
+        local_files_only: Never ask the hub.
+
+    Raises:
+        ConfigurationError: If it can't be found or loaded, or there is none in that model.
+    """
+    with torch.random.fork_rng(devices=[]):  # as for a teacher
+        return PretrainedFrontEnd(name, local_files_only=local_files_only)
+
+
+def build_student(
+    config: StudentConfig,
+    depth: int,
+    teacher: TeacherFacts,
+    front_end: FrontEndFacts | None = None,
+) -> Student:
     """Make a fresh student for a teacher, with the front end that the settings ask for.
 
     Args:
         config: The student's settings.
         depth: Encoder layers of the first stage.
         teacher: The teacher it will learn from, or the cache of its targets.
+        front_end: What is copied or shared in place of the teacher's front end; None: the
+            teacher's.
 
     Raises:
         ConfigurationError: If settings, depth and teacher don't fit each other.
         TeacherError: If the teacher has no front end to copy or share.
     """
     own = config.front_end == "own"
+    pretrained = teacher if front_end is None else front_end
     student = Student(
-        student_hubert_config(config, depth, None if own else teacher.config),
+        student_hubert_config(config, depth, None if own else pretrained.config),
         teacher.taps,
         teacher.width,
         tap_placement=config.tap_placement,
         normalises_waveform=(
-            config.feat_extract_norm == "layer" if own else teacher.normalises_waveform
+            config.feat_extract_norm == "layer" if own else pretrained.normalises_waveform
         ),
         freeze_front_end=config.front_end == "shared",
     )
     if not own:
         extractor = student.model.feature_extractor
-        extractor.load_state_dict(teacher.front_end_state())
+        extractor.load_state_dict(pretrained.front_end_state())
     return student

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from transformers import HubertConfig, PretrainedConfig
 
@@ -69,7 +69,7 @@ class TeacherConfig:
 class StudentConfig:
     """The student: a HuBERT whose depth is the growth schedule's. Defaults are the paper's.
 
-    The four settings of an ``own`` front end are refused where it is the teacher's.
+    The four settings of an ``own`` front end are refused where it is a pretrained model's.
 
     Attributes:
         hidden_size: Width of the encoder.
@@ -77,6 +77,10 @@ class StudentConfig:
         num_attention_heads: Attention heads; they divide ``hidden_size``.
         front_end: ``own``: fresh and trained. ``copy``: the teacher's weights, trained. ``shared``:
             the teacher's, frozen, and computed once for both.
+        front_end_source: Local directory or hub id of the HuBERT, WavLM, wav2vec 2.0 or
+            data2vec-audio model whose front end is copied or shared in place of the teacher's, as a
+            Whisper has none. A shared one is computed once a batch in float32, or cached. None: the
+            teacher's.
         conv_dim: Channels of each convolution of an ``own`` front end.
         conv_kernel: Kernel of each convolution of an ``own`` front end, in samples of its input.
         conv_stride: Stride of each convolution of an ``own`` front end.
@@ -96,6 +100,7 @@ class StudentConfig:
     intermediate_size: int = 1536
     num_attention_heads: int = 8
     front_end: FrontEnd = "own"
+    front_end_source: str | None = None
     conv_dim: tuple[int, ...] = (512, 512, 512, 512, 512, 512, 512)
     conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
     conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
@@ -110,7 +115,7 @@ class StudentConfig:
 
     OWNERS: ClassVar[Owners] = dict.fromkeys(
         ("conv_dim", "conv_kernel", "conv_stride", "feat_extract_norm"), ("front_end", ("own",))
-    )
+    ) | {"front_end_source": ("front_end", ("copy", "shared"))}
 
     def check_effects(self) -> None:
         """Refuse options that have no effect beside the others.
@@ -122,34 +127,32 @@ class StudentConfig:
 
 
 def student_hubert_config(
-    student: StudentConfig, depth: int, teacher: PretrainedConfig | None = None
+    student: StudentConfig, depth: int, pretrained: PretrainedConfig | None = None
 ) -> HubertConfig:
     """Make the Hugging Face configuration of a student.
 
     Args:
         student: The student's settings.
         depth: Encoder layers.
-        teacher: The teacher's configuration, needed where the front end is copied or shared.
+        pretrained: The configuration of the model whose front end is copied or shared.
 
     Raises:
-        ConfigurationError: If the settings contradict each other, or the teacher has no front end
-            to copy or share.
+        ConfigurationError: If the settings contradict each other, or that model has no waveform
+            front end.
     """
     _check_student(student)
     if student.front_end == "own":
         front_end = {key: getattr(student, key) for key in ("conv_dim", "conv_kernel")}
         front_end |= {"conv_stride": student.conv_stride}
         front_end |= {"feat_extract_norm": student.feat_extract_norm}
-    elif teacher is None or not hasattr(teacher, "conv_kernel"):
+    elif pretrained is None or not hasattr(pretrained, "conv_kernel"):
         raise ConfigurationError(
             f"model.student.front_end is {student.front_end!r}, but the teacher takes log-mel "
-            "features and has no waveform front end: give model.student.front_end own"
+            "features and has no waveform front end: give model.student.front_end own, or "
+            "model.student.front_end_source a model that has one, such as HuBERT"
         )
     else:
-        front_end = {key: getattr(teacher, key) for key in FRONT_END_KEYS if hasattr(teacher, key)}
-        # data2vec-audio has layer norms throughout and no key that says so
-        front_end.setdefault("feat_extract_norm", "layer")
-        front_end.pop("num_feat_extract_layers", None)
+        front_end = front_end_fields(pretrained)
     return HubertConfig(
         hidden_size=student.hidden_size,
         intermediate_size=student.intermediate_size,
@@ -166,6 +169,20 @@ def student_hubert_config(
         mask_time_prob=0.0,  # no masking in distillation, hence no embedding without a gradient
         **front_end,
     )
+
+
+def front_end_fields(pretrained: PretrainedConfig) -> dict[str, Any]:
+    """Return what a ``HubertConfig`` has to say of a waveform model's front end.
+
+    Args:
+        pretrained: The model's configuration.
+    """
+    keys = (key for key in FRONT_END_KEYS if hasattr(pretrained, key))
+    fields = {key: getattr(pretrained, key) for key in keys}
+    # data2vec-audio has layer norms throughout and no key that says so
+    fields.setdefault("feat_extract_norm", "layer")
+    fields.pop("num_feat_extract_layers", None)
+    return fields
 
 
 def _check_student(student: StudentConfig) -> None:

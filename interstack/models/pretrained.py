@@ -53,12 +53,16 @@ class Source:
         revision: branch, tag or commit on the hub.
         cache_dir: where downloads are kept; transformers' default if None.
         local_files_only: never ask the hub.
+        role: what the model is here, for messages.
+        families: transformers model types that can be that.
     """
 
     name: str
     revision: str | None = None
     cache_dir: str | Path | None = None
     local_files_only: bool = False
+    role: str = "teacher"
+    families: tuple[str, ...] = FAMILIES
 
     @property
     def directory(self) -> Path | None:
@@ -70,16 +74,16 @@ class Source:
         """Read the config alone, which is cheap.
 
         Raises:
-            TeacherError: it can't be found or read, or names a family that can't be a teacher.
+            TeacherError: it can't be found or read, or names a family that can't be used here.
         """
         self._check_name()
         with self._explaining_failures():
             fields, _ = PretrainedConfig.get_config_dict(self._location, **self._options)
             family = fields.get("model_type")
-            if family not in FAMILIES:
+            if family not in self.families:
                 raise TeacherError(
-                    f"{self.name} is a model of type {family!r}, which can't be a teacher; "
-                    f"supported types: {', '.join(FAMILIES)}."
+                    f"{self.name} is a model of type {family!r}, which can't be a {self.role}; "
+                    f"supported types: {', '.join(self.families)}."
                 )
             config = AutoConfig.from_pretrained(self._location, **self._options)
             return cast(PretrainedConfig, config)
@@ -181,18 +185,18 @@ class Source:
         if self.directory is None:
             if not re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", self.name):
                 raise TeacherError(
-                    f"There is no teacher directory {self.name}; check the path, or give a hub id "
-                    "such as facebook/hubert-base-ls960."
+                    f"There is no {self.role} directory {self.name}; check the path, or give a "
+                    "hub id such as facebook/hubert-base-ls960."
                 )
             return
         if not (self.directory / "config.json").is_file():
             raise TeacherError(
-                f"The teacher directory {self.name} has no config.json; give a directory that "
+                f"The {self.role} directory {self.name} has no config.json; give a directory that "
                 "transformers' save_pretrained wrote."
             )
         if not any((self.directory / file).is_file() for file in WEIGHT_FILES):
             raise TeacherError(
-                f"The teacher directory {self.name} has no weights; it needs one of "
+                f"The {self.role} directory {self.name} has no weights; it needs one of "
                 f"{', '.join(WEIGHT_FILES)}."
             )
 
@@ -209,13 +213,13 @@ class Source:
             reason = first_line(error)
             if self.directory is not None:
                 raise TeacherError(
-                    f"The teacher in {self.name} can't be loaded: {reason}. Copy or download it "
-                    "again."
+                    f"The {self.role} in {self.name} can't be loaded: {reason}. Copy or download "
+                    "it again."
                 ) from error
             raise TeacherError(
-                f"The teacher {self.name} is no directory here, nor can it be had from the Hugging "
-                f"Face hub: {reason}. Check the name and the connection, or give the path of a "
-                "local directory with its config.json and model.safetensors."
+                f"The {self.role} {self.name} is no directory here, nor can it be had from the "
+                f"Hugging Face hub: {reason}. Check the name and the connection, or give the "
+                "path of a local directory with its config.json and model.safetensors."
             ) from error
 
 

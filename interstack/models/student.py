@@ -19,6 +19,7 @@ from interstack.models.front_end import (
     normalise_waveform,
     num_frames,
 )
+from interstack.models.pretrained_front_end import frozen_features
 
 
 class StudentOutput(NamedTuple):
@@ -54,7 +55,7 @@ class Student(nn.Module):
         teacher_width: Channels of the teacher's hidden states.
         tap_placement: Which layer of a block is tapped.
         normalises_waveform: Bring each utterance to zero mean and unit variance first.
-        freeze_front_end: Never train the front end (the teacher's, shared).
+        freeze_front_end: Never train the front end (a pretrained model's, shared).
     """
 
     def __init__(
@@ -128,6 +129,15 @@ class Student(nn.Module):
         projected = project(self.model.feature_projection, features)
         hidden_states = encode(self.model.encoder, projected, mask)
         return StudentOutput(self._predict(hidden_states), hidden_states, frames, mask)
+
+    def front_end_features(self, waveforms: Tensor, num_samples: Tensor) -> Tensor:
+        """Compute the features of a frozen front end in float32; see `frozen_features`."""
+        return frozen_features(
+            self.model.feature_extractor,
+            waveforms,
+            num_samples,
+            normalises_waveform=self.normalises_waveform,
+        )
 
     def _predict(self, hidden_states: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Let every head read the hidden state of its tap."""

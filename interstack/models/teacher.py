@@ -176,7 +176,7 @@ class Teacher(nn.Module):
             raise TeacherError(
                 f"the teacher {self.source} takes log-mel, not waveforms, so that a student can't "
                 "share or copy its front end: give model.student.front_end own, or a waveform "
-                "teacher such as HuBERT"
+                "teacher such as HuBERT, or model.student.front_end_source such a model"
             )
         return self.body.feature_extractor
 

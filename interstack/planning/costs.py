@@ -39,7 +39,7 @@ class DepthCosts:
 def student_costs(
     student: StudentConfig,
     depth: int,
-    teacher_config: Any,  # noqa: ANN401, one of several families'
+    pretrained_config: Any,  # noqa: ANN401, one of several families'
     num_taps: int,
     teacher_width: int,
     seconds: float,
@@ -49,13 +49,14 @@ def student_costs(
     Args:
         student: Its settings.
         depth: Encoder layers.
-        teacher_config: The teacher's transformers configuration, for a front end that is its.
+        pretrained_config: The transformers configuration of the model whose front end is copied or
+            shared.
         num_taps: Distillation heads.
         teacher_width: Channels of their output.
         seconds: Length of the utterances, on which attention's share depends.
     """
     own = student.front_end == "own"
-    config = student_hubert_config(student, depth, None if own else teacher_config)
+    config = student_hubert_config(student, depth, None if own else pretrained_config)
     with torch.device("meta"):
         shape = Student(
             config,
@@ -64,7 +65,8 @@ def student_costs(
             freeze_front_end=student.front_end == "shared",
         )
     trained = sum(each.numel() for each in shape.parameters() if each.requires_grad)
-    macs = front_end_macs(config) if student.front_end != "shared" else 0.0
+    computes = student.front_end != "shared" or student.front_end_source is not None
+    macs = front_end_macs(config) if computes else 0.0
     macs += encoder_macs(config, depth, seconds)
     macs += num_taps * config.hidden_size * teacher_width * frame_rate(config)
     all_weights = sum(each.numel() for each in shape.parameters())

@@ -72,7 +72,12 @@ def make_plan(
     return Plan(
         tuple(
             student_costs(
-                module.student_config, depth, teacher.config, len(teacher.taps), teacher.width, clip
+                module.student_config,
+                depth,
+                module.student.config,
+                len(teacher.taps),
+                teacher.width,
+                clip,
             )
             for depth in depths
         ),
@@ -105,7 +110,8 @@ def _savings(module: Distillation, measurement: Measurement) -> dict[str, float]
     savings = {}
     split = measurement.splits[min(measurement.splits)]
     shares = module.student.freeze_front_end
-    can_share = module.teacher.takes_waveform and not shares
+    other = module.student_config.front_end_source is not None
+    can_share = module.teacher.takes_waveform and not shares and not other
     is_live = isinstance(module.teacher, Teacher)
     if can_share:
         savings["front end shared"] = measurement.front_end_training

@@ -57,12 +57,15 @@ class TimedStep:
             )
         _, backward = self._timed(loss.to_minimise.backward)
         _, optimizer = self._timed(self._update)
-        of_teacher, of_student = min(telling, front_ends[0]), min(learning, front_ends[1])
+        before, within = front_ends[0], front_ends[1]
+        if module.extracts_features:  # beside the teacher, before the student
+            before, within = before + within, 0.0
+        before, within = min(telling, before), min(learning, within)
         return StepSplit(
             data=move,
-            front_end=of_teacher + of_student,
-            teacher=telling - of_teacher,
-            student_forward=learning - of_student,
+            front_end=before + within,
+            teacher=telling - before,
+            student_forward=learning - within,
             backward=backward,
             optimizer=optimizer,
         )
@@ -117,7 +120,11 @@ class TimedStep:
                         teacher.feature_extractor, waveforms, batch.num_samples
                     )
                 )
-        if not (student.freeze_front_end and isinstance(teacher, Teacher)):
+        if self.module.extracts_features:
+            _, of_student = self._timed(
+                lambda: student.front_end_features(batch.waveforms, batch.num_samples)
+            )
+        elif not student.freeze_front_end:
             extractor = student.model.feature_extractor
             with self._precision.forward_context():
                 _, of_student = self._timed(lambda: self._features(extractor, batch))

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from transformers import HubertConfig
 
 from interstack.data.assembling import BatchAssembler
 from interstack.data.left_out import LeftOutHere
 from interstack.errors import ConfigurationError
 from interstack.models.front_end import num_frames
+from interstack.models.pretrained_front_end import PretrainedFrontEnd
 from interstack.models.teacher import Teacher
 from interstack.models.whisper import HOP
 from interstack.target_cache.asking import ask_teacher
@@ -36,10 +38,13 @@ def cache_bytes(record: CacheRecord, lengths: Iterable[int]) -> int:
     """
     num_samples = torch.tensor(list(lengths), dtype=torch.int64)
     if record.takes_waveform:
-        frames = int(num_frames(record.teacher_config, num_samples).sum())
+        frames = num_frames(record.teacher_config, num_samples)
     else:
-        frames = int(((num_samples // HOP + 1) // 2).sum())
-    values = frames * record.num_channels * TORCH_DTYPES[record.dtype].itemsize
+        frames = (num_samples // HOP + 1) // 2
+    if record.num_features and record.front_end_config is not None:
+        own = num_frames(HubertConfig(**record.front_end_config), num_samples)
+        frames = frames.maximum(own)
+    values = int(frames.sum()) * record.num_channels * TORCH_DTYPES[record.dtype].itemsize
     levels = 8 * record.num_channels if record.dtype == "int8" else 0
     return values + len(num_samples) * (levels + _HEADER_BYTES)
 
@@ -68,8 +73,19 @@ def gigabytes(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
-def measure_speed(filler: SplitFiller, teacher: Teacher, device: torch.device) -> float:
+def measure_speed(
+    filler: SplitFiller,
+    teacher: Teacher,
+    device: torch.device,
+    front_end: PretrainedFrontEnd | None = None,
+) -> float:
     """Measure the teacher on one batch of what is missing, of middling length.
+
+    Args:
+        filler: What is missing.
+        teacher: On the device.
+        device: Where it computes.
+        front_end: On the device; see `ask_teacher`.
 
     Returns:
         Seconds of audio a second; 0 where nothing is known to be missing.
@@ -84,7 +100,7 @@ def measure_speed(filler: SplitFiller, teacher: Teacher, device: torch.device) -
     batch = BatchAssembler(settings, filler.epoch)(chosen) if chosen else None
     if batch is None:
         return 0.0
-    ask_teacher(teacher, batch, filler.record, device)  # the first time is slower
+    ask_teacher(teacher, batch, filler.record, device, front_end)  # the first time is slower
     begin = time.perf_counter()
-    ask_teacher(teacher, batch, filler.record, device)
+    ask_teacher(teacher, batch, filler.record, device, front_end)
     return float(batch.seconds) / (time.perf_counter() - begin)

@@ -24,6 +24,7 @@ from interstack.data.left_out import LeftOutHere, LeftOutSoFar, report_skipped
 from interstack.data.loader import SpeechLoader
 from interstack.data.utterance import Utterance
 from interstack.errors import ConfigurationError, InterstackError, RunInterrupted
+from interstack.models.pretrained_front_end import PretrainedFrontEnd
 from interstack.models.teacher import Teacher
 from interstack.target_cache.asking import ask_teacher
 from interstack.target_cache.cache import SplitIndex
@@ -141,7 +142,13 @@ class SplitFiller:
     # Doing it -----------------------------------------------------------------------------------
 
     def fill(
-        self, teacher: Teacher, device: torch.device, shard_bytes: int, workers: int, tell: Listener
+        self,
+        teacher: Teacher,
+        device: torch.device,
+        shard_bytes: int,
+        workers: int,
+        tell: Listener,
+        front_end: PretrainedFrontEnd | None = None,
     ) -> None:
         """Compute and write what is missing of the share.
 
@@ -151,6 +158,7 @@ class SplitFiller:
             shard_bytes: Size from which on a shard is written.
             workers: Processes that decode.
             tell: Hears of every batch.
+            front_end: On the device; see `ask_teacher`.
 
         Raises:
             RunInterrupted: After SIGTERM, SIGUSR1 or Ctrl-C, with what is done written.
@@ -164,7 +172,7 @@ class SplitFiller:
             cleanup.callback(stop.leave)
             cleanup.callback(lambda: self._write(pending))
             for utterances, batch in self._batches(workers):
-                told = ask_teacher(teacher, batch, self.record, device)
+                told = ask_teacher(teacher, batch, self.record, device, front_end)
                 for row, (id_, stored) in enumerate(zip(batch.ids, told, strict=True)):
                     entry = self._entry(utterances[id_], batch.waveforms[row])
                     self.done[id_] = entry

@@ -15,6 +15,7 @@ from interstack.models.precision import (
     relative_error,
     report_errors,
 )
+from interstack.models.pretrained_front_end import PretrainedFrontEnd
 from interstack.models.teacher import Teacher, check_teacher, require_teacher
 from interstack.target_cache.record import CacheRecord
 from interstack.target_cache.values import CacheDtype, collate_stored, restore, store
@@ -28,8 +29,15 @@ utterance is from the others. Measured on three trained encoders: at most 0.0026
 in float16 and 0.014 in int8; beyond the bounds a few values take all levels and the rest none."""
 
 
+_FEATURES: Final = "the front end's features"
+
+
 def check_targets(
-    teacher: Teacher, batch: Batch, record: CacheRecord, device: torch.device
+    teacher: Teacher,
+    batch: Batch,
+    record: CacheRecord,
+    device: torch.device,
+    front_end: PretrainedFrontEnd | None = None,
 ) -> list[PrecisionReport]:
     """Compare targets with those of the teacher in float32, and what is stored with what was given.
 
@@ -38,6 +46,7 @@ def check_targets(
         batch: On the processor.
         record: The cache's facts.
         device: Where the teacher computes.
+        front_end: On the device; gives the features in place of the teacher's front end.
 
     Returns:
         What was found of each format that is not float32.
@@ -52,16 +61,20 @@ def check_targets(
         reports.append(check_teacher(teacher, waveforms, num_samples))
         require_teacher(reports[-1], record.teacher_dtype)
     if record.dtype != "float32":
-        output = teacher(waveforms, num_samples, with_features=record.num_features > 0)
+        features = record.num_features > 0 and front_end is None
+        output = teacher(waveforms, num_samples, with_features=features)
         stored = {
-            f"hidden state {tap}": hidden
+            f"hidden state {tap}": (hidden, output.num_frames)
             for tap, hidden in zip(teacher.taps, output.hidden_states, strict=True)
         }
         if output.features is not None:
-            stored["the front end's features"] = output.features.transpose(1, 2)
+            stored[_FEATURES] = (output.features.transpose(1, 2), output.num_frames)
+        elif record.num_features and front_end is not None:
+            extracted = front_end(waveforms, num_samples).transpose(1, 2)
+            stored[_FEATURES] = (extracted, front_end.num_frames(num_samples))
         errors = [
-            (name, _storage_error(values, output.num_frames, batch, record.dtype))
-            for name, values in stored.items()
+            (name, _storage_error(values, frames, batch, record.dtype))
+            for name, (values, frames) in stored.items()
         ]
         bound = STORAGE_BOUNDS[record.dtype]
         reports.append(report_errors(errors, "stored targets", record.dtype, bound))

@@ -13,13 +13,16 @@ from transformers import AutoConfig
 from interstack.checkpointing.atomic import write_whole
 from interstack.checkpointing.disk import unread
 from interstack.errors import ConfigurationError
-from interstack.models.config import TeacherConfig
+from interstack.models.config import StudentConfig, TeacherConfig, front_end_fields
 from interstack.models.pretrained import Source
+from interstack.models.pretrained_front_end import PretrainedFrontEnd, front_end_source
 from interstack.models.teacher import Teacher
 from interstack.target_cache.values import CacheDtype
 
 RECORD_FILE: Final = "cache.json"
 _VERSION: Final = 1
+_PLACES: Final = ("source", "revision", "files", "front_end_source", "front_end_files")
+"""Where models were found, which is not what they are."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,12 @@ class CacheRecord:
         has_final_norm: As there; False in a cache that was made before it was recorded, whose last
             hidden state of a pre-LN teacher lacks the final layer norm.
         pad_to_30s: See `Teacher`; caches of before it existed were made without.
+        front_end_source: Where the front end was found that is stored in place of the teacher's,
+            with its features where there are any; None, as the next three: the teacher's.
+        front_end_files: Digest of its model's files, as for the teacher's.
+        front_end_weights: `PretrainedFrontEnd.fingerprint`.
+        front_end_config: What a ``HubertConfig`` has to say of it.
+        front_end_normalises_waveform: See `PretrainedFrontEnd`.
     """
 
     dtype: CacheDtype
@@ -69,10 +78,21 @@ class CacheRecord:
     version: int = _VERSION
     has_final_norm: bool = False
     pad_to_30s: bool = False
+    front_end_source: str | None = None
+    front_end_files: str | None = None
+    front_end_weights: str | None = None
+    front_end_config: dict[str, Any] | None = None
+    front_end_normalises_waveform: bool = False
 
     @classmethod
     def of(
-        cls, config: TeacherConfig, teacher: Teacher, dtype: CacheDtype, *, with_features: bool
+        cls,
+        config: TeacherConfig,
+        teacher: Teacher,
+        dtype: CacheDtype,
+        *,
+        with_features: bool,
+        front_end: PretrainedFrontEnd | None = None,
     ) -> Self:
         """Describe a cache that is to be made.
 
@@ -81,7 +101,9 @@ class CacheRecord:
             teacher: The teacher.
             dtype: Number format to store in.
             with_features: Store the front end's features too, for a student that shares it.
+            front_end: That of ``model.student.front_end_source``; None: the teacher's.
         """
+        extractor: Any = teacher if front_end is None else front_end
         fields = json.loads(teacher.config.to_json_string(use_diff=False))
         fields.pop("_name_or_path", None)  # may be a path of this machine
         return cls(
@@ -93,7 +115,7 @@ class CacheRecord:
             teacher_dtype=config.dtype,
             taps=teacher.taps,
             width=teacher.width,
-            num_features=int(teacher.config.conv_dim[-1]) if with_features else 0,
+            num_features=int(extractor.config.conv_dim[-1]) if with_features else 0,
             num_layers=teacher.num_layers,
             config=fields,
             normalises_waveform=teacher.normalises_waveform,
@@ -103,6 +125,7 @@ class CacheRecord:
             frame_hop=teacher.frame_hop,
             has_final_norm=teacher.has_final_norm,
             pad_to_30s=teacher.pad_to_30s,
+            **_front_end_facts(front_end),
         )
 
     @classmethod
@@ -165,7 +188,7 @@ class CacheRecord:
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides what is stored, wherever the teacher was found."""
         fields = asdict(self)
-        for place in ("source", "revision", "files"):
+        for place in _PLACES:
             fields.pop(place)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
@@ -182,11 +205,13 @@ class CacheRecord:
         if self.fingerprint == wanted.fingerprint:
             return
         mine, other = asdict(self), asdict(wanted)
-        differing = [
-            name
-            for name in mine
-            if mine[name] != other[name] and name not in ("source", "revision", "files")
-        ]
+        differing = [name for name in mine if mine[name] != other[name] and name not in _PLACES]
+        if "front_end_weights" in differing:
+            raise ConfigurationError(
+                f"{directory} was made with {self._front_end_name}, which is not the front end of "
+                f"model.student.front_end_source {wanted.front_end_source or 'null'}: give another "
+                "--output"
+            )
         raise ConfigurationError(
             f"{directory} holds other targets: {_differences(differing, mine, other)}: give "
             "another --output"
@@ -232,6 +257,65 @@ class CacheRecord:
                 "the cache of targets was made with another model.teacher: "
                 f"{_differences(differing, cache, run)}: give the same, or make a new cache"
             )
+
+    @property
+    def _front_end_name(self) -> str:
+        if self.front_end_source is None:
+            return f"the front end of the teacher {self.source}"
+        return f"the front end of {self.front_end_source}"
+
+    def has_front_end_of(self, name: str, local_files_only: bool) -> bool:
+        """Return whether the cache holds the front end of a model.
+
+        The model's files have to be the cache's where they are at hand, else its name.
+
+        Args:
+            name: ``model.student.front_end_source``.
+            local_files_only: Never ask the hub.
+        """
+        if self.front_end_source is None:
+            return False
+        files = front_end_source(name, local_files_only=local_files_only).files_digest()
+        if files is None or self.front_end_files is None:
+            return name == self.front_end_source
+        return files == self.front_end_files
+
+    def check_front_end(self, student: StudentConfig, teacher: TeacherConfig) -> None:
+        """Refuse a student that shares another front end than the one whose features are stored.
+
+        Args:
+            student: The run's student, of a shared front end.
+            teacher: The run's teacher.
+
+        Raises:
+            ConfigurationError: With both front ends.
+        """
+        name = student.front_end_source
+        if not self.num_features:
+            return
+        if name is None and self.front_end_source is None:
+            return
+        if name is not None and self.has_front_end_of(name, teacher.local_files_only):
+            return
+        raise ConfigurationError(
+            f"model.student.front_end_source is {name or 'null'}, but the cache of targets holds "
+            f"features of {self._front_end_name}: give model.student.front_end_source "
+            f"{self.front_end_source or 'null'} with that model, or make a new cache"
+        )
+
+
+def _front_end_facts(front_end: PretrainedFrontEnd | None) -> dict[str, Any]:
+    """Describe the front end that is stored in place of the teacher's."""
+    if front_end is None:
+        return {}
+    fields = front_end_fields(front_end.config)
+    return {
+        "front_end_source": front_end.source.name,
+        "front_end_files": front_end.source.files_digest(),
+        "front_end_weights": front_end.fingerprint(),
+        "front_end_config": json.loads(json.dumps(fields)),
+        "front_end_normalises_waveform": front_end.normalises_waveform,
+    }
 
 
 def source_of(config: TeacherConfig) -> Source:

@@ -20,6 +20,7 @@ from interstack.data.source import Split
 from interstack.errors import ConfigurationError
 from interstack.models.config import TeacherConfig
 from interstack.models.precision import number_format
+from interstack.models.pretrained_front_end import PretrainedFrontEnd
 from interstack.models.teacher import Teacher
 from interstack.target_cache.estimate import (
     cache_bytes,
@@ -47,6 +48,7 @@ class CacheOptions:
         output: Its directory.
         dtype: Number format.
         with_features: Store the front end's features, for a student that shares it.
+        front_end: That of ``model.student.front_end_source``, stored in place of the teacher's.
         splits: What it is made of.
         share: This process' part of every split.
         device: Where the teacher computes.
@@ -57,6 +59,7 @@ class CacheOptions:
     output: Path
     dtype: CacheDtype = "float16"
     with_features: bool = False
+    front_end: PretrainedFrontEnd | None = None
     splits: tuple[Split, ...] = ("train", "validation")
     share: Share = field(default_factory=Share)
     device: torch.device = field(default_factory=partial(torch.device, "cpu"))
@@ -89,12 +92,20 @@ def make_cache(
     output, share = options.output, options.share
     check_directory(output)
     teacher.to(options.device)
+    if options.front_end is not None:
+        options.front_end.to(options.device)
     fix = "free space; what is done is kept, and the same command goes on from there"
     with run_lock(output / f"share-{share}", "give another --share"), write_errors(output, fix):
         _agree(
-            CacheRecord.of(config, teacher, options.dtype, with_features=options.with_features),
+            CacheRecord.of(
+                config,
+                teacher,
+                options.dtype,
+                with_features=options.with_features,
+                front_end=options.front_end,
+            ),
             teacher,
-            output,
+            options,
         )
         record = CacheRecord.read(output)
         fillers = []
@@ -113,6 +124,7 @@ def make_cache(
                     options.shard_bytes,
                     datamodule.num_workers,
                     progress.advance,
+                    options.front_end,
                 )
                 filler.report()
                 remaining += filler.seal()
@@ -143,12 +155,13 @@ def check_directory(output: Path) -> None:
         )
 
 
-def _agree(wanted: CacheRecord, teacher: Teacher, output: Path) -> None:
+def _agree(wanted: CacheRecord, teacher: Teacher, options: CacheOptions) -> None:
     """Begin a cache, or see that the one that has been begun is the one that is wanted."""
+    output = options.output
     if is_there(output / RECORD_FILE):
         CacheRecord.read(output).check_same(wanted, output)
         return
-    write_front_end(teacher, output)
+    write_front_end(teacher, output, options.front_end)
     wanted.write(output)  # last: what it describes is there
 
 
@@ -170,7 +183,9 @@ def _announce(
     if not lengths:
         log.info("all targets of this share are in %s", options.output)
         return 0.0
-    speed = max(measure_speed(filler, teacher, options.device) for filler in fillers)
+    speed = max(
+        measure_speed(filler, teacher, options.device, options.front_end) for filler in fillers
+    )
     log.info(
         "%d utterances, %.2f hours of audio: %s as %s in %s, about %s",
         len(lengths),
@@ -197,7 +212,7 @@ def _check_precision(
     batch = first_utterances(datamodule, split, 0 if split == "train" else None)
     if batch is None:
         return
-    for report in check_targets(teacher, batch, record, options.device):
+    for report in check_targets(teacher, batch, record, options.device, options.front_end):
         log.info("%s", report)
         append_event(options.output, {"kind": "precision", "step": 0, **report.to_primitives()})
 

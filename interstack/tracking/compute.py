@@ -14,7 +14,12 @@ _WITH_BACKWARD: Final = 3
 
 
 def training_flops(
-    student: Student, teacher: Teacher | None, depth: int, seconds: float = 10.0
+    student: Student,
+    teacher: Teacher | None,
+    depth: int,
+    seconds: float = 10.0,
+    *,
+    extracts_features: bool = False,
 ) -> float:
     """Return the floating-point operations of training on a second of audio, padding included.
 
@@ -26,6 +31,7 @@ def training_flops(
         teacher: The teacher that computes its targets; None where they are cached.
         depth: Encoder layers of the student; not those that it has now, if need be.
         seconds: Length of the utterances, on which attention's share depends.
+        extracts_features: Whether a frozen front end of the student's own is run.
     """
     config: Any = student.config
     heads = len(student.teacher_taps) * config.hidden_size * student.teacher_width
@@ -33,6 +39,8 @@ def training_flops(
     total = _WITH_BACKWARD * trained
     if not student.freeze_front_end:
         total += _WITH_BACKWARD * front_end_macs(config)
+    elif extracts_features:
+        total += front_end_macs(config)
     if teacher is not None:
         macs = teacher_gigamacs(
             teacher.config, teacher.taps[-1], seconds, pad_to_30s=teacher.pad_to_30s
@@ -49,4 +57,6 @@ def step_flops(module: Distillation, depth: int) -> float:
         depth: Encoder layers of its student; not those that it has now, if need be.
     """
     teacher = module.teacher if isinstance(module.teacher, Teacher) else None
-    return training_flops(module.student, teacher, depth)
+    return training_flops(
+        module.student, teacher, depth, extracts_features=module.extracts_features
+    )

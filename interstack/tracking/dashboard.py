@@ -76,7 +76,11 @@ class Dashboard(L.Callback):
             self._outlets.tell("precision", **report.to_primitives())
         self._clock = StepClock(module.device)
         teacher = module.teacher
-        self._clock.watch(teacher if isinstance(teacher, Teacher) else None, module.student)
+        self._clock.watch(
+            teacher if isinstance(teacher, Teacher) else None,
+            module.student,
+            extracts_features=module.extracts_features,
+        )
         self._module, self._recorder = module, _recorder(trainer)
         if trainer.global_step == 0:
             self._meters = RunMeters()

@@ -78,11 +78,7 @@ def _ask_every_layer(module: Distillation, batch: Batch) -> tuple[TeacherOutput,
     teacher = module.teacher
     if not isinstance(teacher, Teacher):
         return module.tell(batch), module.student.teacher_taps
-    shared = module.student.freeze_front_end
-    told: TeacherOutput = teacher(
-        batch.waveforms, batch.num_samples, with_features=shared, every_layer=True
-    )
-    return told, tuple(range(teacher.taps[-1] + 1))
+    return module.tell(batch, every_layer=True), tuple(range(teacher.taps[-1] + 1))
 
 
 def _first_validation_batch(trainer: L.Trainer) -> Batch | None:

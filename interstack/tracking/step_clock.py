@@ -35,12 +35,15 @@ class StepClock:
         self._ended = time.perf_counter()
         self._waited = 0.0
 
-    def watch(self, teacher: nn.Module | None, student: nn.Module) -> None:
+    def watch(
+        self, teacher: nn.Module | None, student: nn.Module, *, extracts_features: bool = False
+    ) -> None:
         """Look at where teacher and student begin and end.
 
         Args:
             teacher: A `Teacher`; None where its targets are cached.
             student: A `Student`.
+            extracts_features: Whether its frozen front end is run before it, apart from it.
         """
         if teacher is not None:
             self._at_start(teacher, "student_forward")
@@ -50,7 +53,7 @@ class StepClock:
                 self._at_start(projection, "front_end")
             self._at_end(teacher, "teacher")
         model: Any = student.model
-        self._at_start(student, "student_forward")
+        self._at_start(student, "front_end" if extracts_features else "student_forward")
         self._at_start(model.feature_projection, "front_end")
         self._at_end(student, "student_forward")
 
