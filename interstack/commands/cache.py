@@ -12,6 +12,7 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+from interstack.checkpointing.deferred import deferred_writes
 from interstack.commands.described_run import describe_run
 from interstack.data.source import Split
 from interstack.distillation.module import Distillation
@@ -44,7 +45,8 @@ def run_cache(arguments: Sequence[str]) -> None:
     for stage in ("fit", "test") if "test" in options.splits else ("fit",):
         datamodule.setup(stage)
     teacher = load_teacher(module.teacher_config, module.initial_depth)
-    remaining = make_cache(datamodule, module.teacher_config, teacher, options)
+    with deferred_writes():
+        remaining = make_cache(datamodule, module.teacher_config, teacher, options)
     if remaining:
         print(
             f"share {options.share.index} of {options.share.total} is done; {remaining} utterances "

@@ -6,8 +6,9 @@ from typing import Any
 
 from jsonargparse import Namespace
 
+from interstack.checkpointing.callback import Checkpoints
 from interstack.commands.run_directory import is_wandb, loggers_of
-from interstack.settings import check_effect
+from interstack.settings import check_effect, defaults_of
 
 
 def check_sections(config: Namespace) -> None:
@@ -20,6 +21,10 @@ def check_sections(config: Namespace) -> None:
         ConfigurationError: In that case.
     """
     _check_taps(config)
+    if config.trainer.enable_checkpointing is False or config.trainer.barebones:
+        where = "without checkpoints (trainer.enable_checkpointing, trainer.barebones)"
+        for name, default in defaults_of(Checkpoints).items():
+            check_effect(f"checkpoint.{name}", config.checkpoint[name], default, where)
     if not any(map(_is_online_wandb, loggers_of(config))):
         where, fix = "without a WandbLogger that is online", "add one to trainer.logger"
         outage = config.tracking.wandb_outage

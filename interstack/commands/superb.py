@@ -12,6 +12,7 @@ from typing import Any, get_args
 import torch
 import yaml
 
+from interstack.checkpointing.deferred import deferred_writes
 from interstack.checkpointing.disk import write_errors
 from interstack.commands.terminal import table_console
 from interstack.data.tolerance import OnCorrupt
@@ -53,6 +54,12 @@ def run_superb(arguments: Sequence[str]) -> None:
     if options.seeds < 1 or (workers is not None and workers < 0):
         raise ConfigurationError("superb needs --seeds of 1 at least, and --num-workers of 0")
     _check_effects(options, tasks)
+    with deferred_writes():
+        _run(options, tasks)
+
+
+def _run(options: argparse.Namespace, tasks: Sequence[Task]) -> None:
+    """Train what is not trained yet, and print the table."""
     jobs = _jobs(options)
     if not options.table:
         _check(jobs)
@@ -174,7 +181,8 @@ def _check_effects(options: argparse.Namespace, tasks: Sequence[Task]) -> None:
     if plain == [protocol(task, options.preset, {}) for task in tasks]:
         check_effect("--preset", options.preset, "superb", here, "name a task that it changes")
     if options.table:
-        for name, default in (("share", None), ("device", "auto"), ("num_workers", None)):
+        defaults = {"share": None, "device": "auto", "num_workers": None, "on_corrupt": "raise"}
+        for name, default in (defaults | {"no_precision_check": False}).items():
             flag = f"--{name.replace('_', '-')}"
             check_effect(flag, getattr(options, name), default, "with --table", "leave --table out")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from collections import Counter
@@ -14,6 +15,8 @@ import soundfile
 
 from interstack.data.utterance import open_audio
 from interstack.errors import DataError
+
+_log = logging.getLogger(__name__)
 
 _NO_SUFFIXES: Final = frozenset({"raw", "sd2", "mat4", "mat5", "mpc2k", "wavex"})
 """libsndfile's names of formats that no file is called after, or that it can't recognise: without a
@@ -80,6 +83,18 @@ def list_audio(folder: str | os.PathLike[str], seen: set[object] | None = None) 
     return AudioFiles(sorted(supported), sorted(unsupported), repeated)
 
 
+def supported_audio(folder: str | os.PathLike[str]) -> list[str]:
+    """List the audio below a folder that can be read, and warn of what looks like it and can't."""
+    found = list_audio(folder)
+    if found.unsupported:
+        _log.warning(
+            "%d files of %s look like audio that can't be read and are skipped (%s): convert them "
+            "to FLAC, or remove them",
+            *(len(found.unsupported), folder, describe_unsupported(found.unsupported)),
+        )
+    return found.files
+
+
 def describe_unsupported(files: Sequence[str]) -> str:
     """Count files by their suffixes, and name the first: ``3 .m4a, 1 .wma, the first: a/x.m4a``."""
     counts = Counter(_suffix(file) for file in files)
@@ -126,11 +141,21 @@ def _walk(folder: str, seen: set[object]) -> list[str]:
             links.sort(reverse=True)
             while links and not folders:
                 link = links.pop()
-                if not Path(link).is_dir():
+                if not _is_folder(link):
                     files.append(link)
                 elif not _leads_up(link, root):
                     folders.append(link)
     return files
+
+
+def _is_folder(link: str) -> bool:
+    try:
+        return Path(link).is_dir()
+    except OSError as error:
+        raise DataError(
+            f"the link {link} can't be followed ({error.strerror}): make what it leads to readable "
+            "or remove it"
+        ) from error
 
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:

@@ -84,7 +84,7 @@ class LibriSpeechFolder(FileSource):
         errors = [result for result in results if isinstance(result, DataError)]
         if errors and on_corrupt == "raise":
             more = f" ({len(errors)} files are corrupt)" if len(errors) > 1 else ""
-            raise DataError(f"{errors[0]}, or set on_corrupt to skip{more}")
+            raise DataError(f"{errors[0]}, or set {self.corrupt_option} to skip{more}")
         found = [result for result in results if isinstance(result, Utterance)]
         if not found:
             raise DataError(f"All {len(errors)} audio files of {split} are corrupt: {errors[0]}")
@@ -135,8 +135,9 @@ class LibriSpeechFolder(FileSource):
         else:
             names = sorted(entry.name for entry in self.base.iterdir() if entry.is_dir())
             there = f"{self.base} has {', '.join(names) or 'no folders'}"
-        mend = f"name one of these, or point {self.section}.root elsewhere"
-        if name in LIBRISPEECH_SPLITS and not self.download:
+        root = self.root_option or f"{self.section}.root"
+        mend = f"name one of these, or point {root} elsewhere"
+        if name in LIBRISPEECH_SPLITS and not self.download and not self.root_option:
             mend += f", or set {self.section}.download to true to fetch it"
         return f"there is no split {name!r}, {there}: {mend}"
 

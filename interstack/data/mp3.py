@@ -24,27 +24,39 @@ _KILOBITS: Final = {
 """Bit rates of layer III in MPEG-1, and in the others."""
 
 
-def has_known_length(audio: str | bytes) -> bool:
-    """Return whether an MP3 states its length, or its size tells it since its bit rate is constant.
+UNKNOWN: Final = 0
+"""In place of a length that nothing tells."""
+
+
+def length_by_frames(audio: str | bytes) -> int | None:
+    """Return the samples of an MP3 that does not state them, by counting its frames.
+
+    libsndfile divides the file's size by the first frame's, tags of artist and title included.
 
     Args:
         audio: Path of the file, or its bytes.
+
+    Returns:
+        The samples a channel; None where the file states its length, so that libsndfile knows it;
+        ``UNKNOWN`` where the bit rate varies.
     """
     with io.BytesIO(audio) if isinstance(audio, bytes) else Path(audio).open("rb") as file:
         file.seek(_first_frame(file.read(10)))
         data = file.read(_LONGEST_FRAME)
         first = _frame(data, 0)
         if first is None:
-            return True  # of another layer, or with something before it: libsndfile has searched
+            return None  # of another layer, or with something before it: libsndfile has searched
         if any(tag in data[: first[1]] for tag in _LENGTH_TAGS):
-            return True
+            return None
         data += file.read()
-    position = 0
+    position, frames = 0, 0
     while (frame := _frame(data, position)) is not None:
         if frame[0] != first[0]:
-            return False
+            return UNKNOWN
         position += frame[1]
-    return True
+        frames += position <= len(data)  # a last one that is cut off is not decoded
+    first_version = data[1] >> 3 & 3 == 3
+    return frames * (1152 if first_version else 576)
 
 
 def _first_frame(data: bytes) -> int:

@@ -64,7 +64,7 @@ def pack(
         raise ConfigurationError(
             f"--utterances_per_shard is {utterances_per_shard}: give 1 or more"
         )
-    source.section = "--source"
+    source.section, source.corrupt_option = "--source", "--on_corrupt"
     source.prepare(splits)
     packed: dict[Split, int] = {}
     for split in splits:

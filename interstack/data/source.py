@@ -16,6 +16,10 @@ class SpeechSource(ABC):
 
     section: str = "data.source"
     """What its options' names begin with in the command at hand, for messages."""
+    corrupt_option: str = "data.on_corrupt"
+    """The option that lets corrupt audio be skipped, for messages."""
+    root_option: str | None = None
+    """The option that names the corpus, for messages; None: the section's ``root``."""
 
     def prepare(self, splits: Sequence[Split] = ("train", "validation", "test")) -> None:
         """Fetches what is missing of some splits. Called in one process a machine, before `open`.

@@ -44,5 +44,5 @@ class Tolerance:
         if self._in_a_row == MOST_IN_A_ROW:
             raise DataError(
                 f"{MOST_IN_A_ROW} utterances in a row can't be read, which is more than "
-                f"on_corrupt=skip is meant for; see whether the data are still there. {error}"
+                f"skipping is meant for: see whether the data are still there; {error}"
             )

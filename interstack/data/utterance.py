@@ -15,7 +15,7 @@ import soundfile
 from numpy.typing import NDArray
 
 from interstack.constants import SAMPLE_RATE
-from interstack.data.mp3 import has_known_length
+from interstack.data.mp3 import UNKNOWN, length_by_frames
 from interstack.errors import DataError
 
 _DECODED_IN_ORDER: Final = frozenset({"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "OPUS"})
@@ -159,12 +159,13 @@ def _num_samples(file: soundfile.SoundFile, audio: str | bytes, name: str) -> in
     # A FLAC whose encoder was cut off states no length, which libsndfile reports as 2⁶³ − 1.
     if not 0 < file.frames < 2**62:
         raise DataError(f"{name} holds no samples: fetch it again or remove it")
-    if file.format == "MP3" and not has_known_length(audio):
+    counted = length_by_frames(audio) if file.format == "MP3" else None
+    if counted == UNKNOWN:
         raise DataError(
             f"{name} is an MP3 of variable bit rate that states no length, which libsndfile can't "
             "read to its end: convert it to FLAC or remove it"
         )
-    return int(file.frames)
+    return int(file.frames) if counted is None else counted
 
 
 def read_header(id_: str, audio: str | bytes, name: str) -> Utterance:

@@ -96,9 +96,11 @@ class Distillation(DistillationSteps):
         super().__init__()
         # Checkpoints hold the settings as plain dictionaries, and come back as such. Those are read
         # as they are, whatever an earlier version accepted; others have to have an effect.
-        for section in (teacher, student, objective, optimizer):
+        for section in (student, objective, optimizer):
             if not isinstance(section, dict):
                 section.check_effects()
+        if not isinstance(teacher, dict):
+            teacher.check_effects(None if isinstance(student, dict) else student.front_end_source)
         self.teacher_config = _config(TeacherConfig, teacher)
         self.student_config = _config(StudentConfig, student)
         self.objective = _config(ObjectiveConfig, objective)

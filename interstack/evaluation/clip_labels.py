@@ -129,8 +129,9 @@ def _domains(corpus: Path) -> Callable[[str], str | None]:
     names = _folder_names(corpus / "manifest.tsv")
 
     def label(id_: str) -> str | None:
-        speaker, chapter, _ = id_.split("-")
-        if speaker in characters:
+        speaker, _, rest = id_.partition("-")
+        chapter = rest.partition("-")[0]
+        if speaker in characters or not chapter.isdecimal():
             return None
         place = int(chapter) % 1000
         return names.get(place, f"folder {place}")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
+from interstack.constants import SAMPLE_RATE
 from interstack.data.decoding import Decoder, decode_each
 from interstack.data.folder import LibriSpeechFolder
 from interstack.data.left_out import LeftOutHere, report_skipped
@@ -15,6 +17,8 @@ from interstack.data.source import Split
 from interstack.data.tolerance import OnCorrupt, Tolerance
 from interstack.data.utterance import Utterance
 from interstack.errors import DataError
+
+_log = logging.getLogger(__name__)
 
 
 class ClipReader:
@@ -44,6 +48,7 @@ class ClipReader:
         Raises:
             DataError: If the split can't be used.
         """
+        folder.root_option, folder.corrupt_option = "--corpus", "--on-corrupt"
         found, corrupt = folder.utterances(split, self.on_corrupt)
         self.skipped[split] += len(corrupt)
         return found, {Path(file).stem for file in corrupt}
@@ -56,6 +61,15 @@ class ClipReader:
         Raises:
             DataError: If a clip can't be used and nothing is to be skipped.
         """
+        utterances = list(utterances)
+        most = decode.max_samples
+        cut = [each for each in utterances if most is not None and each.num_samples > most]
+        if cut:
+            _log.warning(
+                "%d clips of %s are longer than %g s and are judged by their beginnings, the "
+                "first: %s",
+                *(len(cut), split, (most or 0) / SAMPLE_RATE, cut[0].name),
+            )
         tolerance = Tolerance(self.on_corrupt, LeftOutHere())
         for utterance, waveform in decode_each(utterances, decode, tolerance):
             if len(waveform) >= self.min_samples:

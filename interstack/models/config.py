@@ -53,15 +53,20 @@ class TeacherConfig:
     local_files_only: bool = False
     pad_to_30s: bool = False
 
-    def check_effects(self) -> None:
+    def check_effects(self, front_end_source: str | None = None) -> None:
         """Refuse options of the hub for a local directory.
+
+        Args:
+            front_end_source: The student's, which ``local_files_only`` holds for too.
 
         Raises:
             ConfigurationError: In that case.
         """
-        if Path(self.source).expanduser().is_dir():
-            where = f"with model.teacher.source {self.source}, a directory"
-            check_effect("model.teacher.revision", self.revision, None, where)
+        if not Path(self.source).expanduser().is_dir():
+            return
+        where = f"with model.teacher.source {self.source}, a directory"
+        check_effect("model.teacher.revision", self.revision, None, where)
+        if front_end_source is None or Path(front_end_source).expanduser().is_dir():
             check_effect("model.teacher.local_files_only", self.local_files_only, False, where)
 
 

@@ -68,8 +68,10 @@ def _begin(logger: WandbLogger, outage: Literal["offline", "stop"]) -> None:
     if arguments.get("anonymous") is None:  # W&B warns of it even so
         arguments.pop("anonymous", None)
     limits = _limits(logger)
-    if arguments.get("settings") is None:
-        arguments["settings"] = wandb.Settings(**limits)
+    given = arguments.get("settings") or {}
+    if isinstance(given, wandb.Settings):
+        given = {name: getattr(given, name) for name in given.model_fields_set}
+    arguments["settings"] = wandb.Settings(**{**limits, **given})
     before = set(_directories(logger))
     try:
         run = logger.experiment

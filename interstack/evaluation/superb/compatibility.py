@@ -28,7 +28,7 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from interstack.constants import SAMPLE_RATE
-from interstack.data.audio_files import list_audio
+from interstack.data.audio_files import supported_audio
 from interstack.errors import ConfigurationError, DataError
 from interstack.evaluation.superb.corpora import LibriPhoneDataset, SnipsDataset
 from interstack.evaluation.superb.sox_effects import apply_effects_file, load, read
@@ -42,7 +42,7 @@ _KEEP_LISTS: Final = {
 
 def find_files(directory: str | Path) -> list[str]:
     """List audio files as ``librosa.util.find_files`` does: all below, absolute, in order."""
-    return list_audio(Path(directory).absolute()).files
+    return supported_audio(Path(directory).absolute())
 
 
 class NotDistributed(DistributedSampler[Any]):

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from torch.utils.data import Dataset
 
-from interstack.data.audio_files import list_audio
+from interstack.data.audio_files import supported_audio
 from interstack.errors import DataError
 
 Example = tuple[str, list[int]]
@@ -77,7 +77,7 @@ class LibriPhoneDataset(BucketedTranscripts):
         phones = read_lexicons([Path(file) for file in lexicon])
         examples = []
         for part in split:
-            files = [Path(file) for file in list_audio(Path(path) / part).files]
+            files = [Path(file) for file in supported_audio(Path(path) / part)]
             if not files:
                 raise DataError(f"{Path(path) / part} has no audio: fix --data-root")
             texts = _librispeech_transcripts(files)
@@ -117,7 +117,7 @@ class SnipsDataset(BucketedTranscripts):
         table = Path(path) / "all.iob.snips.txt"
         lines = table.read_text(encoding="utf-8").splitlines()
         texts = dict(line.split(" ", 1) for line in lines if " " in line)
-        files = [Path(file) for part in split for file in list_audio(Path(path) / part).files]
+        files = [Path(file) for part in split for file in supported_audio(Path(path) / part)]
         examples = [
             (str(file), tokenizer.encode(texts[file.stem]))
             for file in files

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from interstack.checkpointing.atomic import write_whole
 from interstack.checkpointing.disk import is_there
-from interstack.data.audio_files import list_audio
+from interstack.data.audio_files import supported_audio
 from interstack.data.tolerance import OnCorrupt
 from interstack.data.utterance import read_header
 from interstack.errors import DataError
@@ -87,7 +87,7 @@ def _write_lengths(root: Path, part: str, table: Path, skipped: Skipped) -> None
     """Write the samples of each file below a part, unless that is done."""
     if is_there(table):
         return
-    files = [Path(file) for file in list_audio(root / part).files]
+    files = [Path(file) for file in supported_audio(root / part)]
     rows = []
     for file in files:
         try:
@@ -123,7 +123,7 @@ def _emotions(expert: Config, directory: Path, skipped: Skipped) -> None:
 
 def _labelled(root: Path, session: str) -> list[dict[str, Any]]:
     """Read a session's utterances of the four emotions."""
-    found = list_audio(root / session / "sentences/wav").files
+    found = supported_audio(root / session / "sentences/wav")
     files = {file.stem: file for file in map(Path, found)}
     rows = []
     for table in sorted((root / session / "dialog/EmoEvaluation").glob("*.txt")):
