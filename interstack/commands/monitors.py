@@ -37,10 +37,10 @@ def check_monitors(trainer: L.Trainer, teacher_taps: Sequence[int]) -> None:
         if monitor.startswith("val/") and monitor in known:
             _check_validates(trainer, callback, name)
         if monitor not in known and not others:
-            near = get_close_matches(monitor.replace("_", "/", 1), known, n=1, cutoff=0.0)
+            near = get_close_matches(monitor.replace("_", "/", 1), known, n=1)
             raise ConfigurationError(
-                f"trainer.callbacks: {name}.monitor is {monitor}, which no run logs: give "
-                f"{near[0]}, or another one of {', '.join(known)}"
+                f"trainer.callbacks: {name}.monitor is {monitor}, which no callback can monitor: "
+                f"give {'one' if not near else f'{near[0]}, or another one'} of {', '.join(known)}"
             )
         if monitor in known and isinstance(callback, EarlyStopping):
             callback.strict = False

@@ -86,7 +86,8 @@ def _named(message: str, settings: Mapping[str, Any]) -> str | None:
         for name, value in given.items()
         if isinstance(value, str) and value
     }
-    for patterns in (as_code, values):
+    bare = {name: rf"\b{name}\b" for name in given if "_" in name}  # no word of the language
+    for patterns in (as_code, bare, values):
         found = {
             name: match.start()
             for name, pattern in patterns.items()

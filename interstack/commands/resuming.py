@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from interstack.checkpointing.disk import write_errors
 from interstack.checkpointing.reading import SavedRun, newest_run, read_checkpoint
 from interstack.commands.run_directory import checkpoint_directory
 from interstack.distillation.objective import ObjectiveConfig
+from interstack.distillation.optimizer import OptimizerConfig
 from interstack.errors import CheckpointError, ConfigurationError
 from interstack.growth.callback import InterleavedStacking
 from interstack.growth.progress import run_length
@@ -101,8 +103,8 @@ def check_same_model(settings: Mapping[str, Any], run: SavedRun, *, resumes: boo
     Raises:
         ConfigurationError: With every difference.
     """
-    now, idle = dict(_flat(settings)), _idle(run.model)
-    began = {_FRONT_END_SOURCE: None, **dict(_flat(run.model))}  # earlier versions lack it
+    now, idle = _effective(settings), _idle(run.model)
+    began = _effective(run.model)
     differences = [
         f"model.{name} was {then!r} and is {now[name]!r}"
         for name, then in began.items()
@@ -118,6 +120,17 @@ def check_same_model(settings: Mapping[str, Any], run: SavedRun, *, resumes: boo
         raise ConfigurationError(
             f"the run of {run.path} has other settings: {'; '.join(differences)}: {mend}"
         )
+
+
+def _effective(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings by dotted name, with what stands for those that an earlier version lacks."""
+    optimizer = {f"optimizer.{name}": value for name, value in asdict(OptimizerConfig()).items()}
+    lacking = {_FRONT_END_SOURCE: None, "teacher.pad_to_30s": False}
+    flat = optimizer | lacking | dict(_flat(model))
+    for name in ("student.activation_dropout", "student.attention_dropout"):
+        if flat.get(name) is None and "student.dropout" in flat:
+            flat[name] = flat["student.dropout"]
+    return flat
 
 
 def _matters(name: str, resumes: bool) -> bool:

@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ProgressBar
 from lightning.pytorch.strategies import StrategyRegistry
 
+from interstack.distillation.averaging import check_callback_class
 from interstack.errors import ConfigurationError
 from interstack.growth.strategy import check_strategy_class
 
@@ -86,6 +87,11 @@ def _check_numbers(trainer: Namespace, command: str) -> None:
         raise ConfigurationError(
             f"trainer.accumulate_grad_batches is {accumulated}: give 1 or more batches a step"
         )
+    every = trainer.check_val_every_n_epoch
+    if every is not None and every < 1:
+        raise ConfigurationError(
+            f"trainer.check_val_every_n_epoch is {every}: give 1 or more epochs, or null"
+        )
     for name in ("limit_train_batches", "max_steps", "max_epochs") if command == "fit" else ():
         if trainer[name] is not None and trainer[name] == 0 and not trainer.fast_dev_run:
             raise ConfigurationError(
@@ -97,6 +103,8 @@ def _check_numbers(trainer: Namespace, command: str) -> None:
 def _check_callbacks(trainer: Namespace) -> None:
     for callback in callbacks_in(trainer):
         kind = _class_of(callback)
+        if isinstance(kind, type):
+            check_callback_class(kind)
         if kind is BatchSizeFinder:
             raise ConfigurationError(
                 "trainer.callbacks has BatchSizeFinder, but batches are measured in seconds of "

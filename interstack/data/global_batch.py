@@ -116,11 +116,24 @@ def set_up_accumulation(trainer: L.Trainer, split: BatchSplit, batches: int) -> 
     steps = batches // split.micro_batches
     settings: dict[str, Any] = vars(trainer)
     for name in ("limit_train_batches", "val_check_interval"):
-        settings[name] = _in_batches(settings.get(name), steps, split.micro_batches)
+        value = _in_global_batches(name, settings.get(name), steps)
+        if isinstance(value, int):
+            settings[name] = value * split.micro_batches
+            if name == "limit_train_batches":  # of which an interval is a share
+                steps = min(steps, value)
 
 
-def _in_batches(value: Any, steps: int, micro_batches: int) -> Any:  # noqa: ANN401, of either type
-    """Return a number or share of an epoch's global batches in a rank's batches."""
-    if isinstance(value, float) and value < 1.0 and value * steps >= 1:
-        value = int(value * steps)
-    return value * micro_batches if isinstance(value, int) else value
+def _in_global_batches(name: str, value: Any, steps: int) -> Any:  # noqa: ANN401, of either type
+    """Return the number for a share of an epoch's global batches; others stay as they are.
+
+    Raises:
+        ConfigurationError: If that share is none.
+    """
+    if not isinstance(value, float) or not 0.0 < value < 1.0:
+        return value
+    if value * steps < 1:
+        raise ConfigurationError(
+            f"trainer.{name} is {value:g}, which of an epoch's {steps} global batches is none: "
+            "give a number, or a larger share"
+        )
+    return int(value * steps)

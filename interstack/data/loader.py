@@ -174,7 +174,8 @@ class TrainingLoader(SpeechLoader):
         """Makes the next pass begin at a checkpoint's place; what comes before is not decoded.
 
         The batches are then those of the epoch that was cut, bit for bit, on as many ranks as
-        before. On another number of ranks they are others, and only the place counts. A stream's
+        before, and on others too where a global batch is as many batches. Otherwise, on another
+        number of ranks, they are others, and only the place counts. A stream's
         batches depend on the number of workers too, so the rest of the epoch is read with as many
         as it was begun with.
 

@@ -55,17 +55,24 @@ def check_callbacks(trainer: L.Trainer) -> None:
     """
     callbacks: list[Any] = getattr(trainer, "callbacks", [])
     for callback in callbacks:
-        for kind, reason in _REFUSED.items():
-            if isinstance(callback, kind):
-                raise ConfigurationError(
-                    f"trainer.callbacks has {type(callback).__name__}, which {reason}"
-                )
+        check_callback_class(type(callback))
     names = [type(each).__name__ for each in callbacks if isinstance(each, WeightAveraging)]
     if len(names) > 1:
         raise ConfigurationError(
             f"trainer.callbacks has {' and '.join(names)}, and each swaps its average for the "
             "student's weights in validation: give one of them"
         )
+
+
+def check_callback_class(kind: type) -> None:
+    """Refuse a class of callbacks that can't work here.
+
+    Raises:
+        ConfigurationError: With its name, the reason and the way out.
+    """
+    for refused, reason in _REFUSED.items():
+        if issubclass(kind, refused):
+            raise ConfigurationError(f"trainer.callbacks has {kind.__name__}, which {reason}")
 
 
 def check_goes_on(trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> None:

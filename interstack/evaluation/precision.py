@@ -8,7 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from interstack.models.precision import PrecisionReport, compare_with_float32, number_format
+from interstack.models.precision import (
+    NO_TF32,
+    PrecisionReport,
+    compare_with_float32,
+    number_format,
+)
 
 Reporter = Callable[[PrecisionReport], None]
 
@@ -63,7 +68,7 @@ def check_upstream(
     found = compare_with_float32(upstream, run, device, name=f"upstream {name}", format=format)
     found.require(
         f"{format} on {device.type}",
-        "give another device or a model in float32, or --no-precision-check to go on without this "
-        "check",
+        f"{NO_TF32 if format == 'tf32' else 'give another device or a model in float32'}, or "
+        "--no-precision-check to go on without this check",
     )
     return found

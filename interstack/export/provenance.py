@@ -117,7 +117,7 @@ class Provenance:
             command=origin.get("command"),
             versions=origin.get("versions", {}),
             planned_depths=tuple(config.get("growth", {}).get("depths", ())),
-            early_end=checkpoint.get(EARLY_END_KEY),
+            early_end=checkpoint.get(EARLY_END_KEY, recorder.get("early_end")),
             front_end_source=settings["student"].get("front_end_source"),
         )
 

@@ -72,7 +72,7 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """The student: a HuBERT whose depth is the growth schedule's. Defaults are the paper's.
+    """The student: a HuBERT whose depth is the growth schedule's. Widths and heads are the paper's.
 
     The four settings of an ``own`` front end are refused where it is a pretrained model's.
 

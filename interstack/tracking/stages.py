@@ -164,7 +164,8 @@ class StageRecorder(L.Callback):
     def state_dict(self) -> dict[str, Any]:
         """Return the record as primitives."""
         self.read()
-        return {"stages": [asdict(stage) for stage in self.stages]}
+        early = None if self.early_end is None else str(self.early_end)
+        return {"stages": [asdict(stage) for stage in self.stages], "early_end": early}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up the record of a run that is resumed."""

@@ -46,6 +46,8 @@ EPOCHS = ["--trainer.limit_train_batches=2", "--trainer.check_val_every_n_epoch=
         (["--trainer.limit_train_batches=0.0001"], ["limit_train_batches is 0.0001"]),
         (["--trainer.limit_val_batches=0.0001"], ["limit_val_batches is 0.0001"]),
         (["--trainer.val_check_interval=1000000"], ["val_check_interval is 1000000"]),
+        (["--trainer.val_check_interval=1.5"], ["trainer.val_check_interval is 1.5"]),
+        (["--trainer.check_val_every_n_epoch=0"], ["trainer.check_val_every_n_epoch is 0"]),
         (["--trainer.logger=CometLogger"], ["CometLogger", "comet-ml"]),
         (["--trainer.fast_dev_run=1", "--ckpt_path=last"], ["trainer.fast_dev_run", "ckpt_path"]),
         ([callbacks(("BatchSizeFinder", {}))], ["BatchSizeFinder", "data.batch_seconds"]),
@@ -257,10 +259,13 @@ def _last(directory: Path) -> dict[str, Any]:
 
 
 def test_a_run_that_ends_early_says_where(
-    tmp_path: Path, teacher_directory: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    teacher_directory: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In the log, the records, the student's card and the report."""
-    logging.getLogger("interstack").propagate = True
+    """In the log, the records, the student's card, the report and an export of its checkpoint."""
+    monkeypatch.setattr(logging.getLogger("interstack"), "handlers", [caplog.handler])
     directory = tmp_path / "run"
     stops = {"monitor": "val/loss", "stopping_threshold": 1e9}
     options = [*small_run(directory, teacher_directory), *EPOCHS, "--trainer.max_steps=8"]
@@ -280,4 +285,4 @@ def test_a_run_that_ends_early_says_where(
     exported = tmp_path / "exported"
     assert main(["export", f"--checkpoint={directory}", f"--output={exported}"]) == 0
     card = (exported / "README.md").read_text(encoding="utf-8")
-    assert "it is of stage 1 of 2, at depth 2 of 4" in card
+    assert f"its run ended early, {where}" in card

@@ -227,7 +227,9 @@ def test_a_name_without_audio_behind_it_is_corrupt(
 ) -> None:
     """Named, or skipped and counted as any other corrupt file; a pipe is not waited for."""
     make(split / "bad.flac")
-    with pytest.raises(DataError, match=f"{split}/bad.flac {complaint}.*or set on_corrupt to skip"):
+    with pytest.raises(
+        DataError, match=f"{split}/bad.flac {complaint}.*or set data.on_corrupt to skip"
+    ):
         _listed(split.parent)
     assert len(_listed(split.parent, "skip")) == 3
     report = make_data_module(

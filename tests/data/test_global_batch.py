@@ -124,8 +124,11 @@ def test_the_trainers_limits_count_global_batches() -> None:
     assert vars(trainer) == {
         "accumulate_grad_batches": 4,
         "limit_train_batches": 40,
-        "val_check_interval": 4 * 7,
+        "val_check_interval": 4 * 3,
     }
+    for name in ("limit_train_batches", "val_check_interval"):
+        with pytest.raises(ConfigurationError, match=f"^trainer.{name} is 0.03, which .* is none"):
+            set_up_accumulation(trainer_like(**{name: 0.03}), split, batches=4 * 25)
     untouched = trainer_like()
     set_up_accumulation(untouched, split, batches=4 * 25)
     assert (untouched.limit_train_batches, untouched.val_check_interval) == (1.0, 1.0)
