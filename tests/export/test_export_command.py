@@ -41,6 +41,8 @@ def test_transformers_gives_the_students_own_hidden_states(
     """At every stage's depth, for either norm, up to 1e-5 of their size, clip by clip."""
     path = request.getfixturevalue(run) / "checkpoints" / checkpoint
     assert export(path, tmp_path / "student") == 0
+    card = (tmp_path / "student" / "README.md").read_text(encoding="utf-8")
+    assert ("it is of stage 1 of 2, at depth 2 of 4" in card) is (depth == 2)
     model = AutoModel.from_pretrained(tmp_path / "student").eval()
     prepare = AutoFeatureExtractor.from_pretrained(tmp_path / "student")
     student, _ = load_student(path)
