@@ -159,8 +159,8 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 def newton_schulz_dtype(device: torch.device) -> torch.dtype:
     """Return the number format in which a device iterates fastest.
 
-    The iteration bears bfloat16 everywhere. A CPU that has no instructions for it is ten times
-    slower in it than in float32 (``python -m benchmarks.muon``).
+    The iteration bears bfloat16 everywhere. A CPU that has no instructions for it is more than ten
+    times slower in it than in float32.
     """
     if device.type != "cpu" or torch.cpu._is_avx512_bf16_supported():
         return torch.bfloat16
