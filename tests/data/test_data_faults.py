@@ -98,7 +98,9 @@ def test_skipping_ends_when_all_fail(packed: Path, monkeypatch: pytest.MonkeyPat
     assert len(failing) == 4
     monkeypatch.setattr("interstack.data.utterance.open_audio", read)
     for loader in (module.train_dataloader(), module.val_dataloader()):
-        with pytest.raises(DataError, match=r"3 utterances in a row .* skipping is meant for.* is bad\."):
+        with pytest.raises(
+            DataError, match=r"3 utterances in a row .* skipping is meant for.* is bad\."
+        ):
             list(loader)
 
 
