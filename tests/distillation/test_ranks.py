@@ -45,7 +45,7 @@ def launch(teacher_directory: Path, tmp_path_factory: pytest.TempPathFactory) ->
         env=inherited | {"OMP_NUM_THREADS": "1"},
     ) as ranks:
         try:
-            _, said = ranks.communicate(timeout=120)
+            _, said = ranks.communicate(timeout=600)
         finally:
             ranks.terminate()  # torchrun ends its workers then, but not if it is killed
     written = [output / f"rank{rank}.json" for rank in (0, 1)]

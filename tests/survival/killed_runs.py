@@ -69,7 +69,7 @@ class Run:
     def finish(self, *more: str) -> None:
         """Run it to its end."""
         process = self.start(*more)
-        process.join(120)
+        process.join(600)
         assert process.exitcode == 0, self.log.read_text()
 
     def pause_at(self, step: int, where: str, *more: str) -> BaseProcess:
@@ -97,7 +97,7 @@ class Run:
         Args:
             is_alive: Tells whether its process still runs.
         """
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not self.flag.exists():
             assert is_alive(), self.log.read_text()
             assert time.monotonic() < deadline, self.log.read_text()
@@ -106,7 +106,7 @@ class Run:
     def go_on(self, process: BaseProcess) -> int | None:
         """Let a waiting run go on to its end; return its exit status."""
         self.flag.unlink()
-        process.join(120)
+        process.join(600)
         return process.exitcode
 
     def kill_at(self, step: int, where: str, *more: str) -> None:

@@ -29,7 +29,7 @@ def without_space(run: Run, **when: object) -> str:
 def fail(run: Run, *more: str) -> str:
     """Let a run end by a single error line; return the line."""
     process = run.start(*more)
-    process.join(120)
+    process.join(600)
     log = run.log.read_text()
     assert process.exitcode == 2, log
     assert "Traceback" not in log, log

@@ -66,10 +66,10 @@ def test_a_job_out_of_time_saves_requeues_itself_and_goes_on(
     run.wait_for_pause(lambda: job.poll() is None)
     os.kill(int((tmp_path / "task").read_text()), signal.SIGUSR1)
     run.flag.unlink()
-    assert job.wait(60) == 75, run.log.read_text()
+    assert job.wait(600) == 75, run.log.read_text()
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
     assert f"stopped by SIGUSR1 after step {STOPPED_AFTER + 1}:" in run.log.read_text()
 
-    assert submit(run, commands).wait(120) == 0, run.log.read_text()
+    assert submit(run, commands).wait(600) == 0, run.log.read_text()
     assert (tmp_path / "asked").read_text() == "requeue 4711\n"
     assert_same_end(whole, run)
