@@ -82,6 +82,7 @@ def describe_run(
     with warnings.catch_warnings(), ExitStack() as resources:
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
         cli = _Describing(
+            command=command,
             resources=resources,
             scratch=Path("nowhere"),  # nothing is written
             model_class=Distillation,

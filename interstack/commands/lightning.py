@@ -22,7 +22,7 @@ from interstack.checkpointing.run_lock import run_lock
 from interstack.commands.effects import check_sections
 from interstack.commands.monitors import check_monitors
 from interstack.commands.quiet import hush_lightning
-from interstack.commands.refusals import one_line_refusals
+from interstack.commands.refusals import one_line_parse_errors, one_line_refusals
 from interstack.commands.resuming import checkpoint_of, with_saved_config
 from interstack.commands.run_directory import (
     SaveConfig,
@@ -56,6 +56,7 @@ class InterstackCLI(LightningCLI):
     """A LightningCLI whose sections are trainer, model, growth, data, checkpoint and tracking.
 
     Args:
+        command: The command's name.
         resources: What is held as long as the command runs.
         scratch: A directory that goes with the command.
         **settings: LightningCLI's.
@@ -64,10 +65,12 @@ class InterstackCLI(LightningCLI):
     def __init__(
         self,
         *,
+        command: str,
         resources: ExitStack,
         scratch: Path,
         **settings: Any,  # noqa: ANN401
     ) -> None:
+        self.command = command
         self.resources = resources
         self.scratch = scratch
         super().__init__(**settings)
@@ -78,6 +81,15 @@ class InterstackCLI(LightningCLI):
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_class_arguments(Tracking, "tracking")
         parser.link_arguments("growth.depths", "model.initial_depth", compute_fn=_first)
+
+    def init_parser(self, **settings: Any) -> LightningArgumentParser:  # noqa: ANN401
+        """Make a parser that raises instead of printing its usage and ending the process."""
+        return super().init_parser(exit_on_error=False, **settings)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
+        """Parse a command line; what the parser refuses is one line."""
+        with one_line_parse_errors(self.command):
+            super().parse_arguments(parser, args)
 
     def _parse_ckpt_path(self) -> None:
         """Do not lay a checkpoint's settings over what the user says, as LightningCLI would."""
@@ -197,6 +209,7 @@ def run_lightning(arguments: Sequence[str], *, run: bool = True) -> InterstackCL
         with write_errors("the temporary directory", "free space there, or set TMPDIR"):
             scratch = Path(resources.enter_context(tempfile.TemporaryDirectory()))
         return InterstackCLI(
+            command=arguments[0] if run else "fit",
             resources=resources,
             scratch=scratch,
             model_class=Distillation,
