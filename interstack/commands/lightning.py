@@ -18,15 +18,17 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from interstack.checkpointing.callback import Checkpoints
 from interstack.checkpointing.deferred import deferred_writes
 from interstack.checkpointing.disk import write_errors
+from interstack.checkpointing.reading import SavedRun
 from interstack.checkpointing.run_lock import run_lock
+from interstack.commands.checks import check_run
 from interstack.commands.effects import check_sections
-from interstack.commands.monitors import check_monitors
 from interstack.commands.quiet import hush_lightning
 from interstack.commands.refusals import one_line_parse_errors, one_line_refusals
 from interstack.commands.resuming import checkpoint_of, with_saved_config
 from interstack.commands.run_directory import (
     SaveConfig,
     is_first_process,
+    point_loggers,
     run_directory,
     settle_in,
 )
@@ -71,6 +73,7 @@ class InterstackCLI(LightningCLI):
         **settings: Any,  # noqa: ANN401
     ) -> None:
         self.command = command
+        self.resumed: SavedRun | None = None
         self.resources = resources
         self.scratch = scratch
         super().__init__(**settings)
@@ -95,7 +98,7 @@ class InterstackCLI(LightningCLI):
         """Do not lay a checkpoint's settings over what the user says, as LightningCLI would."""
 
     def before_instantiate_classes(self) -> None:
-        """Settle in the run's directory before anything is made that writes."""
+        """Settle what the classes are made with; nothing of an earlier run is touched yet."""
         config = self.config if self.subcommand is None else self.config[self.subcommand]
         check_sections(config)
         settle_trainer(config, self.subcommand or "fit", self.scratch)
@@ -108,7 +111,8 @@ class InterstackCLI(LightningCLI):
         if self.subcommand == "fit":
             if is_first_process():
                 self.resources.enter_context(run_lock(run_directory(config)))
-            settle_in(config, checkpoint_of(config, "fit"))
+            self.resumed = checkpoint_of(config, "fit")
+            point_loggers(config, self.resumed)
         else:
             checkpoint_of(config, self.subcommand)
             config.trainer.logger = False  # what is judged is printed; the run's own log stays
@@ -147,7 +151,8 @@ class InterstackCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         with one_line_refusals(vars(self._settings()), "run"):
             if subcommand == "fit":
-                check_monitors(self.trainer, self.model.teacher_config.taps)
+                check_run(self.trainer, self.model, self.datamodule, self.config_init.fit.growth)
+                settle_in(self.config.fit, self.resumed)
                 if self.config.fit.ckpt_path is not None:
                     _keep_learning_rate(self.trainer)
             super()._run_subcommand(subcommand)

@@ -25,6 +25,9 @@ _OF_SETTINGS: Final = (ValueError, TypeError, RuntimeError, ImportError, OSError
 _PARTS: Final = ("lightning.pytorch.callbacks", "lightning.pytorch.loggers")
 """Modules of Lightning whose classes a user adds to a run by their names."""
 
+_CALLERS: Final = ("interstack.commands.lightning", "interstack.commands.described_run")
+"""Modules of ours that make the configured classes."""
+
 _FIXES: Final = {
     "accelerator": "give one that this machine has, or auto",
     "strategy": "give ddp, or auto on one device",
@@ -98,7 +101,9 @@ def _parse_line(message: str) -> str:
     """Write an option, its value and what the parser says of it, without its lists and classes."""
     named = re.match(r'Parser key "([^"]+)":\s*', message)
     option, rest = (named[1], message[named.end() :]) if named else ("", message)
-    value = re.search(r"(?:Got|Given) value: (.*)\Z|Expected a path but (.*) either", rest, re.DOTALL)
+    value = re.search(
+        r"(?:Got|Given) value: (.*)\Z|Expected a path but (.*) either", rest, re.DOTALL
+    )
     rest = re.sub(r"\s*(Got value|Given value type): .*", "", rest, flags=re.DOTALL)
     reasons = [" ".join(each.split()) for each in re.split(r"(?:\A|\n)\s*- ", rest)]
     told = [each for each in reasons if each and not each.startswith(_LISTS)]
@@ -196,7 +201,7 @@ def _modules_below(traceback: TracebackType | None) -> list[str]:
 
 
 def _is_ours(module: str) -> bool:
-    return module.startswith("interstack.") and module != "interstack.commands.lightning"
+    return module.startswith("interstack.") and module not in _CALLERS
 
 
 def _part_of(traceback: TracebackType | None) -> str | None:

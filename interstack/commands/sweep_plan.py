@@ -86,7 +86,7 @@ def _resolve(words: Sequence[str]) -> dict[str, Any]:
 
     logging.disable(logging.WARNING)  # each run says this again when it begins
     try:
-        config = describe_run("sweep", without_empty_configs(words)).config
+        config = describe_run("sweep", without_empty_configs(words), trains=True).config
     finally:
         logging.disable(logging.NOTSET)
     if config.checkpoint.dirpath is not None:

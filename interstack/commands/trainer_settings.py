@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, Pro
 from lightning.pytorch.strategies import StrategyRegistry
 
 from interstack.distillation.averaging import check_callback_class
+from interstack.distillation.learning_rate_search import FEWEST_STEPS
 from interstack.errors import ConfigurationError
 from interstack.growth.strategy import check_strategy_class
 
@@ -111,13 +112,29 @@ def _check_callbacks(trainer: Namespace) -> None:
                 "audio: remove it and set data.batch_seconds"
             )
         if kind is LearningRateFinder:
-            attribute = callback.init_args.get("attr_name", "")
-            if attribute not in _LEARNING_RATE:
-                raise ConfigurationError(
-                    f"trainer.callbacks: LearningRateFinder.attr_name is {attribute}, but the "
-                    "learning rate is model.optimizer.learning_rate: leave attr_name out"
-                )
-            callback.init_args.attr_name = ""
+            _check_search(callback.init_args)
+
+
+def _check_search(settings: Namespace) -> None:
+    """Refuse a LearningRateFinder that can find no rate, or do nothing with it."""
+    name, steps = "trainer.callbacks: LearningRateFinder", settings.get("num_training_steps", 100)
+    attribute = settings.get("attr_name", "")
+    if attribute not in _LEARNING_RATE:
+        raise ConfigurationError(
+            f"{name}.attr_name is {attribute}, but the learning rate is "
+            "model.optimizer.learning_rate: leave attr_name out"
+        )
+    settings.attr_name = ""
+    if settings.get("update_attr") is False:
+        raise ConfigurationError(
+            f"{name}.update_attr is false, so that the rate would be found and not used: leave it "
+            "out"
+        )
+    if steps < FEWEST_STEPS:
+        raise ConfigurationError(
+            f"{name}.num_training_steps is {steps}, and a search skips the first 10 steps and the "
+            f"last: give {FEWEST_STEPS} or more, such as 100"
+        )
 
 
 def _class_of(setting: Any) -> Any:  # noqa: ANN401, what the user gives

@@ -21,7 +21,10 @@ from interstack.distillation.averaging import (
 from interstack.distillation.channel_statistics import measure_channels
 from interstack.distillation.checks import check_lengths
 from interstack.distillation.finite import BatchLoss, NumberFormats
-from interstack.distillation.learning_rate_search import searches_learning_rate
+from interstack.distillation.learning_rate_search import (
+    check_rate_was_found,
+    searches_learning_rate,
+)
 from interstack.distillation.metrics import DistillationLoss
 from interstack.distillation.non_finite import NonFiniteBatches, NonFinitePolicy
 from interstack.distillation.objective import ObjectiveConfig, tap_sums
@@ -328,7 +331,12 @@ class Distillation(DistillationSteps):
                 )
 
     def on_fit_start(self) -> None:
-        """Move the teacher, compile the layers, measure the targets' channels: as is asked for."""
+        """Move the teacher, compile the layers, measure the targets' channels: as is asked for.
+
+        Raises:
+            ConfigurationError: If a search for a learning rate has found none.
+        """
+        check_rate_was_found(self.trainer, self._found_learning_rate)
         self.non_finite.forget()
         self.window.clear()
         self.compile_as_asked()

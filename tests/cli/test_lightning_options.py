@@ -26,6 +26,7 @@ def callbacks(*named: tuple[str, dict[str, Any]]) -> str:
     return f"--trainer.callbacks={json.dumps(added)}"
 
 
+TWELVE_STEPS = ["--trainer.max_epochs=6", "--trainer.limit_train_batches=2"]
 EPOCHS = ["--trainer.limit_train_batches=2", "--trainer.check_val_every_n_epoch=1"]
 
 
@@ -54,6 +55,18 @@ EPOCHS = ["--trainer.limit_train_batches=2", "--trainer.check_val_every_n_epoch=
         (
             [callbacks(("LearningRateFinder", {"attr_name": "rate"}))],
             ["LearningRateFinder.attr_name is rate", "model.optimizer.learning_rate"],
+        ),
+        (
+            [callbacks(("LearningRateFinder", {"update_attr": False}))],
+            ["LearningRateFinder.update_attr is false", "leave it out"],
+        ),
+        (
+            [callbacks(("LearningRateFinder", {"num_training_steps": 12}))],
+            ["LearningRateFinder.num_training_steps is 12", "give 13 or more"],
+        ),
+        (
+            [callbacks(("LearningRateFinder", {})), "--trainer.max_steps=-1", *TWELVE_STEPS],
+            ["LearningRateFinder ended after 12 steps", "too few", "trainer.max_epochs"],
         ),
         (
             [callbacks(("EarlyStopping", {"monitor": "val_loss"}))],

@@ -25,7 +25,7 @@ from cached_runs import fit_words
 from lightning.pytorch.loggers import WandbLogger
 from offline_wandb import Offline
 
-from interstack.commands.run_directory import _wandb_id
+from interstack.commands.run_directory import _keep_wandb_id, _wandb_id
 from interstack.errors import ConfigurationError
 from interstack.tracking.boards import WandbBoard
 from interstack.tracking.wandb_run import begin_wandb, finished_wandb
@@ -215,9 +215,12 @@ def test_a_launchers_id_goes_before_the_runs_own(
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     own = _wandb_id(tmp_path)
     assert own
+    _keep_wandb_id(tmp_path, own)
     assert own == _wandb_id(tmp_path)
+    assert own != _wandb_id(None)
     monkeypatch.setenv("WANDB_RUN_ID", "swept001")
     assert _wandb_id(tmp_path) == "swept001"
+    _keep_wandb_id(tmp_path, "swept001")
     monkeypatch.delenv("WANDB_RUN_ID")
     assert _wandb_id(tmp_path) == "swept001"
 
