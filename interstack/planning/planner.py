@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from math import ceil
 from typing import Any
 
@@ -16,7 +19,7 @@ from interstack.growth.progress import accumulated_batches, run_length
 from interstack.models.teacher import Teacher
 from interstack.planning.costs import student_costs, teacher_gigamacs
 from interstack.planning.measuring import Measurement, StepMeter
-from interstack.planning.prediction import StageLength, measure_stages, predict
+from interstack.planning.prediction import Prediction, StageLength, measure_stages, predict
 from interstack.planning.report import Plan
 from interstack.surroundings import surroundings
 
@@ -59,10 +62,10 @@ def make_plan(
         measurement.splits,
         _savings(module, measurement),
         waits_seconds=epochs * measurement.epoch_wait,
-        validation_seconds=_validation_seconds(
-            trainer, datamodule, measurement, depths, lengths, batches, world_size
-        ),
     )
+    validations = _validations(trainer, prediction, lengths, batches)
+    seconds = _validation_seconds(trainer, datamodule, measurement, depths, validations, world_size)
+    prediction = replace(prediction, validation_seconds=seconds)
     teacher = module.teacher
     audio = datamodule.mean_batch_seconds(world_size)
     clip = min(datamodule.longest_seconds("train"), audio or datamodule.batch_seconds)
@@ -143,11 +146,19 @@ def _validation_seconds(
     datamodule: SpeechDataModule,
     measurement: Measurement,
     depths: list[int],
-    lengths: list[StageLength],
-    epoch_batches: int,
+    validations: list[int],
     world_size: int,
 ) -> float:
-    """Return what all validations take: before and after each stage, and the Trainer's own."""
+    """Return what all validations take: before and after each stage, and the Trainer's own.
+
+    Args:
+        trainer: The run's.
+        datamodule: The run's.
+        measurement: What was measured.
+        depths: Of the stages.
+        validations: The Trainer's own in each stage.
+        world_size: Ranks.
+    """
     audio = datamodule.report().get("validation/seconds")
     limit = trainer.limit_val_batches
     if audio is None or not limit:
@@ -158,13 +169,25 @@ def _validation_seconds(
         depth: share * audio * rate / world_size + measurement.epoch_wait
         for depth, rate in measurement.validation_rates.items()
     }
-    every = _batches_between_validations(trainer, epoch_batches)
-    done, total = 0, 0.0
-    for depth, (_, number) in zip(depths, lengths, strict=True):
-        own = (done + number) // every - done // every if every else 0
-        total += (2 + own) * one[depth]
-        done += number
-    return total
+    return sum((2 + own) * one[depth] for depth, own in zip(depths, validations, strict=True))
+
+
+def _validations(
+    trainer: L.Trainer,
+    prediction: Prediction,
+    lengths: Sequence[StageLength],
+    epoch_batches: int,
+) -> list[int]:
+    """Return the Trainer's own validations in each stage."""
+    every: float | None = vars(trainer).get("_val_check_time_interval")  # in seconds
+    stages: list[float] = [stage.seconds for stage in prediction.stages]
+    if every is None:
+        every = _batches_between_validations(trainer, epoch_batches)
+        stages = [length.batches for length in lengths]
+    ends = [sum(stages[:number]) for number in range(len(stages) + 1)]
+    return [
+        int(end // every) - int(begin // every) if every else 0 for begin, end in pairwise(ends)
+    ]
 
 
 def _batches_between_validations(trainer: L.Trainer, epoch_batches: int) -> int:

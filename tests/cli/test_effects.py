@@ -131,6 +131,12 @@ def test_commands_that_describe_a_run_refuse_alike(
     assert "growth.alpha is 2.0" in capsys.readouterr().err
     assert main([*words, ONE_DEPTH, "--model.student.tap_placement=original"]) == 2
     assert "model.student.tap_placement is original" in capsys.readouterr().err
+    exact = ["--dtype=float32", f"--output={tmp_path / 'cache'}"] if command == "cache" else []
+    assert main([*words, *exact, "--model.precision_check=false"]) == 2
+    assert (
+        "model.precision_check is false, which has no effect where trainer.precision, "
+        "model.teacher.dtype and the device are all float32: leave it out"
+    ) in capsys.readouterr().err
 
 
 SUPERB = ["superb", "--upstream=fbank", "--data-root=nowhere", "--tasks=sd"]
@@ -153,6 +159,10 @@ PROBE = ["probe", f"--corpus={SPEECH}", "--upstream=log-mel", "--tasks=speaker"]
         ),
         ([*SUPERB, "--table", "--share=0/2"], "--share is 0/2, which has no effect with --table"),
         ([*SUPERB, "--table", "--device=cpu"], "--device is cpu"),
+        (
+            [*SUPERB, "--upstream=x", "--device=cpu", "--no-precision-check"],
+            "--no-precision-check is true, which has no effect on cpu, which computes in float32",
+        ),
         ([*SUPERB, "--table", "--num-workers=1"], "--num-workers is 1"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",

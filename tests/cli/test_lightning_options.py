@@ -15,6 +15,7 @@ import yaml
 from test_cli import small_run
 
 from interstack.cli import main
+from interstack.commands.described_run import describe_run
 from interstack.data.batch import Batch
 from interstack.distillation.module import FOUND_RATE_KEY
 from interstack.tracking.stages import StageRecorder
@@ -40,6 +41,13 @@ EPOCHS = ["--trainer.limit_train_batches=2", "--trainer.check_val_every_n_epoch=
         (["--trainer.strategy=deepspeed"], ["trainer.strategy is deepspeed", "give ddp"]),
         (["--trainer.strategy=ddp_spawn"], ["trainer.strategy is ddp_spawn", "give ddp"]),
         (["--trainer.strategy=bogus"], ["trainer.strategy is bogus", "give ddp"]),
+        (
+            [
+                '--trainer.strategy={"class_path": "lightning.pytorch.strategies.DDPStrategy", '
+                '"init_args": {"start_method": "spawn"}}'
+            ],
+            ["trainer.strategy is lightning.pytorch.strategies.DDPStrategy", "give ddp"],
+        ),
         (["--trainer.profiler=bogus"], ["trainer.profiler is bogus", "simple"]),
         (["--trainer.max_time=bogus"], ["trainer.max_time is bogus", "DD:HH:MM:SS"]),
         (["--trainer.accumulate_grad_batches=0"], ["accumulate_grad_batches is 0", "1 or more"]),
@@ -167,6 +175,38 @@ def test_a_timer_takes_its_duration_from_the_configuration(
     }
     again = ["--trainer.default_root_dir", str(tmp_path / "again")]
     assert main(["fit", f"--config={directory / 'config.yaml'}", *again]) == 0
+
+
+def test_durations_and_forked_processes_are_taken_as_they_are_given(
+    tmp_path: Path, teacher_directory: Path
+) -> None:
+    """The configuration holds a duration in parts as words, and ranks that are forked."""
+    fork = {"class_path": "lightning.pytorch.strategies.DDPStrategy"}
+    for strategy in ("ddp_fork", json.dumps(fork | {"init_args": {"start_method": "fork"}})):
+        run = describe_run(
+            "fit",
+            [
+                *small_run(tmp_path / "run", teacher_directory),
+                f"--trainer.strategy={strategy}",
+                "--trainer.val_check_interval={hours: 1, minutes: 30}",
+                "--trainer.max_time={days: 2}",
+            ],
+            trains=True,
+        )
+        assert run.config.trainer.val_check_interval == "00:01:30:00"
+        assert run.config.trainer.max_time == "02:00:00:00"
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging")
+def test_a_metric_that_is_not_there_yet_is_waited_for(
+    tmp_path: Path, teacher_directory: Path
+) -> None:
+    """What is logged every third step is not there at the end of an epoch of two."""
+    stops = {"monitor": "data/padding", "check_on_train_epoch_end": True, "strict": True}
+    options = [*small_run(tmp_path / "run", teacher_directory), *EPOCHS]
+    options += ["--trainer.log_every_n_steps=3", callbacks(("EarlyStopping", stops))]
+    assert main(["fit", *options]) == 0
+    assert _last(tmp_path / "run")["global_step"] == 4
 
 
 @pytest.mark.parametrize("bar", ["TQDMProgressBar", "RichProgressBar"])

@@ -194,6 +194,20 @@ def test_a_plan_follows_a_scheduler_of_accumulation(
     assert "from epoch 1 on an optimizer step holds up to 16 s" in capsys.readouterr().out
 
 
+def test_a_plan_counts_validations_by_the_clock(
+    teacher_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where `trainer.val_check_interval` is a day, there are none but the stages' own."""
+    plans = []
+    for interval in ("--trainer.val_check_interval={days: 1}", "--trainer.val_check_interval=2"):
+        options = [interval, "--trainer.check_val_every_n_epoch=null", "--seconds=0.1"]
+        output = f"--json={tmp_path / 'plan.json'}"
+        assert main(["plan", *words(teacher_directory, *options, output)]) == 0
+        plans.append(json.loads((tmp_path / "plan.json").read_text())["predicted"])
+    capsys.readouterr()
+    assert plans[1]["validation_seconds"] > plans[0]["validation_seconds"] > 0
+
+
 def test_a_plan_of_compiled_layers_measures_them_compiled(
     teacher_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
