@@ -80,7 +80,7 @@ class Distillation(DistillationSteps):
             is the same, so a resumed run may change it.
         precision_check: When a fit begins, or a cache, compare one batch in the chosen number
             formats with float32, layer by layer, and stop where the difference is more than
-            rounding. It takes seconds, and nothing where all is float32.
+            rounding. It takes seconds, and nothing where all is float32; false is refused there.
     """
 
     target_norm: TargetNorm

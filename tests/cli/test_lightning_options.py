@@ -52,6 +52,18 @@ EPOCHS = ["--trainer.limit_train_batches=2", "--trainer.check_val_every_n_epoch=
         (["--trainer.max_time=bogus"], ["trainer.max_time is bogus", "DD:HH:MM:SS"]),
         (["--trainer.accumulate_grad_batches=0"], ["accumulate_grad_batches is 0", "1 or more"]),
         (["--trainer.limit_train_batches=0"], ["limit_train_batches is 0", "nothing is trained"]),
+        (["--trainer.min_steps=5"], ["trainer.min_steps is 5", "trainer.max_steps 4"]),
+        (["--trainer.gradient_clip_val=-1"], ["trainer.gradient_clip_val is -1", "more than 0"]),
+        (
+            ["--trainer.gradient_clip_val=null", "--trainer.gradient_clip_algorithm=value"],
+            ["trainer.gradient_clip_algorithm is value", "give trainer.gradient_clip_val"],
+        ),
+        (["--trainer.sync_batchnorm=true"], ["trainer.sync_batchnorm is true", "leave it out"]),
+        (["--trainer.use_distributed_sampler=true"], ["trainer.use_distributed_sampler is true"]),
+        (
+            ["--trainer.logger=false", callbacks(("LearningRateMonitor", {}))],
+            ["LearningRateMonitor, which logs", "there is no logger"],
+        ),
         (["--trainer.limit_train_batches=0.0001"], ["limit_train_batches is 0.0001"]),
         (["--trainer.limit_val_batches=0.0001"], ["limit_val_batches is 0.0001"]),
         (["--trainer.val_check_interval=1000000"], ["val_check_interval is 1000000"]),
@@ -205,6 +217,7 @@ def test_a_metric_that_is_not_there_yet_is_waited_for(
     stops = {"monitor": "data/padding", "check_on_train_epoch_end": True, "strict": True}
     options = [*small_run(tmp_path / "run", teacher_directory), *EPOCHS]
     options += ["--trainer.log_every_n_steps=3", callbacks(("EarlyStopping", stops))]
+    options.append("--model.teacher.taps=null")  # then the names of their losses are not known yet
     assert main(["fit", *options]) == 0
     assert _last(tmp_path / "run")["global_step"] == 4
 
