@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,16 @@ settings.load_profile("interstack")
 def _seeded() -> None:
     """Every test starts from the same random state, in whichever order they run."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _unset_log() -> Iterator[None]:
+    """Leave the log as it was before a test ran the command line, which keeps it from caplog."""
+    logger = logging.getLogger("interstack")
+    yield
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
+    logger.propagate = True
 
 
 @pytest.fixture

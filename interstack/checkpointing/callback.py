@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.callbacks import Checkpoint, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import Checkpoint
 from torch import distributed
 
 from interstack.checkpointing.agreement import Agreement
@@ -29,8 +29,9 @@ from interstack.checkpointing.signals import StopRequest
 from interstack.checkpointing.stop_broadcast import spare_stop_broadcast
 from interstack.checkpointing.writer import LAST, CheckpointWriter
 from interstack.errors import ConfigurationError, DataError, InterstackError, RunInterrupted
-from interstack.growth.callback import callbacks_of, growable
+from interstack.growth.callback import growable
 from interstack.growth.plan import GrowthPlan
+from interstack.growth.progress import accumulated_batches
 from interstack.tracking.position import stage_number
 
 log = logging.getLogger(__name__)
@@ -125,7 +126,7 @@ class Checkpoints(Checkpoint):
         now = min(now, limit) if isinstance(limit, int) else int(now * limit)
         done = position.batch
         if done:
-            window = _accumulation_window(trainer, position.epoch)
+            window = accumulated_batches(trainer, position.epoch)
             done = rescale_position(checkpoint["loops"], position, now, window)
         order = (
             "so does the order of the data, and dropout alone draws other numbers"
@@ -149,7 +150,7 @@ class Checkpoints(Checkpoint):
         self._align = self._restarted is not None
         if self._restarted is not None:
             # a scheduler sets it when an epoch starts, which a resumed epoch does not
-            window = _accumulation_window(trainer, trainer.current_epoch)
+            window = accumulated_batches(trainer, trainer.current_epoch)
             trainer.accumulate_grad_batches = window
             states, self._restarted = self._restarted, None
             restore_random_state(states[trainer.global_rank % len(states)], pl_module.device)
@@ -296,14 +297,6 @@ def _split_of(datamodule: object) -> dict[str, float] | None:
     """Return how a data module divides a global batch, as primitives; None if it has none."""
     split = getattr(datamodule, "split", None)
     return None if split is None else asdict(split)
-
-
-def _accumulation_window(trainer: L.Trainer, epoch: int) -> int:
-    """Return the batches whose gradients are accumulated in an epoch."""
-    for callback in callbacks_of(trainer):
-        if isinstance(callback, GradientAccumulationScheduler):
-            return callback.get_accumulate_grad_batches(epoch)
-    return trainer.accumulate_grad_batches
 
 
 def _stage_name(trainer: L.Trainer, pl_module: L.LightningModule) -> str:

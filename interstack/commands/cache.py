@@ -16,8 +16,10 @@ from interstack.checkpointing.deferred import deferred_writes
 from interstack.commands.described_run import describe_run
 from interstack.data.source import Split
 from interstack.distillation.module import Distillation
+from interstack.distillation.precision import check_precision_option
 from interstack.errors import ConfigurationError
 from interstack.models.build import load_front_end, load_teacher
+from interstack.models.precision import device_format
 from interstack.target_cache.session import CacheOptions, make_cache
 from interstack.target_cache.share import Share
 from interstack.target_cache.values import CacheDtype
@@ -35,6 +37,8 @@ def run_cache(arguments: Sequence[str]) -> None:
     run = describe_run("cache", arguments, _add_options)
     datamodule, module = run.datamodule, run.module
     options = _options(run.config, datamodule.target_cache, module)
+    if options.dtype == "float32" and device_format(options.device) == "float32":
+        check_precision_option(run.trainer, module, cached=False)
     datamodule.target_cache = None  # what is being made can't be used yet
     source = module.student_config.front_end_source
     if source is not None:

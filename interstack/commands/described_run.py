@@ -7,19 +7,26 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import lightning as L
 from jsonargparse import Namespace
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.cli import LightningArgumentParser
 
+from interstack.commands.checks import check_run
 from interstack.commands.effects import check_sections
 from interstack.commands.lightning import TRAINER_DEFAULTS, InterstackCLI
 from interstack.commands.quiet import hush_lightning
 from interstack.commands.trainer_settings import settle_trainer
 from interstack.data.datamodule import SpeechDataModule
 from interstack.distillation.module import Distillation
-from interstack.growth.callback import InterleavedStacking
+from interstack.growth.callback import InterleavedStacking, callbacks_of
+
+_REFUSING: Final = ("enable_checkpointing", "enable_progress_bar")
+"""Switches that contradict some callbacks."""
+_ASKED: Final = (GradientAccumulationScheduler,)
+"""Callbacks that are asked how many batches a step has."""
 
 OwnOptions = Callable[[LightningArgumentParser], None]
 """Adds a command's own options to those of `fit`."""
@@ -30,7 +37,8 @@ class DescribedRun:
     """What `fit` would work with.
 
     Attributes:
-        trainer: On one device, without logger, progress bar or anything else that writes.
+        trainer: On one device, without logger, progress bar or anything else that writes; of its
+            callbacks those that say how a run goes.
         module: Not set up.
         datamodule: Not set up.
         growth: The callback that would grow the student.
@@ -45,7 +53,11 @@ class DescribedRun:
 
 
 def describe_run(
-    command: str, words: Sequence[str], add_options: OwnOptions = lambda _: None
+    command: str,
+    words: Sequence[str],
+    add_options: OwnOptions = lambda _: None,
+    *,
+    trains: bool = False,
 ) -> DescribedRun:
     """Parse a command line as `fit` does, and instantiate what it describes.
 
@@ -55,6 +67,7 @@ def describe_run(
         command: The command's name, for its help.
         words: What follows it.
         add_options: Adds the command's own options.
+        trains: Hold the run as a whole against all that `fit` does, which needs its length.
 
     Raises:
         ConfigurationError: As `fit` would.
@@ -68,20 +81,23 @@ def describe_run(
         def before_instantiate_classes(self) -> None:
             check_sections(self.config)
             settle_trainer(self.config, "fit", self.scratch)
-            self.config.trainer.logger = False
-            self.config.trainer.enable_checkpointing = False
-            self.config.trainer.enable_progress_bar = False
+            trainer = self.config.trainer
+            self.as_given = {name: trainer[name] for name in _REFUSING}
+            for name in ("logger", *_REFUSING):
+                trainer[name] = False
 
         def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401, Lightning's
-            # The growth callback is asked, not called; the others would write. And one device of
-            # this machine stands for all that the run may have elsewhere.
-            alone = {"callbacks": None, "devices": 1, "num_nodes": 1, "strategy": "auto"}
-            return L.Trainer(**(self.config_init.trainer.as_dict() | alone | kwargs))
+            # Callbacks are there to be refused as `fit` does, and to be asked, not to be called.
+            # And one device of this machine stands for all that the run may have elsewhere.
+            alone = {"devices": 1, "num_nodes": 1, "strategy": "auto", **self.as_given}
+            settings = self.config_init.trainer.as_dict() | alone | kwargs
+            return L.Trainer(**settings)
 
     hush_lightning()
     with warnings.catch_warnings(), ExitStack() as resources:
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
         cli = _Describing(
+            command=command,
             resources=resources,
             scratch=Path("nowhere"),  # nothing is written
             model_class=Distillation,
@@ -93,6 +109,11 @@ def describe_run(
             args=list(words),
             run=False,
         )
+    growth: InterleavedStacking = cli.config_init.growth
+    if trains:
+        check_run(cli.trainer, cli.model, cli.datamodule, growth)
+    kept = [each for each in callbacks_of(cli.trainer) if isinstance(each, _ASKED)]
+    vars(cli.trainer)["callbacks"] = kept
     cli.trainer._data_connector.attach_datamodule(cli.model, cli.datamodule)
     cli.model.trainer = cli.trainer
-    return DescribedRun(cli.trainer, cli.model, cli.datamodule, cli.config_init.growth, cli.config)
+    return DescribedRun(cli.trainer, cli.model, cli.datamodule, growth, cli.config)

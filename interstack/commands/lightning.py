@@ -18,15 +18,17 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from interstack.checkpointing.callback import Checkpoints
 from interstack.checkpointing.deferred import deferred_writes
 from interstack.checkpointing.disk import write_errors
+from interstack.checkpointing.reading import SavedRun
 from interstack.checkpointing.run_lock import run_lock
+from interstack.commands.checks import check_run
 from interstack.commands.effects import check_sections
-from interstack.commands.monitors import check_monitors
 from interstack.commands.quiet import hush_lightning
-from interstack.commands.refusals import one_line_refusals
+from interstack.commands.refusals import one_line_parse_errors, one_line_refusals
 from interstack.commands.resuming import checkpoint_of, with_saved_config
 from interstack.commands.run_directory import (
     SaveConfig,
     is_first_process,
+    point_loggers,
     run_directory,
     settle_in,
 )
@@ -56,6 +58,7 @@ class InterstackCLI(LightningCLI):
     """A LightningCLI whose sections are trainer, model, growth, data, checkpoint and tracking.
 
     Args:
+        command: The command's name.
         resources: What is held as long as the command runs.
         scratch: A directory that goes with the command.
         **settings: LightningCLI's.
@@ -64,10 +67,13 @@ class InterstackCLI(LightningCLI):
     def __init__(
         self,
         *,
+        command: str,
         resources: ExitStack,
         scratch: Path,
         **settings: Any,  # noqa: ANN401
     ) -> None:
+        self.command = command
+        self.resumed: SavedRun | None = None
         self.resources = resources
         self.scratch = scratch
         super().__init__(**settings)
@@ -79,11 +85,20 @@ class InterstackCLI(LightningCLI):
         parser.add_class_arguments(Tracking, "tracking")
         parser.link_arguments("growth.depths", "model.initial_depth", compute_fn=_first)
 
+    def init_parser(self, **settings: Any) -> LightningArgumentParser:  # noqa: ANN401
+        """Make a parser that raises instead of printing its usage and ending the process."""
+        return super().init_parser(exit_on_error=False, **settings)
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
+        """Parse a command line; what the parser refuses is one line."""
+        with one_line_parse_errors(self.command):
+            super().parse_arguments(parser, args)
+
     def _parse_ckpt_path(self) -> None:
         """Do not lay a checkpoint's settings over what the user says, as LightningCLI would."""
 
     def before_instantiate_classes(self) -> None:
-        """Settle in the run's directory before anything is made that writes."""
+        """Settle what the classes are made with; nothing of an earlier run is touched yet."""
         config = self.config if self.subcommand is None else self.config[self.subcommand]
         check_sections(config)
         settle_trainer(config, self.subcommand or "fit", self.scratch)
@@ -96,7 +111,8 @@ class InterstackCLI(LightningCLI):
         if self.subcommand == "fit":
             if is_first_process():
                 self.resources.enter_context(run_lock(run_directory(config)))
-            settle_in(config, checkpoint_of(config, "fit"))
+            self.resumed = checkpoint_of(config, "fit")
+            point_loggers(config, self.resumed)
         else:
             checkpoint_of(config, self.subcommand)
             config.trainer.logger = False  # what is judged is printed; the run's own log stays
@@ -135,7 +151,8 @@ class InterstackCLI(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         with one_line_refusals(vars(self._settings()), "run"):
             if subcommand == "fit":
-                check_monitors(self.trainer, self.model.teacher_config.taps)
+                check_run(self.trainer, self.model, self.datamodule, self.config_init.fit.growth)
+                settle_in(self.config.fit, self.resumed)
                 if self.config.fit.ckpt_path is not None:
                     _keep_learning_rate(self.trainer)
             super()._run_subcommand(subcommand)
@@ -197,6 +214,7 @@ def run_lightning(arguments: Sequence[str], *, run: bool = True) -> InterstackCL
         with write_errors("the temporary directory", "free space there, or set TMPDIR"):
             scratch = Path(resources.enter_context(tempfile.TemporaryDirectory()))
         return InterstackCLI(
+            command=arguments[0] if run else "fit",
             resources=resources,
             scratch=scratch,
             model_class=Distillation,

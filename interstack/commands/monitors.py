@@ -13,7 +13,7 @@ from interstack.growth.callback import callbacks_of
 from interstack.tracking.points import AXES, POINT_METRICS, loss_metrics
 
 
-def check_monitors(trainer: L.Trainer, teacher_taps: Sequence[int]) -> None:
+def check_monitors(trainer: L.Trainer, teacher_taps: Sequence[int] | None) -> None:
     """Refuse callbacks that wait for a metric which the run does not log, or not by then.
 
     A metric of ours may come later than the first look at it, as what is logged every few steps
@@ -21,13 +21,14 @@ def check_monitors(trainer: L.Trainer, teacher_taps: Sequence[int]) -> None:
 
     Args:
         trainer: The run's.
-        teacher_taps: The teacher's hidden states, which losses are logged for.
+        teacher_taps: The teacher's hidden states, which losses are logged for; None where the
+            teacher has to be loaded to know them.
 
     Raises:
         ConfigurationError: With the metrics that there are. A callback of another package may log
             what it likes: with one, Lightning has to find a missing metric itself.
     """
-    known = [*loss_metrics(teacher_taps), *POINT_METRICS, *AXES]
+    known = [*loss_metrics(teacher_taps or ()), *POINT_METRICS, *AXES]
     callbacks = callbacks_of(trainer)
     others = [each for each in callbacks if not _is_known(each)]
     for callback in callbacks:
@@ -36,6 +37,11 @@ def check_monitors(trainer: L.Trainer, teacher_taps: Sequence[int]) -> None:
         name, monitor = type(callback).__name__, callback.monitor
         if monitor.startswith("val/") and monitor in known:
             _check_validates(trainer, callback, name)
+        if teacher_taps is None and "/loss_tap_" in monitor:
+            raise ConfigurationError(
+                f"trainer.callbacks: {name}.monitor is {monitor}, but without model.teacher.taps "
+                "the taps follow from the teacher: give model.teacher.taps, or monitor val/loss"
+            )
         if monitor not in known and not others:
             near = get_close_matches(monitor.replace("_", "/", 1), known, n=1)
             raise ConfigurationError(

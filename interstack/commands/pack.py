@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from jsonargparse import auto_cli
 
+from interstack.commands.refusals import one_line_parse_errors
 from interstack.data.pack import pack
 
 
@@ -14,7 +15,11 @@ def run_pack(arguments: Sequence[str]) -> None:
 
     Args:
         arguments: The words after ``pack``.
+
+    Raises:
+        InterstackError: As `pack` does, or if the parser refuses an option.
     """
-    packed = auto_cli(pack, args=list(arguments), as_positional=False)
+    with one_line_parse_errors("pack"):
+        packed = auto_cli(pack, args=list(arguments), as_positional=False, exit_on_error=False)
     for split, utterances in packed.items():
         print(f"{split}: {utterances} utterances")

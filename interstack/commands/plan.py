@@ -30,7 +30,7 @@ def run_plan(arguments: Sequence[str]) -> None:
     Raises:
         InterstackError: As ``fit`` would.
     """
-    run = describe_run("plan", arguments, _add_options)
+    run = describe_run("plan", arguments, _add_options, trains=True)
     config = run.config
     if config.seconds <= 0:
         raise ConfigurationError(f"--seconds {config.seconds} must be above 0")
@@ -98,7 +98,11 @@ def _compare(plan: Plan, stages: Sequence[Mapping[str, Any]], console: Console) 
 
 
 def _world_size(config: Namespace) -> int:
-    """Return the ranks that the run will have."""
+    """Return the ranks that the run will have.
+
+    Raises:
+        ConfigurationError: If these can't be counted, or are none.
+    """
     devices = config.trainer.devices
     if isinstance(devices, list):
         number = len(devices)
@@ -107,5 +111,11 @@ def _world_size(config: Namespace) -> int:
     elif str(devices) in ("auto", "-1"):
         number = max(1, torch.cuda.device_count())
     else:
-        number = int(devices)
+        number = int(devices) if str(devices).isdecimal() else 0
+    for name, value in (("devices", number), ("num_nodes", int(config.trainer.num_nodes))):
+        if value < 1:
+            raise ConfigurationError(
+                f"trainer.{name} is {config.trainer[name]}: give a number of 1 or more"
+                f"{', or auto' if name == 'devices' else ''}"
+            )
     return number * int(config.trainer.num_nodes)

@@ -95,12 +95,6 @@ def _parser() -> argparse.ArgumentParser:
         help="raise: stop at a clip that can't be decoded or is too short for an upstream, naming "
         "it; skip: leave it out, name the first and count them (default raise)",
     )
-    parser.add_argument(
-        "--no-precision-check",
-        action="store_true",
-        help="do not compare an upstream's first batch with float32, where it computes in another "
-        "number format",
-    )
     parser.add_argument("--json", type=Path, help="file to write the reports to")
     return parser
 
@@ -124,7 +118,6 @@ def _probe(
             per_layer=options.per_layer,
             on_corrupt=options.on_corrupt,
             show_progress=show_progress,
-            precision_check=not options.no_precision_check,
         )
         return phones.as_dict(), phone_table(phones)
     clips = run_clip_probe(
@@ -134,6 +127,5 @@ def _probe(
         seeds=options.seeds,
         on_corrupt=options.on_corrupt,
         show_progress=show_progress,
-        precision_check=not options.no_precision_check,
     )
     return clips.as_dict(), clip_table(clips)

@@ -1,9 +1,10 @@
-"""Which exceptions of Lightning are a user's: settings that it refuses, as one line of ours."""
+"""What Lightning and the parser refuse of a user's settings, as one line of ours."""
 
 from __future__ import annotations
 
 import logging
 import re
+from argparse import ArgumentError
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from traceback import extract_tb
@@ -24,11 +25,25 @@ _OF_SETTINGS: Final = (ValueError, TypeError, RuntimeError, ImportError, OSError
 _PARTS: Final = ("lightning.pytorch.callbacks", "lightning.pytorch.loggers")
 """Modules of Lightning whose classes a user adds to a run by their names."""
 
+_CALLERS: Final = ("interstack.commands.lightning", "interstack.commands.described_run")
+"""Modules of ours that make the configured classes."""
+
 _FIXES: Final = {
     "accelerator": "give one that this machine has, or auto",
     "strategy": "give ddp, or auto on one device",
     "callbacks": "change its settings, or remove it from trainer.callbacks",
 }
+
+
+_LISTS: Final = (
+    "Expected a path but",
+    "Does not validate against",
+    "Not a valid subclass",
+    "Parser key",
+    "a class path (str)",
+    "a dict with",
+)
+"""What jsonargparse's reasons begin with that say nothing of what is wrong."""
 
 
 @contextmanager
@@ -62,6 +77,40 @@ def one_line_refusals(settings: Mapping[str, Any], phase: Phase) -> Iterator[Non
             raise
         log.debug("Lightning's own traceback", exc_info=True)
         raise ConfigurationError(_line(error, part, settings)) from error
+
+
+@contextmanager
+def one_line_parse_errors(command: str) -> Iterator[None]:
+    """Turn what a parser with ``exit_on_error=False`` refuses into one line.
+
+    Args:
+        command: The command's name, whose help explains every option.
+
+    Raises:
+        ConfigurationError: In place of the parser's error, which is a page of usage and a list.
+    """
+    try:
+        yield
+    except ArgumentError as error:
+        raise ConfigurationError(
+            f"{_parse_line(str(error))}: interstack {command} --help explains every option"
+        ) from error
+
+
+def _parse_line(message: str) -> str:
+    """Write an option, its value and what the parser says of it, without its lists and classes."""
+    named = re.match(r'Parser key "([^"]+)":\s*', message)
+    option, rest = (named[1], message[named.end() :]) if named else ("", message)
+    value = re.search(
+        r"(?:Got|Given) value: (.*)\Z|Expected a path but (.*) either", rest, re.DOTALL
+    )
+    rest = re.sub(r"\s*(Got value|Given value type): .*", "", rest, flags=re.DOTALL)
+    reasons = [" ".join(each.split()) for each in re.split(r"(?:\A|\n)\s*- ", rest)]
+    told = [each for each in reasons if each and not each.startswith(_LISTS)]
+    exact = [each for each in told if not each.startswith("Expected a <class")] or told
+    reason = re.sub(r"<class '([\w.]+)'>", r"\1", "; ".join(dict.fromkeys(exact))).rstrip(".")
+    given = "" if value is None else f" is {' '.join((value[1] or value[2]).split())}"
+    return f"{option}{given}: {reason}" if option else reason
 
 
 def _line(error: Exception, part: str | None, settings: Mapping[str, Any]) -> str:
@@ -152,7 +201,7 @@ def _modules_below(traceback: TracebackType | None) -> list[str]:
 
 
 def _is_ours(module: str) -> bool:
-    return module.startswith("interstack.") and module != "interstack.commands.lightning"
+    return module.startswith("interstack.") and module not in _CALLERS
 
 
 def _part_of(traceback: TracebackType | None) -> str | None:

@@ -33,6 +33,7 @@ CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
 WANDB_ID_FILE = "wandb_id"
 HERE = "."
+_FIX = "mend that (free space on a full disk), or give another trainer.default_root_dir"
 _OF_A_RUN = (CONFIG_FILE, EVENTS_FILE, METRICS_FILE, RECORD_NAME, CHECKPOINTS)
 """What tells that a run has been in a directory; any of them may lack after a fault."""
 _OF_ONE_CALL = ("ckpt_path", "weights_only")
@@ -63,13 +64,34 @@ def is_first_process() -> bool:
     return int(os.environ.get("SLURM_PROCID", 0)) == 0
 
 
-def settle_in(config: Namespace, resumed: SavedRun | None) -> None:
-    """Point loggers and checkpoints at the run's directory, and make room for the run.
+def point_loggers(config: Namespace, resumed: SavedRun | None) -> None:
+    """Point loggers at the run's directory, before they are made; nothing is written.
 
     Args:
         config: The subcommand's parsed configuration; changed in place. A logger whose ``save_dir``
             is ``.`` gets the run's directory, a W&B logger without an id the run's, which is
             ``WANDB_RUN_ID`` if that is set.
+        resumed: The checkpoint that the run goes on from.
+
+    Raises:
+        InterstackError: If what an earlier run left there can't be read.
+    """
+    directory = run_directory(config)
+    for logger in loggers_of(config):
+        arguments = getattr(logger, "init_args", None)
+        if arguments is not None and str(arguments.get("save_dir")) == HERE:
+            arguments.save_dir = str(directory)
+            if is_wandb(logger) and arguments.get("id") is None and is_first_process():
+                with write_errors(directory / WANDB_ID_FILE, _FIX):
+                    begins = resumed is None and _holds_run(directory)
+                    arguments.id = _wandb_id(None if begins else directory)
+
+
+def settle_in(config: Namespace, resumed: SavedRun | None) -> None:
+    """Make room for the run in its directory.
+
+    Args:
+        config: The subcommand's parsed configuration, after ``point_loggers``.
         resumed: The checkpoint that the run goes on from. What lies beyond it is moved aside, and
             the metrics go on behind it. Without one the run begins anew, and an earlier one in the
             directory is moved aside. Nothing is ever overwritten.
@@ -79,24 +101,20 @@ def settle_in(config: Namespace, resumed: SavedRun | None) -> None:
         InterstackError: If what an earlier run left there can't be read or moved aside.
     """
     directory, checkpoints = run_directory(config), checkpoint_directory(config)
-    fix = "mend that (free space on a full disk), or give another trainer.default_root_dir"
     if is_first_process():
-        with write_errors(directory, fix):
+        with write_errors(directory, _FIX):
             if resumed is None:
-                if any(is_there(directory / name) for name in _OF_A_RUN):
+                if _holds_run(directory):
                     move_aside(directory)
                 for path in checkpoint_files(checkpoints):  # of a checkpoint.dirpath elsewhere
                     move_aside(path)
             check_writable(directory)
             if resumed is not None:
                 _go_back_to(resumed, directory, checkpoints)
-    for logger in loggers_of(config):
-        arguments = getattr(logger, "init_args", None)
-        if arguments is not None and str(arguments.get("save_dir")) == HERE:
-            arguments.save_dir = str(directory)
-            if is_wandb(logger) and arguments.get("id") is None:
-                with write_errors(directory / WANDB_ID_FILE, fix):
-                    arguments.id = _wandb_id(directory)
+        for logger in filter(is_wandb, loggers_of(config)):
+            arguments = logger.get("init_args") or {}
+            if arguments.get("id") and str(arguments.get("save_dir")) == str(directory):
+                _keep_wandb_id(directory, arguments["id"])
 
 
 def loggers_of(config: Namespace) -> list[Any]:
@@ -108,6 +126,10 @@ def loggers_of(config: Namespace) -> list[Any]:
 def is_wandb(logger: Any) -> bool:  # noqa: ANN401, a class and its arguments, or a switch
     """Return whether a logger of a parsed configuration is Weights & Biases."""
     return str(getattr(logger, "class_path", "")).endswith("WandbLogger")
+
+
+def _holds_run(directory: Path) -> bool:
+    return any(is_there(directory / name) for name in _OF_A_RUN)
 
 
 def move_aside(path: Path) -> None:
@@ -169,19 +191,29 @@ def _go_back_to(resumed: SavedRun, directory: Path, checkpoints: Path) -> None:
                 copy.unlink(missing_ok=True)
 
 
-def _wandb_id(directory: Path) -> str | None:
-    """Return the id under which all parts of a run are one run in W&B; rank zero logs.
+def _wandb_id(directory: Path | None) -> str:
+    """Return the id under which all parts of a run are one run in W&B.
 
     ``WANDB_RUN_ID``, which launchers and agents of sweeps set, goes before the run's own.
+
+    Args:
+        directory: The run's; None: it will be another one.
     """
-    if not is_first_process():
-        return None
+    known = "" if directory is None else _known_wandb_id(directory)
+    return os.environ.get("WANDB_RUN_ID") or known or uuid.uuid4().hex[:8]
+
+
+def _known_wandb_id(directory: Path) -> str:
     file = directory / WANDB_ID_FILE
-    known = file.read_text().strip() if is_there(file) else ""  # empty, as a full disk leaves it
-    wanted = os.environ.get("WANDB_RUN_ID") or known or uuid.uuid4().hex[:8]
-    if wanted != known:
-        write_whole(file, f"{wanted}\n".encode())
-    return wanted
+    return file.read_text().strip() if is_there(file) else ""  # empty, as a full disk leaves it
+
+
+def _keep_wandb_id(directory: Path, wanted: str) -> None:
+    """Write the id for when the run is resumed."""
+    file = directory / WANDB_ID_FILE
+    with write_errors(file, _FIX):
+        if wanted != _known_wandb_id(directory):
+            write_whole(file, f"{wanted}\n".encode())
 
 
 class SaveConfig(SaveConfigCallback):

@@ -32,7 +32,8 @@ from interstack.evaluation.superb.tasks import (
     protocol,
     tasks_named,
 )
-from interstack.evaluation.superb.upstream import Upstream
+from interstack.evaluation.superb.upstream import FBANK, Upstream
+from interstack.models.precision import device_format
 from interstack.settings import check_effect
 from interstack.target_cache.share import Share
 
@@ -180,6 +181,18 @@ def _check_effects(options: argparse.Namespace, tasks: Sequence[Task]) -> None:
     plain = [protocol(task, "superb", {}) for task in tasks]
     if plain == [protocol(task, options.preset, {}) for task in tasks]:
         check_effect("--preset", options.preset, "superb", here, "name a task that it changes")
+    if options.no_precision_check and not options.table:
+        device = _device(options.device)
+        upstreams = " ".join(options.upstream)
+        for fixed, where in (
+            (device_format(device) == "float32", f"on {device}, which computes in float32"),
+            (
+                set(options.upstream) == {FBANK},
+                f"with --upstream {upstreams}, which has no weights",
+            ),
+        ):
+            if fixed:
+                check_effect("--no-precision-check", True, False, where)
     if options.table:
         defaults = {"share": None, "device": "auto", "num_workers": None, "on_corrupt": "raise"}
         for name, default in (defaults | {"no_precision_check": False}).items():

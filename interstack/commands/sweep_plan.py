@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -86,16 +84,9 @@ def _resolve(words: Sequence[str]) -> dict[str, Any]:
     """
     from interstack.commands.described_run import describe_run
 
-    printed = io.StringIO()
     logging.disable(logging.WARNING)  # each run says this again when it begins
     try:
-        with contextlib.redirect_stderr(printed):
-            config = describe_run("sweep", without_empty_configs(words)).config
-    except SystemExit as error:  # the parser's
-        lines = [line for line in printed.getvalue().splitlines() if line.strip()]
-        reasons = [line for line in lines if "error:" in line] or lines[-1:]
-        text = " ".join([*reasons, *lines[lines.index(reasons[-1]) + 1 :]])
-        raise ConfigurationError(text.rpartition("error: ")[2]) from error
+        config = describe_run("sweep", without_empty_configs(words), trains=True).config
     finally:
         logging.disable(logging.NOTSET)
     if config.checkpoint.dirpath is not None:

@@ -10,12 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder, ProgressBar
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    DeviceStatsMonitor,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ProgressBar,
+)
 from lightning.pytorch.strategies import StrategyRegistry
 
 from interstack.distillation.averaging import check_callback_class
+from interstack.distillation.learning_rate_search import FEWEST_STEPS
 from interstack.errors import ConfigurationError
 from interstack.growth.strategy import check_strategy_class
+from interstack.settings import check_effect
 
 _DURATIONS = ("duration", "max_time", "val_check_interval")
 """What may be a string, or a dictionary of parts."""
@@ -39,7 +47,9 @@ def settle_trainer(config: Namespace, command: str, scratch: Path) -> None:
     _write_as_words(trainer)
     _check_strategy(trainer.strategy)
     _check_numbers(trainer, command)
-    _check_callbacks(trainer)
+    if command == "fit":
+        _check_effects(trainer)
+    _check_callbacks(trainer, command)
     if trainer.barebones:  # it is the switch of these, so their own settings go by it
         for name in ("logger", "log_every_n_steps", "enable_progress_bar", "enable_model_summary"):
             trainer[name] = None
@@ -100,24 +110,76 @@ def _check_numbers(trainer: Namespace, command: str) -> None:
             )
 
 
-def _check_callbacks(trainer: Namespace) -> None:
+def _check_effects(trainer: Namespace) -> None:
+    """Refuse options that would do nothing beside the others, or in any run of interstack."""
+    clips = trainer.gradient_clip_val
+    if clips is not None and clips < 0:
+        raise ConfigurationError(
+            f"trainer.gradient_clip_val is {clips}, with which nothing is clipped: give more than "
+            "0, or null"
+        )
+    if not clips:
+        check_effect(
+            "trainer.gradient_clip_algorithm",
+            trainer.gradient_clip_algorithm,
+            None,
+            f"with trainer.gradient_clip_val {'null' if clips is None else clips}",
+            "give trainer.gradient_clip_val",
+        )
+    for unit in ("steps", "epochs"):
+        least, most = trainer[f"min_{unit}"], trainer[f"max_{unit}"]
+        if least is not None and most is not None and 0 < most < least:
+            raise ConfigurationError(
+                f"trainer.min_{unit} is {least}, but trainer.max_{unit} {most} ends the run before "
+                "that: give less, or leave it out"
+            )
+    no_norm = "since neither teacher nor student has a batch norm"
+    check_effect("trainer.sync_batchnorm", trainer.sync_batchnorm, False, no_norm)
+    divided = "since the data module divides the data among ranks itself"
+    check_effect("trainer.use_distributed_sampler", trainer.use_distributed_sampler, False, divided)
+
+
+def _check_callbacks(trainer: Namespace, command: str) -> None:
+    has_none = trainer.barebones or (trainer.logger is not None and not trainer.logger)
+    logs = command != "fit" or trainer.fast_dev_run or not has_none
     for callback in callbacks_in(trainer):
         kind = _class_of(callback)
         if isinstance(kind, type):
             check_callback_class(kind)
+        if kind in (LearningRateMonitor, DeviceStatsMonitor) and not logs:
+            raise ConfigurationError(
+                f"trainer.callbacks has {kind.__name__}, which logs, but there is no logger "
+                f"(trainer.logger, trainer.barebones): add one, or remove {kind.__name__}"
+            )
         if kind is BatchSizeFinder:
             raise ConfigurationError(
                 "trainer.callbacks has BatchSizeFinder, but batches are measured in seconds of "
                 "audio: remove it and set data.batch_seconds"
             )
         if kind is LearningRateFinder:
-            attribute = callback.init_args.get("attr_name", "")
-            if attribute not in _LEARNING_RATE:
-                raise ConfigurationError(
-                    f"trainer.callbacks: LearningRateFinder.attr_name is {attribute}, but the "
-                    "learning rate is model.optimizer.learning_rate: leave attr_name out"
-                )
-            callback.init_args.attr_name = ""
+            _check_search(callback.init_args)
+
+
+def _check_search(settings: Namespace) -> None:
+    """Refuse a LearningRateFinder that can find no rate, or do nothing with it."""
+    name, steps = "trainer.callbacks: LearningRateFinder", settings.get("num_training_steps", 100)
+    attribute = settings.get("attr_name", "")
+    if attribute not in _LEARNING_RATE:
+        raise ConfigurationError(
+            f"{name}.attr_name is {attribute}, but the learning rate is "
+            "model.optimizer.learning_rate: leave attr_name out"
+        )
+    settings.attr_name = ""
+    if settings.get("update_attr") is False:
+        raise ConfigurationError(
+            f"{name}.update_attr is false, so that the rate would be found and not used: leave it "
+            "out"
+        )
+    if steps < FEWEST_STEPS:
+        raise ConfigurationError(
+            f"{name}.num_training_steps is {steps}, and a search skips the first 10 steps and the "
+            f"last: give {FEWEST_STEPS} or more, such as 100"
+        )
 
 
 def _class_of(setting: Any) -> Any:  # noqa: ANN401, what the user gives

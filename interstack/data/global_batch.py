@@ -85,6 +85,37 @@ def split_global_batch(global_seconds: float, most_seconds: float, world_size: i
     return BatchSplit(global_seconds, world_size, max(1, math.ceil(share / most_seconds - 1e-9)))
 
 
+def check_accumulation(trainer: L.Trainer, global_seconds: float | None) -> None:
+    """Refuse two settings that both say how many batches are accumulated.
+
+    Args:
+        trainer: The run's, as it was made.
+        global_seconds: ``data.global_batch_seconds``.
+
+    Raises:
+        ConfigurationError: If two of ``data.global_batch_seconds``,
+            ``trainer.accumulate_grad_batches`` and GradientAccumulationScheduler are set.
+    """
+    callbacks: list[L.Callback] = vars(trainer).get("callbacks", [])
+    schedules = any(isinstance(each, GradientAccumulationScheduler) for each in callbacks)
+    number = trainer.accumulate_grad_batches
+    if schedules and global_seconds is not None:
+        raise ConfigurationError(
+            "trainer.callbacks holds a GradientAccumulationScheduler, but "
+            "data.global_batch_seconds works out how many batches are accumulated: remove one"
+        )
+    if number != 1 and global_seconds is not None:
+        raise ConfigurationError(
+            f"trainer.accumulate_grad_batches is {number}, but data.global_batch_seconds works it "
+            "out for each number of devices: remove it, or remove data.global_batch_seconds"
+        )
+    if number != 1 and schedules:
+        raise ConfigurationError(
+            f"trainer.accumulate_grad_batches is {number}, but trainer.callbacks holds a "
+            "GradientAccumulationScheduler, which sets it in every epoch: remove one"
+        )
+
+
 def set_up_accumulation(trainer: L.Trainer, split: BatchSplit, batches: int) -> None:
     """Let the Trainer accumulate what a split asks for, and count its limits in global batches.
 
@@ -100,18 +131,7 @@ def set_up_accumulation(trainer: L.Trainer, split: BatchSplit, batches: int) -> 
         ConfigurationError: If ``trainer.accumulate_grad_batches`` or Lightning's
             GradientAccumulationScheduler is set as well.
     """
-    callbacks: list[L.Callback] = vars(trainer).get("callbacks", [])
-    if any(isinstance(each, GradientAccumulationScheduler) for each in callbacks):
-        raise ConfigurationError(
-            "trainer.callbacks holds a GradientAccumulationScheduler, but "
-            "data.global_batch_seconds works out how many batches are accumulated: remove one"
-        )
-    if trainer.accumulate_grad_batches != 1:
-        raise ConfigurationError(
-            f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}, but "
-            "data.global_batch_seconds works it out for each number of devices: remove it, or "
-            "remove data.global_batch_seconds"
-        )
+    check_accumulation(trainer, split.global_seconds)
     trainer.accumulate_grad_batches = split.micro_batches
     steps = batches // split.micro_batches
     settings: dict[str, Any] = vars(trainer)

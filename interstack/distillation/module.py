@@ -21,7 +21,10 @@ from interstack.distillation.averaging import (
 from interstack.distillation.channel_statistics import measure_channels
 from interstack.distillation.checks import check_lengths
 from interstack.distillation.finite import BatchLoss, NumberFormats
-from interstack.distillation.learning_rate_search import searches_learning_rate
+from interstack.distillation.learning_rate_search import (
+    check_rate_was_found,
+    searches_learning_rate,
+)
 from interstack.distillation.metrics import DistillationLoss
 from interstack.distillation.non_finite import NonFiniteBatches, NonFinitePolicy
 from interstack.distillation.objective import ObjectiveConfig, tap_sums
@@ -77,7 +80,7 @@ class Distillation(DistillationSteps):
             is the same, so a resumed run may change it.
         precision_check: When a fit begins, or a cache, compare one batch in the chosen number
             formats with float32, layer by layer, and stop where the difference is more than
-            rounding. It takes seconds, and nothing where all is float32.
+            rounding. It takes seconds, and nothing where all is float32; false is refused there.
     """
 
     target_norm: TargetNorm
@@ -328,7 +331,12 @@ class Distillation(DistillationSteps):
                 )
 
     def on_fit_start(self) -> None:
-        """Move the teacher, compile the layers, measure the targets' channels: as is asked for."""
+        """Move the teacher, compile the layers, measure the targets' channels: as is asked for.
+
+        Raises:
+            ConfigurationError: If a search for a learning rate has found none.
+        """
+        check_rate_was_found(self.trainer, self._found_learning_rate)
         self.non_finite.forget()
         self.window.clear()
         self.compile_as_asked()

@@ -22,10 +22,12 @@ from interstack.models.precision import (
     SWITCH_OFF,
     PrecisionReport,
     compare_with_float32,
+    device_format,
     number_format,
 )
 from interstack.models.student import Student
 from interstack.models.teacher import Teacher, check_teacher, require_teacher
+from interstack.settings import check_effect
 
 if TYPE_CHECKING:
     from interstack.distillation.module import Distillation
@@ -50,6 +52,29 @@ def check_precision(precision: str) -> None:
             f"trainer.precision {precision} does not keep weights and AdamW's moments in fp32, and "
             "in 16 bits most updates are rounded away: give one of "
             f"{', '.join(PRECISIONS)}; model.teacher.dtype may be bfloat16 with any of them"
+        )
+
+
+def check_precision_option(trainer: L.Trainer, module: Distillation, *, cached: bool) -> None:
+    """Refuse to switch a check off that would not be made: where all is computed in float32.
+
+    Args:
+        trainer: The run's.
+        module: Not set up.
+        cached: Whether targets are cached. The same configuration has made the cache then, and its
+            own number format is checked.
+
+    Raises:
+        ConfigurationError: In that case.
+    """
+    precision, teacher = str(trainer.precision), module.teacher_config.dtype
+    on_device = device_format(trainer.strategy.root_device)
+    if not cached and (precision, teacher, on_device) == ("32-true", "float32", "float32"):
+        check_effect(
+            "model.precision_check",
+            module.precision_check,
+            True,
+            "where trainer.precision, model.teacher.dtype and the device are all float32",
         )
 
 

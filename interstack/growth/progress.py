@@ -6,6 +6,7 @@ import math
 from typing import NamedTuple
 
 import lightning as L
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 
 from interstack.errors import ConfigurationError
 from interstack.growth.schedule import LengthUnit
@@ -63,3 +64,12 @@ def run_progress(trainer: L.Trainer) -> float:
     batch = max(0, trainer.fit_loop.epoch_loop.batch_idx)
     batch -= batch % trainer.accumulate_grad_batches
     return (trainer.current_epoch + batch / batches) / total
+
+
+def accumulated_batches(trainer: L.Trainer, epoch: int) -> int:
+    """Return the batches whose gradients are accumulated for a step of an epoch."""
+    callbacks: list[L.Callback] = vars(trainer).get("callbacks", [])
+    for callback in callbacks:
+        if isinstance(callback, GradientAccumulationScheduler):
+            return callback.get_accumulate_grad_batches(epoch)
+    return trainer.accumulate_grad_batches

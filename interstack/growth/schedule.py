@@ -82,15 +82,10 @@ def make_schedule(depths: Sequence[int], shares: Sequence[float]) -> GrowthSched
     )
 
 
-def eql_shares(num_stages: int) -> list[float]:
-    """EQL: every stage takes the same share of the run."""
-    return prop_shares(num_stages, 0.0)
-
-
 def prop_shares(num_stages: int, alpha: float) -> list[float]:
     """PROP-α: stage b of B takes a share proportional to b^α (arXiv 2606.11766).
 
-    PROP-1 with four stages is 10, 20, 30 and 40 %.
+    PROP-1 with four stages is 10, 20, 30 and 40 %; PROP-0 is EQL, equal shares.
     """
     weights = [(stage + 1) ** alpha for stage in range(num_stages)]
     return [weight / sum(weights) for weight in weights]

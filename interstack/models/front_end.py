@@ -28,6 +28,19 @@ class ConvConfig(Protocol):
         """Stride of each convolution."""
 
 
+class _HasFrontEnd(Protocol):
+    @property
+    def feature_extractor(self) -> nn.Module: ...
+
+
+class FrontEndWeights:
+    """Gives the weights of its ``feature_extractor``, as a student's are loaded from."""
+
+    def front_end_state(self: _HasFrontEnd) -> dict[str, Tensor]:
+        """Return the convolutional front end's weights; raises as ``feature_extractor``."""
+        return dict(self.feature_extractor.state_dict())
+
+
 class Moments(NamedTuple):
     """Statistics of the first convolution's output over an utterance, for a group norm over time.
 

@@ -99,6 +99,11 @@ def number_format(model: nn.Module, device: torch.device) -> str:
     for parameter in model.parameters():
         if parameter.dtype in (torch.bfloat16, torch.float16):
             return str(parameter.dtype).removeprefix("torch.")
+    return device_format(device)
+
+
+def device_format(device: torch.device) -> str:
+    """Return the format that a device computes float32 in; see `number_format`."""
     if device.type == "cuda":
         matmuls = torch.get_float32_matmul_precision() != "highest"
         return "tf32" if matmuls or torch.backends.cudnn.allow_tf32 else "float32"

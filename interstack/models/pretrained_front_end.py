@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from interstack.errors import ConfigurationError, TeacherError
 from interstack.models.config import front_end_fields
-from interstack.models.front_end import extract_features, normalise_waveform, num_frames
+from interstack.models.front_end import (
+    FrontEndWeights,
+    extract_features,
+    normalise_waveform,
+    num_frames,
+)
 from interstack.models.pretrained import WAVEFORM_FAMILIES, Source
 
 
@@ -30,7 +35,7 @@ class FrontEndFacts(Protocol):
         """Return the convolutional front end's weights."""
 
 
-class PretrainedFrontEnd(nn.Module):
+class PretrainedFrontEnd(FrontEndWeights, nn.Module):
     """A waveform model's convolutional front end in float32; the rest of the model is dropped.
 
     Args:
@@ -75,10 +80,6 @@ class PretrainedFrontEnd(nn.Module):
     def num_frames(self, num_samples: Tensor) -> Tensor:
         """Return the valid frames of utterances of so many samples."""
         return num_frames(self.config, num_samples)
-
-    def front_end_state(self) -> dict[str, Tensor]:
-        """Return the convolutional front end's weights."""
-        return dict(self.feature_extractor.state_dict())
 
     def fingerprint(self) -> str:
         """Return the SHA-256 of what the features depend on, wherever the model lies."""

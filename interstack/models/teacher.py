@@ -16,6 +16,7 @@ from interstack.errors import TeacherError
 from interstack.models.compiling import compile_layers
 from interstack.models.encoder import encode, project
 from interstack.models.front_end import (
+    FrontEndWeights,
     extract_features,
     frame_hop,
     frame_mask,
@@ -72,7 +73,7 @@ class TeacherOutput(NamedTuple):
     """(batch,) valid frames."""
 
 
-class Teacher(nn.Module):
+class Teacher(FrontEndWeights, nn.Module):
     """A pretrained speech encoder that only gives targets: frozen, in eval mode, cut off.
 
     Args:
@@ -179,10 +180,6 @@ class Teacher(nn.Module):
                 "teacher such as HuBERT, or model.student.front_end_source such a model"
             )
         return self.body.feature_extractor
-
-    def front_end_state(self) -> dict[str, Tensor]:
-        """Return the convolutional front end's weights; raises as `feature_extractor`."""
-        return dict(self.feature_extractor.state_dict())
 
     def compile_layers(self) -> None:
         """Compile each encoder layer; results stay the same."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from math import ceil
 from typing import Any
 
 import lightning as L
@@ -11,11 +15,11 @@ from interstack.data.global_batch import BatchSplit
 from interstack.distillation.module import Distillation
 from interstack.errors import ConfigurationError
 from interstack.growth.callback import InterleavedStacking
-from interstack.growth.progress import run_length
+from interstack.growth.progress import accumulated_batches, run_length
 from interstack.models.teacher import Teacher
 from interstack.planning.costs import student_costs, teacher_gigamacs
 from interstack.planning.measuring import Measurement, StepMeter
-from interstack.planning.prediction import predict, share_steps
+from interstack.planning.prediction import Prediction, StageLength, measure_stages, predict
 from interstack.planning.report import Plan
 from interstack.surroundings import surroundings
 
@@ -43,29 +47,25 @@ def make_plan(
         ConfigurationError: If the stages don't fit the run.
         DataError: If the data can't be read.
     """
-    length = run_length(trainer)
+    run = run_length(trainer)
+    schedule = growth.make_schedule(*run, trial=bool(vars(trainer).get("fast_dev_run")))
+    depths = [stage.depth for stage in schedule.stages]
     batches = _epoch_batches(trainer, datamodule.num_training_batches(world_size))
-    window = trainer.accumulate_grad_batches
-    steps_an_epoch = -(-batches // window)
-    total = int(length.total if length.unit == "steps" else length.total * steps_an_epoch)
-    stages = growth.make_schedule(*length).stages
-    steps = share_steps([stage.end - stage.start for stage in stages], total)
-    depths = [stage.depth for stage in stages]
+    lengths = measure_stages(
+        schedule, run, batches, lambda epoch: accumulated_batches(trainer, epoch)
+    )
+    epochs = sum(length.batches for length in lengths) / batches
     measurement = StepMeter(trainer, module, datamodule, growth, world_size).measure(seconds)
-    epochs = total / steps_an_epoch
     prediction = predict(
         depths,
-        steps,
-        {
-            depth: window * (split.step - split.optimizer) + split.optimizer
-            for depth, split in measurement.splits.items()
-        },
-        {name: window * saved for name, saved in _savings(module, measurement).items()},
+        lengths,
+        measurement.splits,
+        _savings(module, measurement),
         waits_seconds=epochs * measurement.epoch_wait,
-        validation_seconds=_validation_seconds(
-            trainer, datamodule, measurement, depths, steps, steps_an_epoch, world_size
-        ),
     )
+    validations = _validations(trainer, prediction, lengths, batches)
+    seconds = _validation_seconds(trainer, datamodule, measurement, depths, validations, world_size)
+    prediction = replace(prediction, validation_seconds=seconds)
     teacher = module.teacher
     audio = datamodule.mean_batch_seconds(world_size)
     clip = min(datamodule.longest_seconds("train"), audio or datamodule.batch_seconds)
@@ -87,8 +87,7 @@ def make_plan(
         measurement,
         prediction,
         world_size,
-        datamodule.split
-        or BatchSplit(window * world_size * datamodule.batch_seconds, world_size, window),
+        _splits(trainer, datamodule, world_size, ceil(epochs)),
         _remarks(measurement, clip, world_size),
         surroundings(trainer.strategy.root_device, str(trainer.precision)),
     )
@@ -103,6 +102,23 @@ def _epoch_batches(trainer: L.Trainer, batches: int) -> int:
             f"trainer.limit_train_batches {limit} leaves none of an epoch's {batches} batches"
         )
     return kept
+
+
+def _splits(
+    trainer: L.Trainer, datamodule: SpeechDataModule, world_size: int, epochs: int
+) -> dict[int, BatchSplit]:
+    """Return how a step's audio is divided, by the epoch from which on it is divided so."""
+    if datamodule.split is not None:
+        return {0: datamodule.split}
+    splits: dict[int, BatchSplit] = {}
+    last = 0
+    for epoch in range(epochs):
+        window = accumulated_batches(trainer, epoch)
+        if window != last:
+            seconds = window * world_size * datamodule.batch_seconds
+            splits[epoch] = BatchSplit(seconds, world_size, window)
+        last = window
+    return splits
 
 
 def _savings(module: Distillation, measurement: Measurement) -> dict[str, float]:
@@ -130,11 +146,19 @@ def _validation_seconds(
     datamodule: SpeechDataModule,
     measurement: Measurement,
     depths: list[int],
-    steps: list[int],
-    steps_an_epoch: int,
+    validations: list[int],
     world_size: int,
 ) -> float:
-    """Return what all validations take: before and after each stage, and the Trainer's own."""
+    """Return what all validations take: before and after each stage, and the Trainer's own.
+
+    Args:
+        trainer: The run's.
+        datamodule: The run's.
+        measurement: What was measured.
+        depths: Of the stages.
+        validations: The Trainer's own in each stage.
+        world_size: Ranks.
+    """
     audio = datamodule.report().get("validation/seconds")
     limit = trainer.limit_val_batches
     if audio is None or not limit:
@@ -145,24 +169,36 @@ def _validation_seconds(
         depth: share * audio * rate / world_size + measurement.epoch_wait
         for depth, rate in measurement.validation_rates.items()
     }
-    every = _steps_between_validations(trainer, steps_an_epoch)
-    done, total = 0, 0.0
-    for depth, number in zip(depths, steps, strict=True):
-        own = (done + number) // every - done // every if every else 0
-        total += (2 + own) * one[depth]
-        done += number
-    return total
+    return sum((2 + own) * one[depth] for depth, own in zip(depths, validations, strict=True))
 
 
-def _steps_between_validations(trainer: L.Trainer, steps_an_epoch: int) -> int:
-    """Return the steps between two of the Trainer's validations; 0: there are none."""
+def _validations(
+    trainer: L.Trainer,
+    prediction: Prediction,
+    lengths: Sequence[StageLength],
+    epoch_batches: int,
+) -> list[int]:
+    """Return the Trainer's own validations in each stage."""
+    every: float | None = vars(trainer).get("_val_check_time_interval")  # in seconds
+    stages: list[float] = [stage.seconds for stage in prediction.stages]
+    if every is None:
+        every = _batches_between_validations(trainer, epoch_batches)
+        stages = [length.batches for length in lengths]
+    ends = [sum(stages[:number]) for number in range(len(stages) + 1)]
+    return [
+        int(end // every) - int(begin // every) if every else 0 for begin, end in pairwise(ends)
+    ]
+
+
+def _batches_between_validations(trainer: L.Trainer, epoch_batches: int) -> int:
+    """Return the batches between two of the Trainer's validations; 0: there are none."""
     interval: Any = trainer.val_check_interval
     epochs = trainer.check_val_every_n_epoch
     if isinstance(interval, int) and not isinstance(interval, bool):
-        return max(1, interval // trainer.accumulate_grad_batches)
+        return interval
     if epochs is None:
         return 0
-    return max(1, int(steps_an_epoch * float(interval))) * epochs
+    return max(1, int(epoch_batches * float(interval))) * epochs
 
 
 def _remarks(measurement: Measurement, clip: float, world_size: int) -> tuple[str, ...]:

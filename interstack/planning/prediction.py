@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
-from math import ceil
 from typing import Any, NamedTuple
+
+from interstack.growth.progress import RunLength
+from interstack.growth.schedule import GrowthSchedule
+
+
+class StageLength(NamedTuple):
+    """How long a stage is.
+
+    Attributes:
+        steps: Optimizer steps.
+        batches: Of each rank; more than the steps where they are accumulated.
+    """
+
+    steps: int
+    batches: int
 
 
 class StepSplit(NamedTuple):
-    """Where the time of an optimizer step goes at some depth, in seconds.
+    """Where the time of an optimizer step of one batch goes at some depth, in seconds.
 
     Attributes:
         data: Waiting for the batch, moving it to the device, and what the workers that decode the
@@ -113,8 +126,8 @@ class Prediction:
 
 def predict(
     depths: Sequence[int],
-    steps: Sequence[int],
-    step_seconds: Mapping[int, float],
+    lengths: Sequence[StageLength],
+    splits: Mapping[int, StepSplit],
     savings: Mapping[str, float],
     *,
     waits_seconds: float = 0.0,
@@ -124,29 +137,32 @@ def predict(
 
     Args:
         depths: Of the stages.
-        steps: Optimizer steps of each.
-        step_seconds: A step's seconds at each depth.
-        savings: What a lever takes off every step, in seconds, by its name.
+        lengths: Of the stages.
+        splits: Where the time of a step of one batch goes at each depth.
+        savings: What a lever takes off every batch, in seconds, by its name.
         waits_seconds: Spent at the beginnings of epochs in all.
         validation_seconds: Spent in validations in all.
     """
-    total = sum(steps)
+    total = sum(length.steps for length in lengths)
+
+    def seconds(length: StageLength, depth: int, saved: float = 0.0) -> float:
+        split = splits[depth]
+        each = split.step - split.optimizer - saved
+        return length.batches * each + length.steps * split.optimizer
+
     stages = tuple(
         StagePlan(
             depth,
-            number,
-            number / total,
-            number * (step_seconds[depth] + waits_seconds / total),
+            length.steps,
+            length.steps / total,
+            seconds(length, depth) + waits_seconds * length.steps / total,
         )
-        for depth, number in zip(depths, steps, strict=True)
+        for depth, length in zip(depths, lengths, strict=True)
     )
 
     def worth(saved: float) -> Worth:
-        grown = sum(
-            number * (step_seconds[depth] - saved)
-            for depth, number in zip(depths, steps, strict=True)
-        )
-        full = total * (step_seconds[depths[-1]] - saved)
+        grown = sum(map(seconds, lengths, depths, [saved] * len(depths)))
+        full = sum(seconds(length, depths[-1], saved) for length in lengths)
         return Worth(grown + waits_seconds, full + waits_seconds)
 
     return Prediction(
@@ -154,27 +170,49 @@ def predict(
         sum(stage.seconds for stage in stages),
         validation_seconds,
         worth(0.0),
-        growth_ceiling(depths, steps),
+        growth_ceiling(depths, [length.batches for length in lengths]),
         {name: worth(saved) for name, saved in savings.items()},
     )
 
 
-def growth_ceiling(depths: Sequence[int], steps: Sequence[int]) -> float:
+def growth_ceiling(depths: Sequence[int], batches: Sequence[int]) -> float:
     """Return full depth over the mean depth: growth's worth if only encoder layers took time.
 
     The paper's: 1.60 for EQL over 3, 6, 9 and 12 layers, 1.33, 1.20 and 1.13 for PROP-1 to 3.
     """
-    layers = sum(depth * number for depth, number in zip(depths, steps, strict=True))
-    return depths[-1] * sum(steps) / layers
+    layers = sum(depth * number for depth, number in zip(depths, batches, strict=True))
+    return depths[-1] * sum(batches) / layers
 
 
-def share_steps(shares: Sequence[float], total: int) -> list[int]:
-    """Share out a run's steps over its stages, as growth does: a stage begins at its first step.
+def measure_stages(
+    schedule: GrowthSchedule, run: RunLength, batches: int, window: Callable[[int], int]
+) -> list[StageLength]:
+    """Go through a run as growth does, which asks for the depth before each optimizer step.
 
     Args:
-        shares: Of the stages; they sum to 1.
-        total: Optimizer steps.
+        schedule: The stages.
+        run: How long the run is.
+        batches: Of an epoch.
+        window: Batches that are accumulated for a step, by epoch; an epoch's last step has the
+            rest.
+
+    Example:
+        >>> from interstack.growth.schedule import make_schedule
+        >>> stages = make_schedule((3, 6), (0.5, 0.5))
+        >>> measure_stages(stages, RunLength(2, "epochs"), 4, lambda epoch: 2 if epoch else 1)
+        [StageLength(steps=4, batches=4), StageLength(steps=2, batches=4)]
     """
-    ends = [sum(shares[: stage + 1]) for stage in range(len(shares))]
-    begins = [0, *(ceil(end * total - 1e-6) for end in ends[:-1]), total]
-    return [later - earlier for earlier, later in pairwise(begins)]
+    steps, heard = ([0] * len(schedule.stages) for _ in range(2))
+    step = epoch = 0
+    while (step if run.unit == "steps" else epoch) < run.total:
+        size = window(epoch)
+        for begin in range(0, batches, size):
+            done = step if run.unit == "steps" else epoch + begin / batches
+            if done >= run.total:
+                break
+            stage = schedule.stage_at(done / run.total)
+            steps[stage] += 1
+            heard[stage] += min(size, batches - begin)
+            step += 1
+        epoch += 1
+    return list(map(StageLength, steps, heard))

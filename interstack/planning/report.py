@@ -26,7 +26,8 @@ class Plan:
         measurement: What was measured.
         prediction: What follows from it.
         world_size: Ranks of the run; one of them was measured.
-        split: How the audio of an optimizer step is divided over ranks and micro-batches.
+        splits: How the audio of an optimizer step is divided over ranks and micro-batches, by the
+            epoch from which on it is divided so.
         remarks: What a reader has to know.
         surroundings: Machine and versions.
     """
@@ -36,7 +37,7 @@ class Plan:
     measurement: Measurement
     prediction: Prediction
     world_size: int
-    split: BatchSplit
+    splits: Mapping[int, BatchSplit]
     remarks: tuple[str, ...]
     surroundings: Mapping[str, str]
 
@@ -50,7 +51,10 @@ class Plan:
         return {
             "surroundings": dict(self.surroundings),
             "world_size": self.world_size,
-            "global_batch": asdict(self.split) | {"seconds": self.split.seconds},
+            "global_batch": _primitives(self.splits[0]),
+            "later_global_batches": {
+                epoch: _primitives(split) for epoch, split in self.splits.items() if epoch
+            },
             "remarks": list(self.remarks),
             "costs": [asdict(each) for each in self.costs],
             "teacher_gigamacs_per_second": self.teacher_gigamacs,
@@ -70,7 +74,9 @@ def print_plan(plan: Plan, console: Console) -> None:
         f"training and {clock(prediction.validation_seconds)} validation; growth could be worth "
         f"{prediction.ceiling:.2f}× if only encoder layers took time"
     )
-    console.print(f"an optimizer step holds up to {plan.split}")
+    for epoch, split in plan.splits.items():
+        begin = f"from epoch {epoch} on " if epoch else ""  # epochs count from 0
+        console.print(f"{begin}an optimizer step holds up to {split}")
     for remark in plan.remarks:
         console.print(remark)
 
@@ -100,6 +106,10 @@ def print_comparison(
     predicted, real = sum(row[3] for row in rows), sum(row[4] for row in rows)
     table.add_row("all", "", "", clock(predicted), clock(real), _error(predicted, real))
     console.print(table)
+
+
+def _primitives(split: BatchSplit) -> dict[str, float]:
+    return asdict(split) | {"seconds": split.seconds}
 
 
 def clock(seconds: float) -> str:

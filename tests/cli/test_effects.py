@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,12 @@ def test_commands_that_describe_a_run_refuse_alike(
     assert "growth.alpha is 2.0" in capsys.readouterr().err
     assert main([*words, ONE_DEPTH, "--model.student.tap_placement=original"]) == 2
     assert "model.student.tap_placement is original" in capsys.readouterr().err
+    exact = ["--dtype=float32", f"--output={tmp_path / 'cache'}"] if command == "cache" else []
+    assert main([*words, *exact, "--model.precision_check=false"]) == 2
+    assert (
+        "model.precision_check is false, which has no effect where trainer.precision, "
+        "model.teacher.dtype and the device are all float32: leave it out"
+    ) in capsys.readouterr().err
 
 
 SUPERB = ["superb", "--upstream=fbank", "--data-root=nowhere", "--tasks=sd"]
@@ -152,6 +159,10 @@ PROBE = ["probe", f"--corpus={SPEECH}", "--upstream=log-mel", "--tasks=speaker"]
         ),
         ([*SUPERB, "--table", "--share=0/2"], "--share is 0/2, which has no effect with --table"),
         ([*SUPERB, "--table", "--device=cpu"], "--device is cpu"),
+        (
+            [*SUPERB, "--upstream=x", "--device=cpu", "--no-precision-check"],
+            "--no-precision-check is true, which has no effect on cpu, which computes in float32",
+        ),
         ([*SUPERB, "--table", "--num-workers=1"], "--num-workers is 1"),
     ],
     ids=lambda value: value[-1] if isinstance(value, list) else "",
@@ -220,19 +231,29 @@ def test_a_resolved_configuration_loads_again(
 def test_an_empty_overlay_changes_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whether it has no line or none but comments, and however it is given."""
+    """Whether it has no line or none but comments, and however it is given; of any section too."""
     empty, comments = tmp_path / "empty.yaml", tmp_path / "comments.yaml"
     empty.touch()
     comments.write_text("# growth:\n#   depths: [12]\n")
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    sections = re.findall(r"^  --([\w.]+) CONFIG", capsys.readouterr().out, re.MULTILINE)
+    assert {"growth", "data", "trainer", "model", "model.optimizer"} <= set(sections)
     printed = []
-    overlays = (["--config", str(empty), f"--config={comments}", "-c", str(empty)], [])
+    overlays = (
+        ["--config", str(empty), f"--config={comments}", "-c", str(empty), f"--conf={empty}"],
+        [f"--{section}={comments}" for section in sections],
+        [word for section in sections for word in (f"--{section}", str(empty))],
+        [],
+    )
     for overlay in overlays:
         with pytest.raises(SystemExit):
             main(["fit", f"--config={INTERLEAVED}", *overlay, "--print_config"])
         printed.append(yaml.safe_load(capsys.readouterr().out))
-    assert printed[0] == printed[1]
+    assert all(each == printed[-1] for each in printed)
 
 
+@pytest.mark.parametrize("option", ["--config", "--growth", "--model.optimizer"])
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -242,15 +263,59 @@ def test_an_empty_overlay_changes_nothing(
     ],
 )
 def test_an_overlay_that_is_no_configuration_is_named(
-    content: str | bytes, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    option: str,
+    content: str | bytes,
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """In one line."""
     path = tmp_path / "overlay.yaml"
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    assert main(["fit", f"--config={INTERLEAVED}", f"--config={path}"]) == 2
+    assert main(["fit", f"--config={INTERLEAVED}", f"{option}={path}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert str(path) in line
+    assert line.startswith(f"error: {option} {path} ")
     assert message in line
+
+
+def _callback(path: str, **settings: object) -> str:
+    added = [{"class_path": path, "init_args": settings}]
+    return f"--trainer.callbacks={json.dumps(added)}"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fit", "--growth=nowhere.yaml"], "growth: Unable to load config 'nowhere.yaml'"),
+        (["fit", "--growth.depths=deep"], "growth.depths is deep: Expected a tuple"),
+        (["fit", "--model.teacher.taps=a"], "model.teacher.taps is a: Expected "),
+        (["fit", "--growht.depths=[1]"], "unrecognized arguments: --growht.depths=[1]"),
+        (["fit", _callback("EarlyStopping", monitr="x")], "Option 'monitr' is not accepted"),
+        (["fit", "--data.source=Tapes"], "data.source is Tapes: Expected a dot import path"),
+        (["plan", "--seconds=long"], "seconds is long: Expected a float"),
+        (["cache", "--model.precision_check=maybe"], "model.precision_check is maybe: Expected"),
+        (["pack", "--source=LibriSpeechFolder"], "source: Problem with given class_path"),
+    ],
+    ids=lambda value: value[-1][:40] if isinstance(value, list) else "",
+)
+def test_what_the_parser_refuses_is_one_line(
+    words: Sequence[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without a page of usage, and with where the options are explained."""
+    assert main(list(words)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+    assert line.endswith(f"interstack {words[0]} --help explains every option")
+
+
+def test_an_empty_file_is_no_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run's data, or of what is packed."""
+    empty = tmp_path / "empty.yaml"
+    empty.touch()
+    for words in (["fit", f"--data.source={empty}"], ["pack", "--source", str(empty)]):
+        assert main(words) == 2
+        assert f"source {empty} holds nothing: write class_path" in capsys.readouterr().err
 
 
 def test_loggers_decide_whether_an_outage_can_stop_a_run(

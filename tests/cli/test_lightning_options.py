@@ -15,6 +15,7 @@ import yaml
 from test_cli import small_run
 
 from interstack.cli import main
+from interstack.commands.described_run import describe_run
 from interstack.data.batch import Batch
 from interstack.distillation.module import FOUND_RATE_KEY
 from interstack.tracking.stages import StageRecorder
@@ -26,6 +27,7 @@ def callbacks(*named: tuple[str, dict[str, Any]]) -> str:
     return f"--trainer.callbacks={json.dumps(added)}"
 
 
+TWELVE_STEPS = ["--trainer.max_epochs=6", "--trainer.limit_train_batches=2"]
 EPOCHS = ["--trainer.limit_train_batches=2", "--trainer.check_val_every_n_epoch=1"]
 
 
@@ -39,10 +41,29 @@ EPOCHS = ["--trainer.limit_train_batches=2", "--trainer.check_val_every_n_epoch=
         (["--trainer.strategy=deepspeed"], ["trainer.strategy is deepspeed", "give ddp"]),
         (["--trainer.strategy=ddp_spawn"], ["trainer.strategy is ddp_spawn", "give ddp"]),
         (["--trainer.strategy=bogus"], ["trainer.strategy is bogus", "give ddp"]),
+        (
+            [
+                '--trainer.strategy={"class_path": "lightning.pytorch.strategies.DDPStrategy", '
+                '"init_args": {"start_method": "spawn"}}'
+            ],
+            ["trainer.strategy is lightning.pytorch.strategies.DDPStrategy", "give ddp"],
+        ),
         (["--trainer.profiler=bogus"], ["trainer.profiler is bogus", "simple"]),
         (["--trainer.max_time=bogus"], ["trainer.max_time is bogus", "DD:HH:MM:SS"]),
         (["--trainer.accumulate_grad_batches=0"], ["accumulate_grad_batches is 0", "1 or more"]),
         (["--trainer.limit_train_batches=0"], ["limit_train_batches is 0", "nothing is trained"]),
+        (["--trainer.min_steps=5"], ["trainer.min_steps is 5", "trainer.max_steps 4"]),
+        (["--trainer.gradient_clip_val=-1"], ["trainer.gradient_clip_val is -1", "more than 0"]),
+        (
+            ["--trainer.gradient_clip_val=null", "--trainer.gradient_clip_algorithm=value"],
+            ["trainer.gradient_clip_algorithm is value", "give trainer.gradient_clip_val"],
+        ),
+        (["--trainer.sync_batchnorm=true"], ["trainer.sync_batchnorm is true", "leave it out"]),
+        (["--trainer.use_distributed_sampler=true"], ["trainer.use_distributed_sampler is true"]),
+        (
+            ["--trainer.logger=false", callbacks(("LearningRateMonitor", {}))],
+            ["LearningRateMonitor, which logs", "there is no logger"],
+        ),
         (["--trainer.limit_train_batches=0.0001"], ["limit_train_batches is 0.0001"]),
         (["--trainer.limit_val_batches=0.0001"], ["limit_val_batches is 0.0001"]),
         (["--trainer.val_check_interval=1000000"], ["val_check_interval is 1000000"]),
@@ -54,6 +75,18 @@ EPOCHS = ["--trainer.limit_train_batches=2", "--trainer.check_val_every_n_epoch=
         (
             [callbacks(("LearningRateFinder", {"attr_name": "rate"}))],
             ["LearningRateFinder.attr_name is rate", "model.optimizer.learning_rate"],
+        ),
+        (
+            [callbacks(("LearningRateFinder", {"update_attr": False}))],
+            ["LearningRateFinder.update_attr is false", "leave it out"],
+        ),
+        (
+            [callbacks(("LearningRateFinder", {"num_training_steps": 12}))],
+            ["LearningRateFinder.num_training_steps is 12", "give 13 or more"],
+        ),
+        (
+            [callbacks(("LearningRateFinder", {})), "--trainer.max_steps=-1", *TWELVE_STEPS],
+            ["LearningRateFinder ended after 12 steps", "too few", "trainer.max_epochs"],
         ),
         (
             [callbacks(("EarlyStopping", {"monitor": "val_loss"}))],
@@ -154,6 +187,39 @@ def test_a_timer_takes_its_duration_from_the_configuration(
     }
     again = ["--trainer.default_root_dir", str(tmp_path / "again")]
     assert main(["fit", f"--config={directory / 'config.yaml'}", *again]) == 0
+
+
+def test_durations_and_forked_processes_are_taken_as_they_are_given(
+    tmp_path: Path, teacher_directory: Path
+) -> None:
+    """The configuration holds a duration in parts as words, and ranks that are forked."""
+    fork = {"class_path": "lightning.pytorch.strategies.DDPStrategy"}
+    for strategy in ("ddp_fork", json.dumps(fork | {"init_args": {"start_method": "fork"}})):
+        run = describe_run(
+            "fit",
+            [
+                *small_run(tmp_path / "run", teacher_directory),
+                f"--trainer.strategy={strategy}",
+                "--trainer.val_check_interval={hours: 1, minutes: 30}",
+                "--trainer.max_time={days: 2}",
+            ],
+            trains=True,
+        )
+        assert run.config.trainer.val_check_interval == "00:01:30:00"
+        assert run.config.trainer.max_time == "02:00:00:00"
+
+
+@pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging")
+def test_a_metric_that_is_not_there_yet_is_waited_for(
+    tmp_path: Path, teacher_directory: Path
+) -> None:
+    """What is logged every third step is not there at the end of an epoch of two."""
+    stops = {"monitor": "data/padding", "check_on_train_epoch_end": True, "strict": True}
+    options = [*small_run(tmp_path / "run", teacher_directory), *EPOCHS]
+    options += ["--trainer.log_every_n_steps=3", callbacks(("EarlyStopping", stops))]
+    options.append("--model.teacher.taps=null")  # then the names of their losses are not known yet
+    assert main(["fit", *options]) == 0
+    assert _last(tmp_path / "run")["global_step"] == 4
 
 
 @pytest.mark.parametrize("bar", ["TQDMProgressBar", "RichProgressBar"])

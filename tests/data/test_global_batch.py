@@ -173,10 +173,9 @@ def test_whether_a_saved_runs_epochs_are_the_same_is_known() -> None:
 
 @pytest.mark.parametrize(("most", "same"), [(12.0, True), (24.0, False)])
 def test_a_run_goes_on_at_its_step_on_other_ranks(
-    most: float, same: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    most: float, same: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With the same utterances where a step has as many batches; the run's log says which."""
-    monkeypatch.setattr(logging.getLogger("interstack"), "propagate", True)  # the CLI stops it
     before, now = module_on(4, 12.0), module_on(1, most)
     assert before.split is not None
     assert now.split is not None

@@ -111,6 +111,9 @@ def test_a_plan_is_compared_with_a_run(
         ("--json=nowhere/plan.json", "--json nowhere/plan.json"),
         ("--against=nowhere", "--against nowhere"),
         ("--trainer.limit_train_batches=0.0001", "limit_train_batches"),
+        ("--trainer.devices=0", "trainer.devices is 0"),
+        ("--trainer.devices=many", "trainer.devices is many"),
+        ("--trainer.num_nodes=0", "trainer.num_nodes is 0"),
     ],
 )
 def test_what_cant_be_planned_is_refused(
@@ -119,6 +122,90 @@ def test_what_cant_be_planned_is_refused(
     """One error that names the option."""
     assert main(["plan", *words(teacher_directory, option)]) == 2
     assert message in capsys.readouterr().err
+
+
+def callbacks(*named: tuple[str, dict[str, object]]) -> str:
+    """Return the option that adds callbacks of Lightning's."""
+    added = [{"class_path": name, "init_args": settings} for name, settings in named]
+    return f"--trainer.callbacks={json.dumps(added)}"
+
+
+SCHEDULER = ("GradientAccumulationScheduler", {"scheduling": {0: 1, 1: 2}})
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (callbacks(SCHEDULER), "--data.global_batch_seconds=24"),
+        (callbacks(SCHEDULER), "--trainer.accumulate_grad_batches=2"),
+        (callbacks(("EarlyStopping", {"monitor": "val_loss"})),),
+        (
+            callbacks(("EarlyStopping", {"monitor": "val/loss_tap_2"})),
+            "--model.teacher.taps=null",
+        ),
+        (callbacks(("ModelCheckpoint", {})), "--trainer.enable_checkpointing=false"),
+        (callbacks(("ModelCheckpoint", {}), ("ModelCheckpoint", {})),),
+        (callbacks(("TQDMProgressBar", {})), "--trainer.enable_progress_bar=false"),
+        (callbacks(("EMAWeightAveraging", {}), ("WeightAveraging", {})),),
+        (callbacks(("LearningRateFinder", {"num_training_steps": 12})),),
+        ("--growth.schedule=explicit", "--growth.lengths=[1,2]", "--growth.unit=steps"),
+        ("--model.precision_check=false",),
+    ],
+    ids=" ".join,
+)
+def test_what_fit_refuses_plan_refuses_alike(
+    options: tuple[str, ...],
+    teacher_directory: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In the same words, before anything is measured; and `fit` before an earlier run is moved."""
+    directory = tmp_path / "run"
+    (directory / "checkpoints").mkdir(parents=True)
+    said = []
+    for command in ("plan", "fit"):
+        settings = words(teacher_directory, *options, f"--trainer.default_root_dir={directory}")
+        assert main([command, *settings]) == 2
+        said.append(capsys.readouterr().err.splitlines()[-1])
+    assert said[0] == said[1]
+    assert said[0].startswith("error: ")
+    assert [path.name for path in tmp_path.iterdir() if path.name[0] != "."] == ["run"]
+    assert [path.name for path in directory.iterdir()] == ["checkpoints"]
+
+
+def test_a_plan_follows_a_scheduler_of_accumulation(
+    teacher_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Epoch by epoch: 4 epochs of 4 batches are 4, 2, 2 and 2 steps."""
+    options = [
+        callbacks(SCHEDULER),
+        "--trainer.max_steps=-1",
+        "--trainer.max_epochs=4",
+        "--trainer.limit_train_batches=4",
+        "--seconds=0.1",
+        f"--json={tmp_path / 'plan.json'}",
+    ]
+    assert main(["plan", *words(teacher_directory, *options)]) == 0
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert [stage["steps"] for stage in plan["predicted"]["stages"]] == [6, 4]
+    assert plan["global_batch"]["micro_batches"] == 1
+    assert plan["later_global_batches"]["1"]["micro_batches"] == 2
+    assert list(plan["later_global_batches"]) == ["1"]
+    assert "from epoch 1 on an optimizer step holds up to 16 s" in capsys.readouterr().out
+
+
+def test_a_plan_counts_validations_by_the_clock(
+    teacher_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where `trainer.val_check_interval` is a day, there are none but the stages' own."""
+    plans = []
+    for interval in ("--trainer.val_check_interval={days: 1}", "--trainer.val_check_interval=2"):
+        options = [interval, "--trainer.check_val_every_n_epoch=null", "--seconds=0.1"]
+        output = f"--json={tmp_path / 'plan.json'}"
+        assert main(["plan", *words(teacher_directory, *options, output)]) == 0
+        plans.append(json.loads((tmp_path / "plan.json").read_text())["predicted"])
+    capsys.readouterr()
+    assert plans[1]["validation_seconds"] > plans[0]["validation_seconds"] > 0
 
 
 def test_a_plan_of_compiled_layers_measures_them_compiled(

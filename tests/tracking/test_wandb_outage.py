@@ -25,7 +25,7 @@ from cached_runs import fit_words
 from lightning.pytorch.loggers import WandbLogger
 from offline_wandb import Offline
 
-from interstack.commands.run_directory import _wandb_id
+from interstack.commands.run_directory import _keep_wandb_id, _wandb_id
 from interstack.errors import ConfigurationError
 from interstack.tracking.boards import WandbBoard
 from interstack.tracking.wandb_run import begin_wandb, finished_wandb
@@ -145,6 +145,39 @@ def test_a_run_goes_on_offline_under_its_id(
     assert not list(tmp_path.glob("wandb/run-*"))
 
 
+@pytest.mark.parametrize(
+    ("environment", "limits"),
+    [
+        ({}, (20.0, 60.0)),
+        ({"WANDB_INIT_TIMEOUT": "1", "WANDB_FINISH_TIMEOUT": "2"}, (1.0, 2.0)),
+    ],
+)
+def test_a_run_waits_for_the_service_so_long(
+    environment: dict[str, str],
+    limits: tuple[float, float],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By default 20 s at its beginning and 60 s at its end; the environment's own limits hold."""
+    for name in ("WANDB_INIT_TIMEOUT", "WANDB_FINISH_TIMEOUT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    given: list[wandb.Settings] = []
+
+    def begin(**arguments: Any) -> None:  # noqa: ANN401
+        given.append(arguments["settings"])
+        raise TimeoutError("nobody answers")
+
+    monkeypatch.setattr(wandb, "init", begin)
+    with pytest.raises(ConfigurationError, match="nobody answers"):
+        begin_wandb([make_logger(tmp_path)], "stop")
+    settings = wandb.Settings()
+    settings.update_from_env_vars(os.environ)
+    settings.update_from_settings(given[0])
+    assert (settings.init_timeout, settings.finish_timeout) == limits
+
+
 def test_an_option_lets_an_outage_stop_the_run(reach: Reach, tmp_path: Path) -> None:
     """With the option's name."""
     with refusing() as address:
@@ -215,9 +248,12 @@ def test_a_launchers_id_goes_before_the_runs_own(
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     own = _wandb_id(tmp_path)
     assert own
+    _keep_wandb_id(tmp_path, own)
     assert own == _wandb_id(tmp_path)
+    assert own != _wandb_id(None)
     monkeypatch.setenv("WANDB_RUN_ID", "swept001")
     assert _wandb_id(tmp_path) == "swept001"
+    _keep_wandb_id(tmp_path, "swept001")
     monkeypatch.delenv("WANDB_RUN_ID")
     assert _wandb_id(tmp_path) == "swept001"
 
