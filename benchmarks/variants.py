@@ -92,8 +92,7 @@ def variants(*, bf16: bool, compiled: bool) -> tuple[Variant, ...]:
     alone = [Variant("compiled layers", replace(own, compiled=True))]
     together = [Variant(f"{SHARED_CACHE_GROWTH}, compiled", replace(cached, compiled=True), DEPTHS)]
     reference = Variant(REFERENCE, own)
-    main = [
-        Variant(SHARED_LIVE_GROWTH, shared, DEPTHS),
+    cached_alike = [
         Variant(SHARED_CACHE_FULL, cached),
         Variant(SHARED_CACHE_GROWTH, cached, DEPTHS),
     ]
@@ -105,11 +104,12 @@ def variants(*, bf16: bool, compiled: bool) -> tuple[Variant, ...]:
         *halves,
         Variant("teacher in bfloat16", replace(own, teacher_dtype="bfloat16")),
         *(alone if compiled else ()),
-        *main,
+        Variant(SHARED_LIVE_GROWTH, shared, DEPTHS),
+        *cached_alike,
         Variant("shared front end, cache int8, growth", replace(cached, targets="int8"), DEPTHS),
         *cached_halves,
         *(together if compiled else ()),
-        *map(_without_dropout, (reference, *main, *cached_halves)),
+        *map(_without_dropout, (reference, *cached_alike, *cached_halves)),
     )
 
 

@@ -220,11 +220,16 @@ def grown(module: Distillation, growth: InterleavedStacking) -> Iterator[Distill
         growth: Says depths and operator.
     """
     for depth in growth.depths:
-        shared = [module.teacher, module._trainer]
-        module = copy.deepcopy(module, {id(each): each for each in shared})
+        module = copy_of(module)
         if depth > module.depth:
             module.grow(plan_growth(growth.operator, module.lineage, depth))
         yield module
+
+
+def copy_of(module: Distillation) -> Distillation:
+    """Return a copy of a module that shares the teacher."""
+    shared = [module.teacher, module._trainer]
+    return copy.deepcopy(module, {id(each): each for each in shared})
 
 
 def _padded_seconds(batch: Batch) -> float:
