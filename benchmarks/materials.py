@@ -60,7 +60,7 @@ class Scale:
     def student(self, setting: Setting) -> StudentConfig:
         """Return the student's settings."""
         if not self.quick:
-            return StudentConfig(front_end=setting.front_end)
+            return StudentConfig(front_end=setting.front_end, dropout=setting.dropout)
         tiny = StudentConfig(
             front_end=setting.front_end,
             hidden_size=32,
@@ -68,6 +68,7 @@ class Scale:
             num_attention_heads=4,
             num_conv_pos_embeddings=16,
             num_conv_pos_embedding_groups=4,
+            dropout=setting.dropout,
         )
         own = setting.front_end == "own"
         return replace(tiny, conv_dim=_TINY_FRONT_END) if own else tiny

@@ -80,6 +80,15 @@ class BenchRecord:
         counts = [self.steps[place].flops for place in self.variants[variant]]
         return mean(counts) if all(counts) else 0.0
 
+    def dropout(self, variant: str) -> float | None:
+        """Return a variant's dropout; None in records of before it was recorded, when it was 0.1.
+
+        Args:
+            variant: Its name.
+        """
+        dropout: float | None = self.steps[self.variants[variant][0]].setting.get("dropout")
+        return dropout
+
     def ratio(self, slow: str, fast: str) -> Spread:
         """Return how many times faster one variant is than another, repetition by repetition."""
         pairs = zip(self.seconds(slow), self.seconds(fast), strict=True)

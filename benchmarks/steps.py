@@ -88,10 +88,11 @@ def _wait(device: torch.device) -> None:
 
 def make_steps(materials: Materials, cells: Sequence[Cell]) -> list[Step]:
     """Make the steps; those that train alike students train the same one, to save memory."""
-    students: dict[tuple[str, int, bool], tuple[Distillation, torch.optim.Optimizer]] = {}
+    students: dict[tuple[object, ...], tuple[Distillation, torch.optim.Optimizer]] = {}
     steps = []
     for cell in cells:
-        alike = (cell.setting.front_end, cell.depth, cell.setting.compiled)
+        setting = cell.setting
+        alike = (setting.front_end, cell.depth, setting.compiled, setting.dropout)
         if alike not in students:
             module = materials.module(cell.setting, cell.depth)
             students[alike] = module, module.configure_optimizers()

@@ -13,6 +13,7 @@ from statistics import mean, median
 from typing import Any, Final
 
 from benchmarks.growth_event import cost_in_steps
+from benchmarks.optimizers import optimizer_table
 from benchmarks.options import RECORDS
 from benchmarks.records import BenchRecord, Spread, read_records
 from benchmarks.variants import (
@@ -20,6 +21,7 @@ from benchmarks.variants import (
     SHARED_CACHE_FULL,
     SHARED_CACHE_GROWTH,
     SHARED_LIVE_GROWTH,
+    WITHOUT_DROPOUT,
 )
 from interstack.checkpointing.atomic import write_whole
 
@@ -55,6 +57,8 @@ def tables(directory: Path) -> str:
         lines += quality_table(values)
     for values in read_records(directory, "logging")[-1:]:
         lines += logging_table(values)
+    for values in read_records(directory, "optimizers")[-1:]:
+        lines += optimizer_table(values)
     return "\n".join([*lines, END])
 
 
@@ -62,19 +66,22 @@ def bench_tables(record: BenchRecord) -> list[str]:
     """Return a run's figures as lines of Markdown."""
     on_gpu = record.peak_tflops is not None
     unit = "audio-hours/s" if on_gpu else "audio, s/s"
+    says_dropout = record.dropout(REFERENCE) is not None
     lines = [
         f"`{record.command}`, {_where(record.surroundings)}; {record.audio_seconds:g} s of audio "
         "a step; medians (lowest–highest):",
         "",
-        f"| variant | s/step | {unit} | frames/s | TFLOP/s | against the reference |",
-        "|---|--:|--:|--:|--:|--:|",
+        f"| variant |{' dropout |' * says_dropout} s/step | {unit} | frames/s | TFLOP/s | "
+        "against the reference |",
+        f"|---|{'--:|' * says_dropout}--:|--:|--:|--:|--:|",
     ]
     for name in record.variants:
         seconds = median(record.seconds(name))
         speed = record.audio_seconds / seconds
         ratio = _spread(record.ratio(REFERENCE, name))
+        dropout = f" {record.dropout(name):g} |" if says_dropout else ""
         lines.append(
-            f"| {name} | {seconds:.3g} | {speed / (3600 if on_gpu else 1):.3g} | "
+            f"| {name} |{dropout} {seconds:.3g} | {speed / (3600 if on_gpu else 1):.3g} | "
             f"{_FRAMES_A_SECOND * speed:.0f} | {_operations(record, name, seconds)} | {ratio} |"
         )
     return [*lines, "", *_goals(record), ""]
@@ -94,6 +101,11 @@ def _goals(record: BenchRecord) -> Iterator[str]:
         (SHARED_LIVE_GROWTH, REFERENCE, 1.9, "shared front end and growth, live teacher"),
         (SHARED_CACHE_GROWTH, REFERENCE, 5.5, "shared front end, cache and growth"),
         (SHARED_CACHE_GROWTH, SHARED_CACHE_FULL, 1.5, "growth alone, cache on (1.60 possible)"),
+    ]
+    least += [
+        (fast + WITHOUT_DROPOUT, slow + WITHOUT_DROPOUT, goal, f"{words}; both without dropout")
+        for fast, slow, goal, words in least
+        if fast + WITHOUT_DROPOUT in record.variants
     ]
     yield "| wanted | goal | measured | |"
     yield "|---|--:|--:|---|"

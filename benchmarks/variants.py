@@ -16,6 +16,8 @@ REFERENCE: Final = "reference"
 SHARED_LIVE_GROWTH: Final = "shared front end, live teacher, growth"
 SHARED_CACHE_FULL: Final = "shared front end, cache float16, full depth"
 SHARED_CACHE_GROWTH: Final = "shared front end, cache float16, growth"
+WITHOUT_DROPOUT: Final = ", without dropout"
+"""What the name of a variant ends with that is measured with dropout too."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Setting:
         teacher_dtype: What a live teacher computes in.
         bf16: Whether the student computes in autocast to bfloat16.
         compiled: Whether the layers of student and teacher are compiled.
+        dropout: The student's, of all kinds; the paper's is 0.1.
     """
 
     front_end: Literal["own", "shared"] = "own"
@@ -35,6 +38,7 @@ class Setting:
     teacher_dtype: TeacherDtype = "float32"
     bf16: bool = False
     compiled: bool = False
+    dropout: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,13 @@ def variants(*, bf16: bool, compiled: bool) -> tuple[Variant, ...]:
     ]
     alone = [Variant("compiled layers", replace(own, compiled=True))]
     together = [Variant(f"{SHARED_CACHE_GROWTH}, compiled", replace(cached, compiled=True), DEPTHS)]
+    reference = Variant(REFERENCE, own)
+    cached_alike = [
+        Variant(SHARED_CACHE_FULL, cached),
+        Variant(SHARED_CACHE_GROWTH, cached, DEPTHS),
+    ]
     return (
-        Variant(REFERENCE, own),
+        reference,
         Variant("growth", own, DEPTHS),
         Variant("shared front end", shared),
         Variant("cache float16", replace(own, targets="float16")),
@@ -96,12 +105,17 @@ def variants(*, bf16: bool, compiled: bool) -> tuple[Variant, ...]:
         Variant("teacher in bfloat16", replace(own, teacher_dtype="bfloat16")),
         *(alone if compiled else ()),
         Variant(SHARED_LIVE_GROWTH, shared, DEPTHS),
-        Variant(SHARED_CACHE_FULL, cached),
-        Variant(SHARED_CACHE_GROWTH, cached, DEPTHS),
+        *cached_alike,
         Variant("shared front end, cache int8, growth", replace(cached, targets="int8"), DEPTHS),
         *cached_halves,
         *(together if compiled else ()),
+        *map(_without_dropout, (reference, *cached_alike, *cached_halves)),
     )
+
+
+def _without_dropout(variant: Variant) -> Variant:
+    setting = replace(variant.setting, dropout=0.0)
+    return replace(variant, name=variant.name + WITHOUT_DROPOUT, setting=setting)
 
 
 def cells_of(compared: Iterable[Variant]) -> tuple[Cell, ...]:

@@ -130,19 +130,19 @@ class MuonAdamW(torch.optim.Optimizer):
             parameter.copy_(new_weights[place])
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
+def orthogonalise(matrices: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return matrices with the same singular vectors, and singular values near 1.
 
     Args:
         matrices: (batch, rows, columns).
+        dtype: Number format of the iteration; None: the device's ``newton_schulz_dtype``.
 
     Returns:
-        (batch, rows, columns) in the number format of the input; computed in
-        ``newton_schulz_dtype``.
+        (batch, rows, columns) in the number format of the input.
     """
     a, b, c = _COEFFICIENTS
     rows, columns = matrices.shape[-2:]
-    directions = matrices.to(newton_schulz_dtype(matrices.device))
+    directions = matrices.to(dtype or newton_schulz_dtype(matrices.device))
     if rows > columns:  # the products are of the shorter side
         directions = directions.mT
     norms = torch.linalg.matrix_norm(directions, keepdim=True)
@@ -154,6 +154,15 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     if rows > columns:
         directions = directions.mT
     return directions.to(matrices.dtype)
+
+
+def newton_schulz_flops(rows: int, columns: int) -> float:
+    """Return the floating-point operations of ``orthogonalise`` on one matrix, in all iterations.
+
+    Each has two products of the short side's square with the long one, and one of two squares.
+    """
+    short, long = sorted((rows, columns))
+    return float(NEWTON_SCHULZ_STEPS * (4 * short * short * long + 2 * short**3))
 
 
 def newton_schulz_dtype(device: torch.device) -> torch.dtype:

@@ -7,8 +7,11 @@ from math import prod
 from typing import Any
 
 import torch
+from torch import nn
 
 from interstack.constants import SAMPLE_RATE
+from interstack.distillation.muon import newton_schulz_flops
+from interstack.distillation.optimizer import OptimizerKind
 from interstack.models.config import StudentConfig, student_hubert_config
 from interstack.models.student import Student
 
@@ -24,7 +27,10 @@ class DepthCosts:
         num_parameters: Of the ``HubertModel``.
         num_trained: Parameters that are trained, distillation heads included.
         gigamacs_per_second: Multiply-accumulates of a forward pass for a second of audio, in 10⁹.
-        optimizer_mebibytes: AdamW's two moments in fp32.
+        optimizer_mebibytes: The optimizer's state in fp32: AdamW's two moments; under Muon one
+            momentum for each of the layers' matrices, and two moments for the rest.
+        optimizer_gigaflops: Floating-point operations of Muon's iteration in an optimizer step, in
+            10⁹; 0 under AdamW, whose arithmetic is next to nothing.
         weights_mebibytes: Weights and gradients in fp32.
     """
 
@@ -33,6 +39,7 @@ class DepthCosts:
     num_trained: int
     gigamacs_per_second: float
     optimizer_mebibytes: float
+    optimizer_gigaflops: float
     weights_mebibytes: float
 
 
@@ -43,6 +50,7 @@ def student_costs(
     num_taps: int,
     teacher_width: int,
     seconds: float,
+    optimizer: OptimizerKind = "adamw",
 ) -> DepthCosts:
     """Return what a student costs at a depth; nothing is allocated.
 
@@ -54,6 +62,7 @@ def student_costs(
         num_taps: Distillation heads.
         teacher_width: Channels of their output.
         seconds: Length of the utterances, on which attention's share depends.
+        optimizer: What trains it.
     """
     own = student.front_end == "own"
     config = student_hubert_config(student, depth, None if own else pretrained_config)
@@ -69,15 +78,27 @@ def student_costs(
     macs = front_end_macs(config) if computes else 0.0
     macs += encoder_macs(config, depth, seconds)
     macs += num_taps * config.hidden_size * teacher_width * frame_rate(config)
+    muons = layer_matrices(shape.layers) if optimizer == "muon" else []
+    state = 2 * trained - sum(each.numel() for each in muons)
     all_weights = sum(each.numel() for each in shape.parameters())
     return DepthCosts(
         depth,
         shape.num_parameters(),
         trained,
         macs / 1e9,
-        2 * 4 * trained / _MEBIBYTE,
+        4 * state / _MEBIBYTE,
+        sum(newton_schulz_flops(*each.shape) for each in muons) / 1e9,
         4 * (all_weights + trained) / _MEBIBYTE,
     )
+
+
+def layer_matrices(layers: nn.Module) -> list[nn.Parameter]:
+    """Return what ``kind: muon`` leaves to Muon: the matrices of encoder layers.
+
+    Args:
+        layers: A layer, or several.
+    """
+    return [each for each in layers.parameters() if each.ndim == 2]
 
 
 def teacher_gigamacs(

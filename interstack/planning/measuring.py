@@ -17,6 +17,7 @@ from interstack.data.datamodule import SpeechDataModule
 from interstack.distillation.module import Distillation
 from interstack.growth.callback import InterleavedStacking
 from interstack.growth.operators import plan_growth
+from interstack.planning.dropout import DropoutCosts, DropoutMeter
 from interstack.planning.prediction import StepSplit
 from interstack.planning.timed_step import TimedStep
 
@@ -56,6 +57,7 @@ class Measurement:
         validation_rates: For each depth, seconds that validating a second of audio takes.
         num_batches: Batches on which all depths were taken apart.
         padding: Share of padding in them.
+        dropout: What dropout takes of a step at the last depth; None where there is none.
     """
 
     splits: dict[int, StepSplit]
@@ -66,6 +68,7 @@ class Measurement:
     validation_rates: dict[int, float]
     num_batches: int
     padding: float
+    dropout: DropoutCosts | None
 
 
 class StepMeter:
@@ -100,6 +103,7 @@ class StepMeter:
         for each in grown(module, growth):
             each.to(device).compile_as_asked()
             self._steps.append(TimedStep(trainer, each))
+        self._dropout = DropoutMeter(self._steps[-1])
 
     def measure(self, seconds: float) -> Measurement:
         """Measure for about so many seconds, and on two batches at least.
@@ -112,6 +116,7 @@ class StepMeter:
         epoch_wait = time.perf_counter() - begin
         for step in self._steps:
             step.run(first)  # the first time is slower
+        self._dropout.warm_up(first)
         begin = time.perf_counter()
         rates = self._validation_rates()
         paces, kept = self._pace(batches, begin + _PACE_SHARE * seconds)
@@ -123,6 +128,7 @@ class StepMeter:
             front_ends = self._steps[0].front_ends(batch)
             splits = [step.run(batch, front_ends) for step in self._steps]
             training = self._steps[0].front_end_training(batch)
+            self._dropout.measure(batch)
             measured.append((batch, splits, (training, front_ends[0])))
         return self._summarise(measured, paces, epoch_wait, rates)
 
@@ -194,7 +200,15 @@ class StepMeter:
         )
         padding = 1 - valid / sum(padded)
         return Measurement(
-            splits, wait, epoch_wait, training, of_teacher, rates, len(measured), padding
+            splits,
+            wait,
+            epoch_wait,
+            training,
+            of_teacher,
+            rates,
+            len(measured),
+            padding,
+            self._dropout.costs(scale, splits[self._steps[-1].depth].step),
         )
 
 
@@ -206,11 +220,16 @@ def grown(module: Distillation, growth: InterleavedStacking) -> Iterator[Distill
         growth: Says depths and operator.
     """
     for depth in growth.depths:
-        shared = [module.teacher, module._trainer]
-        module = copy.deepcopy(module, {id(each): each for each in shared})
+        module = copy_of(module)
         if depth > module.depth:
             module.grow(plan_growth(growth.operator, module.lineage, depth))
         yield module
+
+
+def copy_of(module: Distillation) -> Distillation:
+    """Return a copy of a module that shares the teacher."""
+    shared = [module.teacher, module._trainer]
+    return copy.deepcopy(module, {id(each): each for each in shared})
 
 
 def _padded_seconds(batch: Batch) -> float:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+<<<<<<< HEAD
 from dataclasses import replace
 from itertools import pairwise
 from math import ceil
+=======
+>>>>>>> w/bench
 from typing import Any
 
 import lightning as L
+import torch
 
 from interstack.data.datamodule import SpeechDataModule
 from interstack.data.global_batch import BatchSplit
 from interstack.distillation.module import Distillation
+from interstack.distillation.muon import newton_schulz_dtype
+from interstack.distillation.optimizer import OptimizerKind
 from interstack.errors import ConfigurationError
 from interstack.growth.callback import InterleavedStacking
 from interstack.growth.progress import accumulated_batches, run_length
 from interstack.models.teacher import Teacher
-from interstack.planning.costs import student_costs, teacher_gigamacs
+from interstack.planning.costs import DepthCosts, student_costs, teacher_gigamacs
 from interstack.planning.measuring import Measurement, StepMeter
 from interstack.planning.prediction import Prediction, StageLength, measure_stages, predict
 from interstack.planning.report import Plan
@@ -69,27 +75,40 @@ def make_plan(
     teacher = module.teacher
     audio = datamodule.mean_batch_seconds(world_size)
     clip = min(datamodule.longest_seconds("train"), audio or datamodule.batch_seconds)
+    costs = tuple(
+        student_costs(
+            module.student_config,
+            depth,
+            module.student.config,
+            len(teacher.taps),
+            teacher.width,
+            clip,
+            module.optimizer_config.kind,
+        )
+        for depth in depths
+    )
+    device = trainer.strategy.root_device
     return Plan(
-        tuple(
-            student_costs(
-                module.student_config,
-                depth,
-                module.student.config,
-                len(teacher.taps),
-                teacher.width,
-                clip,
-            )
-            for depth in depths
-        ),
+        costs,
         teacher_gigamacs(teacher.config, teacher.taps[-1], clip, pad_to_30s=teacher.pad_to_30s)
         if isinstance(teacher, Teacher)
         else None,
         measurement,
         prediction,
         world_size,
+<<<<<<< HEAD
         _splits(trainer, datamodule, world_size, ceil(epochs)),
         _remarks(measurement, clip, world_size),
         surroundings(trainer.strategy.root_device, str(trainer.precision)),
+=======
+        datamodule.split
+        or BatchSplit(window * world_size * datamodule.batch_seconds, world_size, window),
+        (
+            *_remarks(measurement, clip, world_size),
+            *_optimizer_remarks(module.optimizer_config.kind, costs, device),
+        ),
+        surroundings(device, str(trainer.precision)),
+>>>>>>> w/bench
     )
 
 
@@ -208,9 +227,27 @@ def _remarks(measurement: Measurement, clip: float, world_size: int) -> tuple[st
         f"a step waits {1e3 * measurement.wait:.1f} ms for its batch; the rest of data is what "
         "decoding beside it takes from the processor",
     ]
+    if measurement.dropout is not None:
+        remarks.append(str(measurement.dropout))
     if world_size > 1:
         remarks.append(
             f"one device was measured, the run has {world_size}: what they tell each other "
             "comes on top"
         )
     return tuple(remarks)
+
+
+def _optimizer_remarks(
+    kind: OptimizerKind, costs: Sequence[DepthCosts], device: torch.device
+) -> tuple[str, ...]:
+    """Say what Muon's iteration takes; AdamW has nothing of the kind."""
+    if kind != "muon":
+        return ()
+    operations = f"{costs[0].optimizer_gigaflops:.3g}"
+    if len(costs) > 1:
+        operations += f" to {costs[-1].optimizer_gigaflops:.3g}"
+    dtype = str(newton_schulz_dtype(device)).removeprefix("torch.")
+    return (
+        f"Muon's iteration takes {operations} GFLOPs a step, however much audio it holds, in "
+        f"{dtype} on this device",
+    )

@@ -124,7 +124,7 @@ def _error(predicted: float, real: float) -> str:
 
 def _stage_table(plan: Plan) -> Table:
     table = Table(
-        "stage", "depth", "parameters", "trained", "GMACs/s", "AdamW", "weights + gradients",
+        "stage", "depth", "parameters", "trained", "GMACs/s", "optimizer", "weights + gradients",
         "share", "steps", "predicted", box=None, title="stages",
     )  # fmt: skip
     for number, (stage, costs) in enumerate(

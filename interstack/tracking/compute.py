@@ -5,9 +5,16 @@ from __future__ import annotations
 from typing import Any, Final
 
 from interstack.distillation.module import Distillation
+from interstack.distillation.muon import newton_schulz_flops
 from interstack.models.student import Student
 from interstack.models.teacher import Teacher
-from interstack.planning.costs import encoder_macs, frame_rate, front_end_macs, teacher_gigamacs
+from interstack.planning.costs import (
+    encoder_macs,
+    frame_rate,
+    front_end_macs,
+    layer_matrices,
+    teacher_gigamacs,
+)
 
 _WITH_BACKWARD: Final = 3
 """Of what is trained: a forward pass, and two like it for the gradients of inputs and weights."""
@@ -23,8 +30,8 @@ def training_flops(
 ) -> float:
     """Return the floating-point operations of training on a second of audio, padding included.
 
-    A multiply-accumulate is two. Norms, activations and the optimizer are left out: they are next
-    to nothing.
+    A multiply-accumulate is two. Norms and activations are left out: they are next to nothing. So
+    is the optimizer, which goes by steps: see ``optimizer_flops``.
 
     Args:
         student: The student.
@@ -60,3 +67,18 @@ def step_flops(module: Distillation, depth: int) -> float:
     return training_flops(
         module.student, teacher, depth, extracts_features=module.extracts_features
     )
+
+
+def optimizer_flops(module: Distillation, depth: int) -> float:
+    """Return the floating-point operations of Muon's iteration in an optimizer step; 0 under AdamW.
+
+    They are counted once, though each rank of a run repeats them.
+
+    Args:
+        module: The module, after its setup.
+        depth: Encoder layers of its student; not those that it has now, if need be.
+    """
+    if module.optimizer_config.kind != "muon":
+        return 0.0
+    matrices = layer_matrices(module.student.layers[0])
+    return depth * sum(newton_schulz_flops(*each.shape) for each in matrices)

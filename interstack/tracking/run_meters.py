@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from interstack.distillation.module import Distillation
-from interstack.tracking.compute import step_flops
+from interstack.tracking.compute import optimizer_flops, step_flops
 from interstack.tracking.spike import SpikeMeter
 from interstack.tracking.stages import StageRecorder
 from interstack.tracking.totals import Totals, totals_of
@@ -39,7 +39,9 @@ class RunMeters:
     def read(self, recorder: StageRecorder, module: Distillation) -> None:
         """Bring everything up to date; waits for the device."""
         recorder.read()
-        self.totals = totals_of(recorder.stages, partial(step_flops, module))
+        self.totals = totals_of(
+            recorder.stages, partial(step_flops, module), partial(optimizer_flops, module)
+        )
         losses, self._losses = self._losses, []
         for loss in torch.stack(losses).tolist() if losses else ():
             self.spike.add(loss)

@@ -40,17 +40,26 @@ class Totals:
         return cls(**state)
 
 
-def totals_of(stages: Sequence[StageRecord], flops_at: Callable[[int], float]) -> Totals:
+def totals_of(
+    stages: Sequence[StageRecord],
+    flops_at: Callable[[int], float],
+    optimizer_flops_at: Callable[[int], float],
+) -> Totals:
     """Add up a run's stages.
 
     Args:
         stages: As far as they are read.
         flops_at: Returns the operations of training on a second of audio at a depth, padding
             included.
+        optimizer_flops_at: Returns the operations of the optimizer in one of its steps at a depth.
     """
     return Totals(
         sum(stage.audio_seconds for stage in stages),
         sum(stage.padded_seconds for stage in stages),
         sum(stage.training_seconds for stage in stages),
-        sum(stage.padded_seconds * flops_at(stage.depth) for stage in stages),
+        sum(
+            stage.padded_seconds * flops_at(stage.depth)
+            + stage.steps * optimizer_flops_at(stage.depth)
+            for stage in stages
+        ),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from benchmarks.__main__ import main
 from benchmarks.growth_event import GrowthEvent
 from benchmarks.logging_cost import main as logging_cost
 from benchmarks.memory import Memory
+from benchmarks.optimizers import main as optimizers
+from benchmarks.optimizers import optimizer_table
 from benchmarks.options import MEASUREMENTS, parse
 from benchmarks.records import BenchRecord, StepTimes
 from benchmarks.steps import time_in_turns
@@ -20,8 +23,10 @@ from benchmarks.variants import (
     SHARED_CACHE_FULL,
     SHARED_CACHE_GROWTH,
     SHARED_LIVE_GROWTH,
+    WITHOUT_DROPOUT,
     variants,
 )
+from interstack.distillation.muon import newton_schulz_flops
 
 
 def record() -> BenchRecord:
@@ -55,6 +60,29 @@ def test_the_table_is_what_the_figures_say() -> None:
     assert "| ≥ 5.5× | 3.75× (3.00–4.50) | **missed** |" in lines
     assert "| growing from 3 to 6 layers, in steps | < 2 | 3.00 | **missed** |" in lines
     assert "| ≤ 60 % | 50% (1 and 2 MiB) | reached |" in lines
+
+
+def test_dropout_is_named_and_rows_without_it_are_compared_with_each_other() -> None:
+    """Records of before it was recorded are shown as they were."""
+    old = record()
+    assert "dropout" not in "\n".join(bench_tables(old))
+    both = [replace(each, setting={"dropout": 0.1}) for each in old.steps]
+    both += [
+        StepTimes({"dropout": 0.0}, each.depth, [second / 2 for second in each.seconds], each.flops)
+        for each in old.steps
+    ]
+    bare = {
+        name + WITHOUT_DROPOUT: [place + 3 for place in places]
+        for name, places in old.variants.items()
+    }
+    new = replace(old, steps=both, variants=old.variants | bare)
+    lines = "\n".join(bench_tables(new))
+    assert "| variant | dropout | s/step |" in lines
+    assert f"| {REFERENCE} | 0.1 | 7.5 |" in lines
+    assert f"| {REFERENCE}{WITHOUT_DROPOUT} | 0 | 3.75 |" in lines
+    goal = "shared front end, cache and growth"
+    for words in (goal, f"{goal}; both without dropout"):
+        assert f"| {words} | ≥ 5.5× | 3.75× (3.00–4.50) | **missed** |" in lines
 
 
 def test_records_survive_their_file() -> None:
@@ -102,6 +130,11 @@ def test_the_whole_bench_on_tiny_models(tmp_path: Path, capsys: pytest.CaptureFi
     measured = BenchRecord.from_primitives(json.loads(path.read_text()))
     assert list(measured.variants) == [each.name for each in variants(bf16=False, compiled=False)]
     assert all(second > 0 for step in measured.steps for second in step.seconds)
+    dropouts = {name: measured.dropout(name) for name in measured.variants}
+    assert {name for name, each in dropouts.items() if each == 0.0} == {
+        name for name in measured.variants if name.endswith(WITHOUT_DROPOUT)
+    }
+    assert {REFERENCE + WITHOUT_DROPOUT, SHARED_CACHE_GROWTH + WITHOUT_DROPOUT} < set(dropouts)
     flops = {name: measured.flops(name) for name in measured.variants}
     assert flops[SHARED_CACHE_GROWTH] < flops[SHARED_CACHE_FULL] < flops["shared front end"]
     assert flops["shared front end"] < flops[REFERENCE]
@@ -123,6 +156,26 @@ def test_what_logging_takes_is_told_as_a_share() -> None:
     lines = "\n".join(logging_table(values))
     assert "| < 1 % | 0.80% (0.20%–1.20%) | reached |" in lines
     assert "in steps | | 3.0 (3.0–3.0) |" in lines
+
+
+def test_optimizers_are_timed_on_the_layers_of_a_student(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both number formats of the iteration, whichever this machine takes; a table of all."""
+    words = ["--width=32", "--layers=2", "--repetitions=2", f"--output={tmp_path}"]
+    assert optimizers(words) == 0
+    (path,) = tmp_path.glob("optimizers-*.json")
+    measured = json.loads(path.read_text())
+    matrices = 4 * newton_schulz_flops(32, 32) + 2 * newton_schulz_flops(32, 128)
+    assert measured["gigaflops"] == pytest.approx(2e-9 * matrices)
+    assert len(measured["seconds"]) == 4
+    assert all(len(each) == 2 and min(each) > 0 for each in measured["seconds"].values())
+    printed = capsys.readouterr().out
+    assert "\n".join(optimizer_table(measured)) in printed
+    assert all(f"| {name} | " in printed for name in measured["seconds"])
+    with pytest.raises(SystemExit):
+        optimizers(["--width=30"])
+    assert "--width 30 has to be a multiple of 16" in capsys.readouterr().err
 
 
 @pytest.mark.slow

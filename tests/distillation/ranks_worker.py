@@ -26,9 +26,10 @@ from interstack.checkpointing.callback import Checkpoints
 from interstack.data.batch import Batch
 from interstack.distillation.module import Distillation
 from interstack.distillation.objective import ObjectiveConfig
-from interstack.distillation.optimizer import OptimizerConfig
+from interstack.distillation.optimizer import OptimizerConfig, OptimizerKind
 from interstack.errors import DataError, InterstackError
 from interstack.growth.averages import averages_of
+from interstack.growth.optimizer_state import OptimizerStatePolicy
 from interstack.growth.plan import GrowthPlan
 from interstack.models.config import TeacherConfig
 
@@ -43,6 +44,7 @@ RUNS: Final[dict[str, dict[str, Any]]] = {
         "objective": ObjectiveConfig(target_norm="channel", target_norm_seconds=6.0),
     },
     "windows": {"steps": 4, "accumulate": 2},
+    "muon": {"steps": 4, "optimizer": "muon", "optimizer_state": "clone"},
     "unreadable": {"steps": 4, "accumulate": 2, "unreadable": 3},
     "random": {"steps": 4, "operator": "random", "seed_by_rank": True, "averages": True},
     "skip": {"bad": BAD, "non_finite": "skip"},
@@ -198,6 +200,8 @@ def run(
     unreadable: int | None = None,
     patience: int | None = None,
     averages: bool = False,
+    optimizer: OptimizerKind = "adamw",
+    optimizer_state: OptimizerStatePolicy = "reset",
 ) -> dict[str, Any]:
     """Train through all depths as a rank of two, or as a single process with both ranks' data.
 
@@ -208,7 +212,7 @@ def run(
         TeacherConfig(str(teacher), (0, 4)),
         SMALL,
         objective,
-        OptimizerConfig(learning_rate=1e-3),
+        OptimizerConfig(learning_rate=1e-3, kind=optimizer),
         DEPTHS[0],
         non_finite,
     )
@@ -226,7 +230,7 @@ def run(
         diary,
         *saves,
         depths=DEPTHS,
-        growth={"operator": operator},
+        growth={"operator": operator, "optimizer_state": optimizer_state},
         max_steps=steps,
         accumulate_grad_batches=accumulate,
         use_distributed_sampler=False,

@@ -54,19 +54,24 @@ def launch(teacher_directory: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return Launch((first, second), ranks.returncode, said)
 
 
-@pytest.mark.parametrize("run", ["plain", "accumulated"])
+@pytest.mark.parametrize(
+    ("run", "tolerance", "least"), [("plain", 1e-5, 9), ("accumulated", 1e-5, 8), ("muon", 1e-4, 4)]
+)
 def test_two_ranks_train_as_one_process_on_the_same_global_batches(
-    run: str, launch: Launch, teacher_directory: Path
+    run: str, tolerance: float, least: int, launch: Launch, teacher_directory: Path
 ) -> None:
-    """Logged losses of every step and tap, and validation; the ranks' frames differ sixfold."""
+    """Logged losses of every step and tap, and validation; the ranks' frames differ sixfold.
+
+    Muon brings even the smallest singular values of a gradient, which are rounding, near 1.
+    """
     one = ranks_worker.run(teacher_directory, None, **ranks_worker.RUNS[run])
     assert one["depth"] == 4
     for two in launch.of(run):
-        assert len(two["losses"]) == len(one["losses"]) >= 8
+        assert len(two["losses"]) == len(one["losses"]) == least
         for mine, theirs in zip(two["losses"], one["losses"], strict=True):
             assert set(mine) == {"train/loss", "train/loss_tap_0", "train/loss_tap_4"}
-            assert mine == pytest.approx(theirs, rel=1e-5)
-        assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-5)
+            assert mine == pytest.approx(theirs, rel=tolerance)
+        assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=tolerance)
 
 
 def test_two_ranks_that_accumulate_train_as_one_process_on_one_big_batch(
@@ -82,7 +87,7 @@ def test_two_ranks_that_accumulate_train_as_one_process_on_one_big_batch(
         assert two["validation_loss"] == pytest.approx(one["validation_loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("run", ["plain", "accumulated", "windows", "random", "skip"])
+@pytest.mark.parametrize("run", ["plain", "accumulated", "windows", "muon", "random", "skip"])
 def test_ranks_hold_the_same_weights_after_every_growth_and_step(run: str, launch: Launch) -> None:
     """Bit by bit, the moments too; also where growth draws layers from unlike random states."""
     first, second = launch.of(run)

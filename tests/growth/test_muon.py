@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 
+import lightning as L
 import pytest
 import torch
 from growing_runs import Saver, equal_states, train
@@ -14,10 +16,11 @@ from small_runs import make_module
 from torch import nn
 
 from interstack.distillation import muon
-from interstack.distillation.muon import MuonAdamW, orthogonalise
+from interstack.distillation.muon import MuonAdamW, newton_schulz_flops, orthogonalise
 from interstack.distillation.optimizer import OptimizerConfig, make_optimizer
 from interstack.errors import ConfigurationError
 from interstack.growth.optimizer_state import OptimizerStatePolicy
+from interstack.tracking.compute import optimizer_flops
 
 LAYERS = "student.model.encoder.layers."
 MUON = OptimizerConfig(learning_rate=3e-3, weight_decay=0.1, kind="muon", warmup=0.0)
@@ -109,6 +112,11 @@ def test_the_matrices_of_the_encoders_layers_are_muons(teacher_directory: Path) 
     ]
     assert matrices == expected
     assert len(matrices) == 4 * 6
+    operations = sum(
+        newton_schulz_flops(*each.shape) for each in optimizer.param_groups[0]["params"]
+    )
+    assert optimizer_flops(module, 4) == operations
+    assert optimizer_flops(make_module(teacher_directory), 4) == 0
     trained = {name for name, each in module.named_parameters() if each.requires_grad}
     assert set(matrices) | set(others) == trained
 
@@ -132,20 +140,63 @@ def test_momentum_follows_its_matrix_through_a_growth_step(
             assert equal_states(after[name], before[f"{old}.attention.q_proj.weight"])
 
 
+@pytest.mark.parametrize("policy", ["reset", "carry", "clone"])
 def test_a_run_resumes_bitwise_before_and_after_its_growth_step(
-    teacher_directory: Path, tmp_path: Path
+    policy: OptimizerStatePolicy, teacher_directory: Path, tmp_path: Path
 ) -> None:
-    """Momenta, moments and learning rates come back from the checkpoint."""
-    growth = {"optimizer_state": "clone"}
-    module = make_module(teacher_directory, optimizer=MUON)
+    """Momenta, moments and learning rates come back from the checkpoint, amid a wsd's decay too."""
+    growth = {"optimizer_state": policy}
+    optimizer = replace(MUON, decay="wsd", decay_share=0.5)
+    module = make_module(teacher_directory, optimizer=optimizer)
     whole, _ = train(teacher_directory, Saver(tmp_path), module=module, growth=growth, max_steps=6)
     for step in (2, 4):
-        module = make_module(teacher_directory, optimizer=MUON)
+        module = make_module(teacher_directory, optimizer=optimizer)
         checkpoint = tmp_path / f"{step}.ckpt"
         resumed, _ = train(
             teacher_directory, module=module, growth=growth, max_steps=6, checkpoint=checkpoint
         )
         assert equal_states(whole.state_dict(), resumed.state_dict())
+
+
+class Clipped(L.Callback):
+    """Notes the norm of all gradients as the optimizer got them."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
+        """Gradients are cleared before the next step alone."""
+        gradients = [
+            each.grad.flatten()
+            for group in trainer.optimizers[0].param_groups
+            for each in group["params"]
+            if each.grad is not None
+        ]
+        self.norms.append(float(torch.cat(gradients).norm()))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_gradients_of_both_groups_are_clipped_together(
+    precision: str, teacher_directory: Path
+) -> None:
+    """Across a growth step; weights and state stay in float32 whatever the forward pass is in."""
+    clipped = Clipped()
+    module = make_module(teacher_directory, optimizer=MUON)
+    module, _ = train(
+        teacher_directory,
+        clipped,
+        module=module,
+        max_steps=4,
+        precision=precision,
+        gradient_clip_val=1e-3,
+    )
+    assert clipped.norms == pytest.approx([1e-3] * 4, rel=1e-4)
+    assert module.depth == 4
+    state = module.trainer.optimizers[0].state
+    tensors = [each for states in state.values() for each in states.values()]
+    tensors += module.student.state_dict().values()
+    assert {each.dtype for each in tensors if each.is_floating_point()} == {torch.float32}
+    assert all(bool(each.isfinite().all()) for each in tensors)
 
 
 def test_the_state_of_another_optimizer_is_refused() -> None:

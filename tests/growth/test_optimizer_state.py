@@ -14,6 +14,7 @@ from small_runs import fit, make_module, make_trainer, training_batches
 from torch import nn
 
 from interstack.distillation.module import Distillation
+from interstack.distillation.optimizer import OptimizerConfig, OptimizerKind
 from interstack.errors import ConfigurationError
 from interstack.growth.operators import OperatorName
 from interstack.growth.optimizer_state import OptimizerStatePolicy, inherit_state
@@ -124,13 +125,18 @@ def test_state_comes_back_from_a_checkpoint(
     [(2.0**3, 2.0**6, {6, 4, 2}), (2.0**40, 2.0**34, set())],
     ids=["every step", "none but overflows"],
 )
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_growth_goes_on_under_a_gradient_scaler(
-    first: float, last: float, steps: set[int], teacher_directory: Path
+    kind: OptimizerKind, first: float, last: float, steps: set[int], teacher_directory: Path
 ) -> None:
-    """Two growths in half precision: the scale doubles every other step, or halves at each."""
+    """Two growths in half precision: the scale doubles every other step, or halves at each.
+
+    A step that overflows leaves no state behind but zeros, neither moments nor momentum.
+    """
     scaler = torch.amp.GradScaler("cpu", init_scale=first, growth_interval=2)
     module, _ = train(
         teacher_directory,
+        module=make_module(teacher_directory, optimizer=OptimizerConfig(kind=kind)),
         depths=(2, 3, 4),
         growth={"optimizer_state": "carry"},
         max_steps=6,
@@ -138,8 +144,10 @@ def test_growth_goes_on_under_a_gradient_scaler(
     )
     assert (module.depth, scaler.get_scale()) == (4, last)
     states = named_state(module.trainer.optimizers[0]).values()
-    assert {int(state["step"]) for state in states} == steps
-    assert all(state["exp_avg"].dtype == torch.float32 for state in states)
+    assert {int(state["step"]) for state in states if "step" in state} == steps
+    momenta = [state.get("exp_avg", state.get("momentum_buffer")) for state in states]
+    assert all(each is not None and each.dtype == torch.float32 for each in momenta)
+    assert all(bool(each.any()) == bool(steps) for each in momenta if each is not None)
 
 
 def test_layers_are_found_by_their_prefix(teacher_directory: Path) -> None:

@@ -19,7 +19,10 @@ from transformers import (
     WhisperModel,
 )
 
-from interstack.models.config import StudentConfig
+from interstack.distillation.muon import newton_schulz_flops, orthogonalise
+from interstack.distillation.optimizer import OptimizerConfig, OptimizerKind, make_optimizer
+from interstack.models.config import StudentConfig, student_hubert_config
+from interstack.models.student import Student
 from interstack.planning.costs import student_costs, teacher_gigamacs
 
 SECONDS = 8
@@ -32,6 +35,34 @@ def test_the_papers_student_has_the_papers_parameters(depth: int, millions: floa
     assert round(costs.num_parameters / 1e6, 2) == millions
     assert costs.num_trained > costs.num_parameters
     assert costs.optimizer_mebibytes == pytest.approx(8 * costs.num_trained / 2**20)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_the_optimizers_state_is_as_large_as_it_says(kind: OptimizerKind) -> None:
+    """Every number that a step leaves behind, but for AdamW's counts of steps."""
+    small = StudentConfig(hidden_size=32, intermediate_size=64, num_attention_heads=4)
+    student = Student(student_hubert_config(small, 2), (1, 2), 24)
+    prefix = "model.encoder.layers."
+    optimizer = make_optimizer(student.named_parameters(), OptimizerConfig(kind=kind), prefix)
+    for parameter in student.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    tensors = [each for state in optimizer.state.values() for each in state.values()]
+    costs = student_costs(small, 2, HubertConfig(), 2, 24, 10.0, kind)
+    held = sum(4 * each.numel() for each in tensors if each.ndim)
+    assert costs.optimizer_mebibytes == held / 2**20
+    matrices = 4 * newton_schulz_flops(32, 32) + 2 * newton_schulz_flops(32, 64)
+    assert costs.optimizer_gigaflops == (2e-9 * matrices if kind == "muon" else 0.0)
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (16, 40), (40, 16)])
+def test_the_formula_of_muons_iteration_agrees_with_counted_operations(
+    shape: tuple[int, int],
+) -> None:
+    """Square, wide and tall."""
+    with FlopCounterMode(display=False) as counter:
+        orthogonalise(torch.randn(3, *shape))
+    assert counter.get_total_flops() == 3 * newton_schulz_flops(*shape)
 
 
 def test_a_shared_front_end_costs_the_student_nothing() -> None:

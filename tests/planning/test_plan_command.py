@@ -46,6 +46,8 @@ def test_a_plan_says_what_the_run_will_cost(
     ]
     if front_end == "own":
         options.append("--model.student.conv_dim=[8,8,8,8,8,8,8]")
+        options += ["--model.student.dropout=0.1", "--model.student.activation_dropout=0.0"]
+        options.append("--model.optimizer.kind=muon")
         options += ["--data.global_batch_seconds=24", "--trainer.devices=2"]
     assert main(["plan", *words(teacher_directory, *options)]) == 0
     printed = capsys.readouterr().out
@@ -68,6 +70,20 @@ def test_a_plan_says_what_the_run_will_cost(
     shared_out = {"global_seconds": 24.0, "world_size": 2, "micro_batches": 2, "seconds": 6.0}
     alone = {"global_seconds": 8.0, "world_size": 1, "micro_batches": 1, "seconds": 8.0}
     assert plan["global_batch"] == (shared_out if front_end == "own" else alone)
+    dropout = plan["measured"]["dropout"]
+    gigaflops = [stage["optimizer_gigaflops"] for stage in plan["costs"]]
+    if front_end == "own":
+        assert dropout["depth"] == 4
+        assert dropout["step"] == plan["measured"]["splits"]["4"]["step"]
+        kinds = [(each["kind"], each["probability"]) for each in dropout["kinds"]]
+        assert kinds == [("attention", 0.1), ("hidden", 0.1)]
+        assert "ms of a step at 4 layers (attention 0.1: " in printed
+        assert gigaflops[1] == 2 * gigaflops[0] > 0
+        assert "Muon's iteration takes" in printed
+    else:
+        assert dropout is None
+        assert gigaflops == [0.0, 0.0]
+        assert not any(word in printed for word in ("dropout", "Muon"))
     if front_end == "own":
         assert "up to 24 s = 2 × 2 × 6 s (ranks × micro-batches × batch)" in printed
 

@@ -83,22 +83,32 @@ def assert_survives_two_kills(words: tuple[str, ...], directory: Path) -> None:
 
 @pytest.mark.parametrize("policy", ["reset", "carry", "clone"])
 @pytest.mark.parametrize(
-    "operator", ["interleave", "append", "gradual", "midas", "lidas", "random"]
+    ("operator", "optimizer"),
+    [
+        ("interleave", ()),
+        ("append", ()),
+        ("gradual", ("--model.optimizer.kind=muon", "--model.optimizer.decay=wsd")),
+        ("midas", ()),
+        ("lidas", ()),
+        ("random", ()),
+    ],
+    ids=str,
 )
-def test_whatever_the_operator_and_the_optimizers_state(
-    operator: str, policy: str, teacher_directory: Path, tmp_path: Path
+def test_whatever_the_operator_the_optimizer_and_its_state(
+    operator: str, optimizer: tuple[str, ...], policy: str, teacher_directory: Path, tmp_path: Path
 ) -> None:
     """Layers that move, layers that are drawn anew, moments that are kept; all of it averaged."""
     growth = (f"--growth.operator={operator}", f"--growth.optimizer_state={policy}")
     average = callback("EMAWeightAveraging", decay=0.9)
-    assert_survives_two_kills(small_words(teacher_directory, *growth, average), tmp_path)
+    words = small_words(teacher_directory, *growth, *optimizer, average)
+    assert_survives_two_kills(words, tmp_path)
 
 
 @pytest.mark.parametrize(
     "settings",
     [
         ("--growth.depths=[2,3,4]", "--growth.schedule=prop"),
-        ("--growth.learning_rate=rewarm", "--growth.rewarm_steps=4"),
+        ("--growth.learning_rate=rewarm", "--growth.rewarm_steps=4", "--model.optimizer.decay=wsd"),
         ("--trainer.accumulate_grad_batches=2", BATCHES),
         (callback("GradientAccumulationScheduler", scheduling={0: 2, 1: 1}), BATCHES),
         ("--trainer.check_val_every_n_epoch=null", "--trainer.val_check_interval=2"),

@@ -9,8 +9,10 @@ from transformers import HubertConfig
 from interstack.models.student import Student
 from interstack.planning.costs import encoder_macs, front_end_macs
 from interstack.tracking.compute import training_flops
+from interstack.tracking.record import StageRecord
 from interstack.tracking.similarity import linear_cka
 from interstack.tracking.spike import SpikeMeter
+from interstack.tracking.totals import totals_of
 
 
 def test_cka_knows_neither_rotation_nor_scale_nor_offset() -> None:
@@ -91,3 +93,13 @@ def test_training_is_three_forward_passes_of_what_is_trained(frozen: bool) -> No
         trained = encoder_macs(config, depth, 5.0) + 50 * 2 * 16 * 12
         trained += 0 if frozen else front_end_macs(config)
         assert training_flops(student, None, depth, 5.0) == pytest.approx(6 * trained)
+
+
+def test_a_runs_arithmetic_goes_by_padded_audio_and_by_steps() -> None:
+    """What the optimizer computes does not depend on how much audio a step holds."""
+    stages = [
+        StageRecord(1, 2, 0, 0, steps=3, audio_seconds=50.0, padded_seconds=60.0),
+        StageRecord(2, 4, 0, 3, steps=2, audio_seconds=30.0, padded_seconds=40.0),
+    ]
+    totals = totals_of(stages, lambda depth: 10.0 * depth, lambda depth: 1000.0 * depth)
+    assert totals.flops == 60 * 20 + 3 * 2000 + 40 * 40 + 2 * 4000
