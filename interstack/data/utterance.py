@@ -164,10 +164,15 @@ def _num_samples(file: soundfile.SoundFile, audio: str | bytes, name: str) -> in
     # A FLAC whose encoder was cut off states no length, which libsndfile reports as 2⁶³ − 1.
     if not 0 < file.frames < 2**62:
         raise DataError(f"{name} holds no samples: fetch it again or remove it")
-    missing = truncation(file.name, file.frames)
+    try:
+        missing = truncation(file.name, file.frames)
+        counted = length_by_frames(audio) if file.format == "MP3" else None
+    except OSError as error:
+        raise DataError(
+            f"{name} can't be read ({error.strerror}); see that it is there and readable"
+        ) from error
     if missing:
         raise DataError(f"{name} is cut off, {missing}: fetch it again or remove it")
-    counted = length_by_frames(audio) if file.format == "MP3" else None
     if counted == UNKNOWN:
         raise DataError(
             f"{name} is an MP3 of variable bit rate that states no length, which libsndfile can't "

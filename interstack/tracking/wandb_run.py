@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from interstack.errors import ConfigurationError, RunInterrupted, first_line
+from interstack.tracking.wandb_service import has_stopped, read_sync_file
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +153,12 @@ def finished_wandb() -> Iterator[None]:
 
 def _finish(run: Any, exit_code: int) -> None:  # noqa: ANN401, W&B's
     directory = Path(run.dir).parent
+    if has_stopped(run):
+        import wandb
+
+        with suppress(Exception):  # forget the process, so that another run can begin
+            wandb.teardown()
+        return
     try:
         run.finish(exit_code)
     except Exception as error:  # the client's own are of many kinds; what was trained is saved
@@ -160,8 +167,17 @@ def _finish(run: Any, exit_code: int) -> None:  # noqa: ANN401, W&B's
             *(first_line(error), directory),
         )
         return
-    if run.offline:
+    if not run.offline:
+        return
+    found = read_sync_file(directory)
+    if found.is_complete:
         log.info("W&B was offline: wandb sync %s sends the run", directory)
+    else:
+        log.warning(
+            "Weights & Biases' file of the run is incomplete, as a full disk leaves it: wandb sync "
+            "%s sends %s; metrics.csv and events.jsonl have the whole run",
+            *(directory, found.extent),
+        )
 
 
 def _wandb_run() -> Any:  # noqa: ANN401, W&B's
