@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from interstack.errors import ConfigurationError, RunInterrupted, first_line
-from interstack.tracking.wandb_service import has_stopped, read_sync_file
+from interstack.tracking.wandb_service import forget_service, has_stopped, read_sync_file
 
 log = logging.getLogger(__name__)
 
@@ -148,16 +148,13 @@ def finished_wandb() -> Iterator[None]:
     finally:
         run = _wandb_run()
         if run is not None and run is not earlier:
-            _finish(run, exit_code)
+            _finish(run, exit_code, is_alone=earlier is None)
 
 
-def _finish(run: Any, exit_code: int) -> None:  # noqa: ANN401, W&B's
+def _finish(run: Any, exit_code: int, *, is_alone: bool) -> None:  # noqa: ANN401, W&B's
     directory = Path(run.dir).parent
     if has_stopped(run):
-        import wandb
-
-        with suppress(Exception):  # forget the process, so that another run can begin
-            wandb.teardown()
+        forget_service()
         return
     try:
         run.finish(exit_code)
@@ -169,8 +166,10 @@ def _finish(run: Any, exit_code: int) -> None:  # noqa: ANN401, W&B's
         return
     if not run.offline:
         return
+    if is_alone:
+        forget_service()  # it has written its file to the end then
     found = read_sync_file(directory)
-    if found.is_complete:
+    if found.is_complete or not is_alone:
         log.info("W&B was offline: wandb sync %s sends the run", directory)
     else:
         log.warning(

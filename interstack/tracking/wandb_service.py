@@ -6,6 +6,7 @@ import json
 import logging
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
@@ -50,6 +51,8 @@ def while_service_runs(logger: WandbLogger, call: Callable[[], _Result]) -> _Res
         if not isinstance(error, (ConnectionError, TimeoutError)) and not is_service:
             raise
         _stopped.add(run)
+        with suppress(Exception):  # it copies what is printed to its process
+            run._restore()
         directory = Path(run.dir).parent
         log.warning(
             "Weights & Biases' own process has ended (%s): training goes on without it; "
@@ -57,6 +60,15 @@ def while_service_runs(logger: WandbLogger, call: Callable[[], _Result]) -> _Res
             *(first_line(error), directory, read_sync_file(directory).extent),
         )
     return None
+
+
+def forget_service() -> None:
+    """End W&B's process, or forget one that has ended, so that another run can begin."""
+    import wandb
+
+    with suppress(Exception):  # it forgets the process first, and fails at taking leave of it
+        wandb.teardown()
+    import_module("wandb.sdk.lib.module").unset_globals()
 
 
 def has_stopped(run: Any) -> bool:  # noqa: ANN401, W&B's
