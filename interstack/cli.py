@@ -190,7 +190,7 @@ def main(arguments: Arguments | None = None) -> int:
         named = f"{error.filename} " if error.filename else "a file "
         print(
             f"error: {named}can't be read or written ({reason(error)}): mend that (free space on a "
-            "full disk), then give the same command again",
+            "full disk, or get permission), then give the same command again",
             file=sys.stderr,
         )
         return 2

@@ -17,6 +17,7 @@ from interstack.errors import ConfigurationError, InterstackError
 
 _DISK_ERRORS = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.ESTALE}
+    | {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOLINK, errno.ENOTCONN}
 )
 _OS_ERROR = re.compile(r"(?:error: )?([^:]*) \(os error \d+\)")
 _TRIAL_BYTES = 2**16
@@ -40,11 +41,15 @@ def is_there(path: Path) -> bool:
     """Tell whether a path exists; unlike ``Path.exists`` never no where nobody can tell.
 
     Raises:
-        OSError: If the disk or file server can't say.
+        OSError: If the disk or file server can't say, or the path is a link that leads nowhere: to
+            a disk, say, that is not mounted now.
     """
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            why = f"it is a link to {path.readlink()}, which is not there"
+            raise OSError(errno.ENOLINK, why, str(path)) from None
         return False
     return True
 

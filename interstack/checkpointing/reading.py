@@ -118,7 +118,7 @@ def saved_runs(directory: Path) -> FoundRuns:
             runs.append(read_checkpoint(path))
         except CheckpointError as error:
             errors[path] = error
-    return FoundRuns(sorted(runs, key=lambda run: (run.step, _written_at(run.path))), errors)
+    return FoundRuns(sorted(runs, key=lambda run: (run.step, written_at(run.path))), errors)
 
 
 def newest_run(directory: Path) -> SavedRun | None:
@@ -141,11 +141,12 @@ def newest_run(directory: Path) -> SavedRun | None:
         )
     newest = runs[-1]
     for path, error in errors.items():
-        if _written_at(path) < _written_at(newest.path):
+        if written_at(path) < written_at(newest.path):
             log.warning("an older checkpoint is skipped: %s", _short(error))
         elif isinstance(error, CheckpointReadError):
             raise CheckpointReadError(
-                f"{error}, or --ckpt_path {newest.path} to go on from step {newest.step} instead"
+                f"{error}, or move it away for {newest.path} to go on from step "
+                f"{newest.step} instead"
             ) from error
         else:
             log.warning(
@@ -165,6 +166,8 @@ def checkpoint_files(directory: Path) -> list[Path]:
         CheckpointReadError: If the directory is there but can't be read.
     """
     try:  # not by `glob`, for which a directory that can't be read is empty
+        if not is_there(directory):
+            return []
         return sorted(path for path in directory.iterdir() if path.suffix == ".ckpt")
     except (FileNotFoundError, NotADirectoryError):
         return []
@@ -181,7 +184,7 @@ def _read_error(path: Path, error: OSError) -> CheckpointReadError:
     return CheckpointReadError(unread(path, error))
 
 
-def _written_at(path: Path) -> float:
+def written_at(path: Path) -> float:
     """Return when a file was written; the end of all time if nobody can tell."""
     try:
         return path.stat().st_mtime

@@ -22,8 +22,9 @@ from interstack.checkpointing.reading import (
     SavedRun,
     checkpoint_files,
     saved_runs,
+    written_at,
 )
-from interstack.errors import ConfigurationError
+from interstack.errors import CheckpointReadError, ConfigurationError
 from interstack.surroundings import versions
 from interstack.tracking.events import EVENTS_FILE, trim_events
 from interstack.tracking.metrics_file import METRICS_FILE, trim_rows
@@ -170,12 +171,26 @@ def check_writable(directory: Path) -> None:
 
 
 def _go_back_to(resumed: SavedRun, directory: Path, checkpoints: Path) -> None:
-    """Move aside what the run left beyond the checkpoint that it goes on from."""
+    """Move aside what the run left beyond the checkpoint that it goes on from.
+
+    Raises:
+        CheckpointReadError: If the disk or file server fails to read a later checkpoint, which may
+            be sound: nothing is moved then.
+    """
     runs, errors = saved_runs(checkpoints)
+    unread = {path for path, error in errors.items() if isinstance(error, CheckpointReadError)}
+    for path in unread:
+        if written_at(path) >= written_at(resumed.path):
+            raise CheckpointReadError(
+                f"{errors[path]}, or move it away for {resumed.path} to go on from step "
+                f"{resumed.step} instead"
+            )
     for run in runs:
         if run.step > resumed.step and not run.path.samefile(resumed.path):
             move_aside(run.path)
-    for path in errors:  # may be worth a repair, and would be overwritten
+    for path in (
+        each for each in errors if each not in unread
+    ):  # may be worth a repair, and would be overwritten
         move_aside(path)
     if resumed.finished:
         return  # nothing is trained again, so that nothing would be recorded again

@@ -28,7 +28,7 @@ class FileSource(SpeechSource):
 
     @abstractmethod
     def utterances(self, split: Split, on_corrupt: OnCorrupt) -> tuple[list[Utterance], list[str]]:
-        """Returns the split's utterances in a fixed order, and the names of corrupt ones left out.
+        """Returns the split's utterances in a fixed order, and the ids of corrupt ones left out.
 
         Raises:
             DataError: the split is missing or empty, or audio is corrupt and `on_corrupt` raises.

@@ -89,8 +89,8 @@ class LibriSpeechFolder(FileSource):
         if not found:
             raise DataError(f"All {len(errors)} audio files of {split} are corrupt: {errors[0]}")
         report_skipped(len(errors), str(errors[0]) if errors else "", f"files of {split}")
-        pairs = zip(files, results, strict=True)
-        return found, [file for file, result in pairs if isinstance(result, DataError)]
+        pairs = zip(ids, results, strict=True)
+        return found, [id_ for id_, result in pairs if isinstance(result, DataError)]
 
     def _files(self, split: Split) -> list[str]:
         """List the audio files of a split's folders, each once."""

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data.mp3 import UNKNOWN, length_by_frames
+from interstack.data.truncation import truncation
 from interstack.errors import DataError
 
 _DECODED_IN_ORDER: Final = frozenset({"MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "OPUS"})
@@ -155,11 +156,23 @@ def read_samples(
 
 
 def _num_samples(file: soundfile.SoundFile, audio: str | bytes, name: str) -> int:
-    """Return the samples a channel that a header states."""
+    """Return the samples a channel that a header states.
+
+    Raises:
+        DataError: If there are none, or fewer in the file than its header states.
+    """
     # A FLAC whose encoder was cut off states no length, which libsndfile reports as 2⁶³ − 1.
     if not 0 < file.frames < 2**62:
         raise DataError(f"{name} holds no samples: fetch it again or remove it")
-    counted = length_by_frames(audio) if file.format == "MP3" else None
+    try:
+        missing = truncation(file.name, file.frames)
+        counted = length_by_frames(audio) if file.format == "MP3" else None
+    except OSError as error:
+        raise DataError(
+            f"{name} can't be read ({error.strerror}); see that it is there and readable"
+        ) from error
+    if missing:
+        raise DataError(f"{name} is cut off, {missing}: fetch it again or remove it")
     if counted == UNKNOWN:
         raise DataError(
             f"{name} is an MP3 of variable bit rate that states no length, which libsndfile can't "

@@ -71,7 +71,8 @@ def read_labelled_clips(
     reader = reader or ClipReader()
     for split in SPLITS:
         utterances, _ = reader.list(folder, split)
-        labelled = ((utterance, label_of(utterance.id)) for utterance in utterances)
+        # by its file name, which an id is not where names recur
+        labelled = ((each, label_of(Path(each.name).stem)) for each in utterances)
         found[split] = [(utterance, label) for utterance, label in labelled if label is not None]
     labels = _usable_labels({split: [label for _, label in found[split]] for split in SPLITS})
     _check_labels(labels, [label for _, label in found["validation"]], corpus, task)

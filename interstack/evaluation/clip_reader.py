@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 
 from torch import Tensor
 
@@ -43,15 +42,15 @@ class ClipReader:
         self.skipped: Counter[Split] = Counter()
 
     def list(self, folder: LibriSpeechFolder, split: Split) -> tuple[list[Utterance], set[str]]:
-        """List a split, and the names without suffix of files that are skipped by their headers.
+        """List a split, and the ids of clips that are skipped by their headers.
 
         Raises:
-            DataError: If the split can't be used.
+            DataError: If the split can't be used, or two clips have the same id.
         """
         folder.root_option, folder.corrupt_option = "--corpus", "--on-corrupt"
-        found, corrupt = folder.utterances(split, self.on_corrupt)
+        found, corrupt = folder.checked_utterances(split, self.on_corrupt)
         self.skipped[split] += len(corrupt)
-        return found, {Path(file).stem for file in corrupt}
+        return found, set(corrupt)
 
     def decode(
         self, utterances: Iterable[Utterance], decode: Decoder, split: Split

@@ -56,7 +56,7 @@ def written_whole(
         with write_errors(directory, fix):
             if directory.is_dir() and not any(directory.iterdir()):
                 directory.rmdir()
-            taken = is_there(directory) or directory.is_symlink()
+            taken = directory.is_symlink() or is_there(directory)
             if taken and not replaces:
                 raise ConfigurationError(
                     f"{directory} is already there: give --output another directory, or remove it"

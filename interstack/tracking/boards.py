@@ -15,6 +15,7 @@ from interstack.tracking.events import Event
 from interstack.tracking.lineage import COLUMNS
 from interstack.tracking.pictures import similarity_picture
 from interstack.tracking.summaries import STAGE_COLUMNS
+from interstack.tracking.wandb_service import while_service_runs
 
 _STEP = "trainer/global_step"
 
@@ -66,6 +67,9 @@ class WandbBoard:
 
         Exact names: Lightning's logger binds ``*`` to the same step first.
         """
+        while_service_runs(self._logger, lambda: self._define(metrics))
+
+    def _define(self, metrics: Sequence[str]) -> None:
         run = self._logger.experiment
         run.define_metric(_STEP)
         for name in metrics:
@@ -78,6 +82,9 @@ class WandbBoard:
         earlier one when it is synced: so it has to hold everything. Online it lacks what was logged
         while W&B could not be reached.
         """
+        while_service_runs(self._logger, lambda: self._catch_up(history))
+
+    def _catch_up(self, history: Sequence[Event]) -> None:
         run = self._logger.experiment
         known = run.summary.get(_STEP) if run.resumed and not run.offline else None
         for event in history:
@@ -91,7 +98,8 @@ class WandbBoard:
     def show(self, event: Event) -> None:
         """Log tables and pictures, and an alert at a growth; later where the disk is full."""
         self._waiting.append(event)
-        try_or_defer(Path(self._logger.experiment.dir), self._show_waiting)
+        path = Path(self._logger.experiment.dir)
+        try_or_defer(path, lambda: while_service_runs(self._logger, self._show_waiting))
 
     def _show_waiting(self) -> None:
         while self._waiting:

@@ -33,7 +33,7 @@ from interstack.tracking.run_meters import RunMeters
 from interstack.tracking.stages import StageRecorder
 from interstack.tracking.step_clock import StepClock
 from interstack.tracking.summaries import growth_summary, stage_summary
-from interstack.tracking.tolerant_loggers import tolerate_full_disk
+from interstack.tracking.tolerant_loggers import tolerate_failures
 
 
 class Dashboard(L.Callback):
@@ -57,11 +57,11 @@ class Dashboard(L.Callback):
     # From the beginning to the end --------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Let no logger end the run where a disk is full."""
+        """Let no logger end the run where a disk is full or a service out of reach."""
         del pl_module
         if stage == "fit" and trainer.is_global_zero:
             for logger in trainer.loggers:
-                tolerate_full_disk(logger)
+                tolerate_failures(logger)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Tell loggers what there will be, and begin to take the time."""

@@ -1,4 +1,4 @@
-"""Loggers for which a full disk is no reason to end a run."""
+"""Loggers for which a full disk, or a service out of reach, is no reason to end a run."""
 
 from __future__ import annotations
 
@@ -8,21 +8,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from lightning.pytorch.loggers import Logger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from interstack.checkpointing.deferred import append_or_defer
 from interstack.checkpointing.disk import is_disk_error, reason
+from interstack.tracking.wandb_service import while_service_runs
 
 log = logging.getLogger(__name__)
 
-_WRITING: Final = ("log_metrics", "log_hyperparams", "log_graph", "save", "finalize")
+_WRITING: Final = (
+    *("log_metrics", "log_hyperparams", "log_graph", "save", "finalize", "after_save_checkpoint"),
+    *("log_table", "log_text", "log_image", "log_audio", "log_video"),
+)
 
 
-def tolerate_full_disk(logger: Logger) -> None:
-    """Let what a logger can't write cost a warning.
+def tolerate_failures(logger: Logger) -> None:
+    """Let what a logger can't write or send cost a warning.
 
     TensorBoard's events are kept and written later, as the run's own records are. What other
-    loggers make of a failed write is theirs; they are called again at the next point.
+    loggers make of a failed write is theirs; they are called again at the next point, but for W&B
+    after its own process has ended.
 
     Args:
         logger: Of a Trainer; rank zero's. Changed in place.
@@ -42,16 +47,22 @@ def _tolerant(
     @functools.wraps(method)
     def call(*arguments: Any, **named: Any) -> Any:  # noqa: ANN401, a logger's
         try:
-            result = method(*arguments, **named)
+            if isinstance(logger, WandbLogger):
+                write = functools.partial(method, *arguments, **named)
+                result = while_service_runs(logger, write)
+            else:
+                result = method(*arguments, **named)
         except OSError as error:
-            if not is_disk_error(error):
+            full = is_disk_error(error)
+            if not (full or _is_of_service(error)):
                 raise
             if not failed["now"]:
                 log.warning(
                     "%s can't write (%s): training goes on, and it is called again at the next "
-                    "point; free space on its disk",
+                    "point; %s",
                     type(logger).__name__,
                     reason(error),
+                    "free space on its disk" if full else "see that its service can be reached",
                 )
             failed["now"] = True
             return None
@@ -59,6 +70,11 @@ def _tolerant(
         return result
 
     return call
+
+
+def _is_of_service(error: OSError) -> bool:
+    """Return whether an error is a connection's; those of requests have no number."""
+    return isinstance(error, (ConnectionError, TimeoutError)) or error.errno is None
 
 
 class _EventFile:

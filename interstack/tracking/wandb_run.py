@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from interstack.errors import ConfigurationError, RunInterrupted, first_line
+from interstack.tracking.wandb_service import forget_service, has_stopped, read_sync_file
 
 log = logging.getLogger(__name__)
 
@@ -147,11 +148,14 @@ def finished_wandb() -> Iterator[None]:
     finally:
         run = _wandb_run()
         if run is not None and run is not earlier:
-            _finish(run, exit_code)
+            _finish(run, exit_code, is_alone=earlier is None)
 
 
-def _finish(run: Any, exit_code: int) -> None:  # noqa: ANN401, W&B's
+def _finish(run: Any, exit_code: int, *, is_alone: bool) -> None:  # noqa: ANN401, W&B's
     directory = Path(run.dir).parent
+    if has_stopped(run):
+        forget_service()
+        return
     try:
         run.finish(exit_code)
     except Exception as error:  # the client's own are of many kinds; what was trained is saved
@@ -160,8 +164,19 @@ def _finish(run: Any, exit_code: int) -> None:  # noqa: ANN401, W&B's
             *(first_line(error), directory),
         )
         return
-    if run.offline:
+    if not run.offline:
+        return
+    if is_alone:
+        forget_service()  # it has written its file to the end then
+    found = read_sync_file(directory)
+    if found.is_complete or not is_alone:
         log.info("W&B was offline: wandb sync %s sends the run", directory)
+    else:
+        log.warning(
+            "Weights & Biases' file of the run is incomplete, as a full disk leaves it: wandb sync "
+            "%s sends %s; metrics.csv and events.jsonl have the whole run",
+            *(directory, found.extent),
+        )
 
 
 def _wandb_run() -> Any:  # noqa: ANN401, W&B's

@@ -32,7 +32,7 @@ from interstack.checkpointing.random_state import random_state, restore_random_s
 from interstack.commands.run_directory import is_first_process
 from interstack.errors import CheckpointError
 from interstack.tracking.metrics_file import MetricsFile, read_rows, trim_rows
-from interstack.tracking.tolerant_loggers import tolerate_full_disk
+from interstack.tracking.tolerant_loggers import tolerate_failures
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_what_can_wait_is_written_as_soon_as_it_can(
 def test_a_loggers_events_wait_as_well(tmp_path: Path) -> None:
     """TensorBoard's, whose writer's thread a full disk would end for good."""
     logger = TensorBoardLogger(str(tmp_path), name="", version="")
-    tolerate_full_disk(logger)
+    tolerate_failures(logger)
     with deferred_writes():
         for step in range(4):
             with NoSpace(tmp_path) if step in (1, 2) else nullcontext():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -236,6 +237,24 @@ def test_a_name_without_audio_behind_it_is_corrupt(
         LibriSpeechFolder(split.parent, train=["train"], validation=["dev"]), on_corrupt="skip"
     ).report()
     assert (report["train/utterances"], report["train/corrupt"]) == (3, 1)
+
+
+def test_a_file_that_may_not_be_read_is_corrupt(
+    split: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Named with the reason, or skipped and counted."""
+    denied, opened = sorted(split.rglob("*.flac"))[1], os.open
+
+    def refuse(path: str, flags: int, mode: int = 0o777) -> int:
+        if path == str(denied):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return opened(path, flags, mode)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(DataError, match=f"^{denied} can't be opened \\(Permission denied\\); see"):
+        _listed(split.parent)
+    assert len(_listed(split.parent, "skip")) == 2
+    assert f"1 files of train can't be read and are skipped, the first: {denied}" in caplog.text
 
 
 def test_a_folder_that_can_not_be_listed_ends_the_run(

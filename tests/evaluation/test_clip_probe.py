@@ -61,6 +61,9 @@ def test_a_folder_of_prompts_is_a_domain(corpus: Path, tmp_path: Path) -> None:
     assert all(clip.id.startswith("9001-") for split in clips.values() for clip in split)
     named = tmp_path / "named"
     shutil.copytree(corpus, named)
+    first = next((named / "LibriSpeech").glob("train-clean-100/9001/1001/*.flac"))
+    samples, rate = soundfile.read(first)
+    soundfile.write(first.with_suffix(".wav"), samples, rate)  # ids are paths then
     header = "id\tsplit\tsource_package\tsource_file"
     rows = [
         "9001-1001-0000\ttrain-clean-100\tasterisk-core\ten_US/activated.g722",

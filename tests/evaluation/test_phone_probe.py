@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import soundfile
@@ -15,6 +16,7 @@ import torch
 from families import build, read_speech
 
 from interstack import cli
+from interstack.data import LibriSpeechFolder
 from interstack.data.source import Split
 from interstack.errors import ConfigurationError, DataError, TeacherError
 from interstack.evaluation.alignments import (
@@ -24,6 +26,7 @@ from interstack.evaluation.alignments import (
     read_aligned_clips,
     read_alignments,
 )
+from interstack.evaluation.clip_reader import ClipReader
 from interstack.evaluation.linear_probe import Frames, ProbeSettings, train_probe
 from interstack.evaluation.phone_probe import label_frames, run_phone_probe
 from interstack.evaluation.phone_report import phone_table
@@ -301,6 +304,35 @@ def test_a_clip_that_can_not_be_used_is_named_or_skipped(
         if f"1 clips of test can't be read and are skipped, the first: {victim}" in message
     ] or not complaint
     assert ("skipped: 1 of test" in str(phone_table(report).caption)) == bool(complaint)
+
+
+def test_a_skipped_clip_is_known_by_its_id(few_clips: Path, tmp_path: Path) -> None:
+    """Which is its path where file names recur; ids are unique, as in every other command."""
+    corpus = tmp_path / "corpus"
+    shutil.copytree(few_clips, corpus)
+    base = corpus / "LibriSpeech"
+    files = sorted((base / "test-clean").rglob("*.flac"))
+    again = base / "test-clean" / "again"
+    again.mkdir()
+    shutil.copy(files[0], again)
+    table = corpus / "alignments" / "en.tsv"
+    text = table.read_text(encoding="utf-8")
+    for file in files:
+        id_ = file.relative_to(base).with_suffix("").as_posix()
+        text = text.replace(f"{file.stem}\t", f"{id_}\t")
+    table.write_text(text, encoding="utf-8")
+    files[1].write_bytes(b"")
+    reader = ClipReader("skip")
+    clips = read_aligned_clips(corpus, reader=reader)
+    assert [clip.id.rpartition("/")[2] for clip in clips["test"]] == [files[0].stem, files[2].stem]
+    assert reader.skipped == {"train": 0, "validation": 0, "test": 1}
+    listed = LibriSpeechFolder(corpus).utterances("test", "skip")[0]
+    twice = LibriSpeechFolder(corpus)
+    with (
+        mock.patch.object(twice, "utterances", return_value=(2 * listed, [])),
+        pytest.raises(DataError, match="are both the utterance test-clean/9001"),
+    ):
+        ClipReader().list(twice, "test")
 
 
 @pytest.mark.parametrize("family", ["hubert-large", "whisper"])

@@ -193,12 +193,19 @@ def test_a_damaged_newest_checkpoint_is_skipped_aloud_and_kept(broken: Run, fini
 @pytest.fixture
 def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[set[Path]]:
     """Paths that the file server fails to read, as long as a test keeps them in here."""
-    paths: set[Path] = set()
+
+    class Paths(set[Path]):
+        """Those that are refused, and why."""
+
+        denied = False
+
+    paths = Paths()
     load, opened, listed = torch.load, Path.open, Path.iterdir
 
     def refuse(path: object) -> None:
         if path in paths:
-            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+            code = errno.EACCES if paths.denied else errno.EIO
+            raise OSError(code, os.strerror(code), str(path))
 
     def failing_load(path: Path, *arguments: object, **named: object) -> object:
         if path in paths:
@@ -234,6 +241,74 @@ def test_a_fault_of_the_file_server_stops_instead_of_going_back(
     assert files_of(broken) == before
     faulty.clear()
     assert resume_last(broken) == 0
+
+
+@pytest.mark.parametrize(
+    "name", ["checkpoints", "checkpoints/last.ckpt", "events.jsonl", "metrics.csv"]
+)
+def test_a_link_to_a_disk_that_is_not_mounted_is_no_missing_file(
+    name: str, broken: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run whose checkpoints lie on another disk would begin anew without it."""
+    link = broken.directory / name
+    away = broken.directory.parent / "unmounted"
+    link.rename(away)
+    link.symlink_to(broken.directory.parent / "nowhere")
+    before = sorted(broken.directory.rglob("*"))
+    assert resume_last(broken) == 2
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert f"(it is a link to {broken.directory.parent / 'nowhere'}, which is not there)" in error
+    assert name.rpartition("/")[2] in error
+    assert sorted(broken.directory.rglob("*")) == before
+    link.unlink()
+    link.symlink_to(away)
+    assert resume_last(broken) == 0
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "checkpoints", "events.jsonl", "metrics.csv"])
+def test_a_file_of_a_run_that_may_not_be_read_is_named(
+    name: str, broken: Run, faulty: set[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a line, and nothing is moved aside."""
+    before = files_of(broken)
+    (path,) = (each for each in broken.directory.rglob("*") if each.name == name)
+    faulty.denied = True  # type: ignore[attr-defined]
+    faulty.add(path)
+    assert resume_last(broken) == 2
+    error = capsys.readouterr().err
+    assert "Permission denied" in error
+    assert str(path) in error
+    faulty.clear()
+    assert files_of(broken) == before
+
+
+def test_only_a_damaged_later_checkpoint_is_set_aside(
+    broken: Run, faulty: set[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that the file server fails to read may be sound: the run does not go back behind it."""
+    checkpoints = broken.directory / "checkpoints"
+    last, first = checkpoints / "last.ckpt", checkpoints / "stage-1.ckpt"
+    where = f"--trainer.default_root_dir={broken.directory}"
+    words = ["fit", *broken.words, where, f"--ckpt_path={first}"]
+    before = files_of(broken)
+    faulty.add(last)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert f"{last} can't be read (Input/output error): give the same command again" in error
+    assert f"or move it away for {first} to go on from step {GROWN_AT} instead" in error
+    assert files_of(broken) == before
+    faulty.clear()
+    content = last.read_bytes()
+    faulty.add(first)  # an older one is left where it is
+    assert resume_last(broken) == 0
+    assert first.exists()
+    faulty.clear()
+    last.unlink()
+    last.write_bytes(b"damaged")
+    assert resume_last(broken) == 0
+    assert (checkpoints / "last.ckpt.1").read_bytes() == b"damaged"
+    assert len(content) > len(b"damaged")
 
 
 def test_a_new_run_never_takes_the_place_of_checkpoints(broken: Run) -> None:
