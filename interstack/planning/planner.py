@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-<<<<<<< HEAD
 from dataclasses import replace
 from itertools import pairwise
 from math import ceil
-=======
->>>>>>> w/bench
 from typing import Any
 
 import lightning as L
@@ -96,19 +93,12 @@ def make_plan(
         measurement,
         prediction,
         world_size,
-<<<<<<< HEAD
         _splits(trainer, datamodule, world_size, ceil(epochs)),
-        _remarks(measurement, clip, world_size),
-        surroundings(trainer.strategy.root_device, str(trainer.precision)),
-=======
-        datamodule.split
-        or BatchSplit(window * world_size * datamodule.batch_seconds, world_size, window),
         (
             *_remarks(measurement, clip, world_size),
             *_optimizer_remarks(module.optimizer_config.kind, costs, device),
         ),
         surroundings(device, str(trainer.precision)),
->>>>>>> w/bench
     )
 
 
