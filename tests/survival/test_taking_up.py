@@ -153,10 +153,10 @@ def broken(finished: Run, tmp_path: Path) -> Run:
 
 def resume_last(run: Run, *more: str) -> int:
     """Take a run up from its newest checkpoint, in this process."""
-    return resume(run, "last", *more)
+    return resume_from(run, "last", *more)
 
 
-def resume(run: Run, checkpoint: str | Path, *more: str) -> int:
+def resume_from(run: Run, checkpoint: str | Path, *more: str) -> int:
     """Take a run up from a checkpoint, in this process."""
     where = f"--trainer.default_root_dir={run.directory}"
     return main(["fit", *run.words, where, f"--ckpt_path={checkpoint}", *more])
@@ -263,7 +263,7 @@ def test_a_link_to_a_disk_that_is_not_mounted_is_no_missing_file(
     from_here = "last"
     if "checkpoints" not in name:  # a finished run is not recorded again
         from_here = str(broken.directory / "checkpoints" / "stage-1.ckpt")
-    assert resume(broken, from_here) == 2
+    assert resume_from(broken, from_here) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert f"(it is a link to {broken.directory.parent / 'nowhere'}, which is not there)" in error
@@ -285,7 +285,7 @@ def test_a_file_of_a_run_that_may_not_be_read_is_named(
     (path,) = (each for each in broken.directory.rglob("*") if each.name == name)
     faulty.denied = True  # type: ignore[attr-defined]
     faulty.add(path)
-    assert resume(broken, first if records else "last") == 2
+    assert resume_from(broken, first if records else "last") == 2
     error = capsys.readouterr().err
     assert "Permission denied" in error
     assert str(path) in error
