@@ -15,7 +15,14 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
 from interstack.checkpointing.atomic import write_whole
-from interstack.checkpointing.disk import is_there, reason, try_writing, write_errors
+from interstack.checkpointing.disk import (
+    disk_fault,
+    is_there,
+    reason,
+    try_writing,
+    unread,
+    write_errors,
+)
 from interstack.checkpointing.reading import (
     CONFIG_KEY,
     ORIGIN_KEY,
@@ -176,6 +183,7 @@ def _go_back_to(resumed: SavedRun, directory: Path, checkpoints: Path) -> None:
     Raises:
         CheckpointReadError: If the disk or file server fails to read a later checkpoint, which may
             be sound: nothing is moved then.
+        ConfigurationError: If the run's records can't be read.
     """
     runs, errors = saved_runs(checkpoints)
     unread = {path for path, error in errors.items() if isinstance(error, CheckpointReadError)}
@@ -185,6 +193,9 @@ def _go_back_to(resumed: SavedRun, directory: Path, checkpoints: Path) -> None:
                 f"{errors[path]}, or move it away for {resumed.path} to go on from step "
                 f"{resumed.step} instead"
             )
+    if not resumed.finished:
+        for name in (EVENTS_FILE, METRICS_FILE):
+            _check_readable(directory / name)
     for run in runs:
         if run.step > resumed.step and not run.path.samefile(resumed.path):
             move_aside(run.path)
@@ -204,6 +215,16 @@ def _go_back_to(resumed: SavedRun, directory: Path, checkpoints: Path) -> None:
         finally:
             if not trimmed:
                 copy.unlink(missing_ok=True)
+
+
+def _check_readable(path: Path) -> None:
+    """Refuse a record that is there, or may be, and can't be read; before anything is moved."""
+    try:
+        fault = disk_fault(path) if is_there(path) else None
+    except OSError as error:
+        fault = error
+    if fault is not None:
+        raise ConfigurationError(unread(path, fault)) from fault
 
 
 def _wandb_id(directory: Path | None) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import logging
 import os
 import resource
 import signal
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +33,9 @@ def fresh_client() -> Iterator[None]:
     wandb.teardown()
     yield
     wandb.teardown()
+    with warnings.catch_warnings():  # nobody has waited for a process that a test has killed
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def _service() -> int:
