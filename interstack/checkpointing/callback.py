@@ -29,7 +29,7 @@ from interstack.checkpointing.signals import StopRequest
 from interstack.checkpointing.stop_broadcast import spare_stop_broadcast
 from interstack.checkpointing.writer import LAST, CheckpointWriter
 from interstack.errors import ConfigurationError, DataError, InterstackError, RunInterrupted
-from interstack.growth.callback import callbacks_of, growable
+from interstack.growth.callback import callbacks_of, lineage_of
 from interstack.growth.plan import GrowthPlan
 from interstack.tracking.position import stage_number
 
@@ -307,4 +307,4 @@ def _accumulation_window(trainer: L.Trainer, epoch: int) -> int:
 
 
 def _stage_name(trainer: L.Trainer, pl_module: L.LightningModule) -> str:
-    return f"stage-{stage_number(trainer, growable(pl_module).depth).number}.ckpt"
+    return f"stage-{stage_number(trainer, len(lineage_of(trainer, pl_module))).number}.ckpt"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
-
-import lightning as L
+from typing import TYPE_CHECKING, NamedTuple
 
 from interstack.errors import ConfigurationError
 from interstack.growth.schedule import LengthUnit
+
+if TYPE_CHECKING:  # the schedule's record, which names a run's length, does without Lightning
+    import lightning as L
 
 
 class RunLength(NamedTuple):
