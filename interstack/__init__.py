@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from interstack.checkpointing.callback import Checkpoints
     from interstack.growth.callback import InterleavedStacking
     from interstack.growth.operators import (
         append,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
+    "interstack.checkpointing.callback": ("Checkpoints",),
     "interstack.growth.callback": ("InterleavedStacking",),
     "interstack.growth.operators": (
         "append",
@@ -64,6 +66,7 @@ _MODULES = {
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
+    "Checkpoints",
     "GrowthPlan",
     "GrowthSchedule",
     "InterleavedStacking",
