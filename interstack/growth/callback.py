@@ -22,6 +22,7 @@ from interstack.growth.surgery import (
     find_layers,
     fresh_layer_of,
     grow_at,
+    register_load_hook,
 )
 
 
@@ -116,7 +117,7 @@ class InterleavedStacking(Stacking, L.Callback):
         self._remove_hooks()
         grow = GrowPathOnLoad(self.layers, self.depths, self.plans)
         for module in (pl_module, *(each.module for each in averages_of(trainer, pl_module))):
-            self._hooks.append(module.register_load_state_dict_pre_hook(grow))
+            self._hooks.append(register_load_hook(module, grow))
         self._fitting = stage == "fit"
         if self._fitting:
             check_strategy(trainer)
@@ -150,9 +151,7 @@ class InterleavedStacking(Stacking, L.Callback):
         """Grow stage by stage up to the depth that is due."""
         present = len(find_layers(pl_module, self.layers))
         listeners = [
-            each
-            for each in (pl_module, *callbacks_of(trainer))
-            if isinstance(each, GrowthListener)
+            each for each in (pl_module, *callbacks_of(trainer)) if isinstance(each, GrowthListener)
         ]
         for plan in self.steps_to(present, depth):
             for listener in listeners:

@@ -76,12 +76,14 @@ def inherit_optimizer_state(
     parents = parent_parameters(layers, plan)
     for group in new.param_groups:
         for parameter in group["params"]:
-            if parameter not in parents:
-                if state := old.state.get(parameter):  # empty: never stepped, or not trained before
-                    new.state[parameter] = state
+            is_clone = parameter in parents
+            state = old.state.get(parents.get(parameter, parameter))
+            if not state:  # never stepped, or not trained before
+                continue
+            if not is_clone:
+                new.state[parameter] = state
             elif policy == "clone" and not plan.fresh_clones:
-                if state := old.state.get(parents[parameter]):
-                    new.state[parameter] = copy.deepcopy(state)
+                new.state[parameter] = copy.deepcopy(state)
 
 
 def inherit_learning_rate(

@@ -54,9 +54,7 @@ class GrowthSchedule:
         return self.stages[self.stage_at(progress)].depth
 
 
-def make_schedule(
-    depths: Sequence[int], shares: Sequence[float] | None = None
-) -> GrowthSchedule:
+def make_schedule(depths: Sequence[int], shares: Sequence[float] | None = None) -> GrowthSchedule:
     """Lay stages of the given depths and shares of the run one after another.
 
     Args:

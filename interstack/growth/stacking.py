@@ -1,4 +1,4 @@
-"""What all trainers' callbacks have in common: the settings of growth, and the steps they lead to."""
+"""What all callbacks that grow layers have in common: settings, growth steps, schedule."""
 
 from __future__ import annotations
 
@@ -88,7 +88,9 @@ class Stacking:
         self.plans: tuple[GrowthPlan, ...] = ()
         lineage = tuple(range(self.depths[0]))
         self.lineages = {self.depths[0]: lineage}
-        for depth in self.depths[1:]:  # now, so that an impossible step shows before hours are spent
+        for depth in self.depths[
+            1:
+        ]:  # now, so that an impossible step shows before hours are spent
             plan = plan_growth(self.operator, lineage, depth)
             self.plans += (plan,)
             lineage = self.lineages[depth] = descend(lineage, plan)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from interstack.errors import CheckpointError, ConfigurationError
 from interstack.growth.operators import interleave
@@ -100,7 +101,7 @@ def _reset(module: nn.Module) -> None:
             return
 
 
-# Layers of a module, by their dotted path -----------------------------------------------------------
+# Layers of a module, by their dotted path ---------------------------------------------------------
 
 
 def find_layers(module: nn.Module, path: str) -> nn.ModuleList:
@@ -174,7 +175,7 @@ def _candidates(module: nn.Module) -> str:
     return f"give one of {', '.join(lists)}"
 
 
-# Before a state dict is loaded ----------------------------------------------------------------------
+# Before a state dict is loaded --------------------------------------------------------------------
 
 
 def grow_on_load(
@@ -192,7 +193,14 @@ def grow_on_load(
     Raises:
         CheckpointError: When a state dict with fewer layers is loaded.
     """
-    layers.register_load_state_dict_pre_hook(_GrowOnLoad(on_layers_grown))
+    register_load_hook(layers, _GrowOnLoad(on_layers_grown))
+
+
+def register_load_hook(module: nn.Module, hook: Callable[..., None]) -> RemovableHandle:
+    """Call a hook with the module, the state dict and its prefix before weights are loaded."""
+    untyped: Any = module
+    handle: RemovableHandle = untyped.register_load_state_dict_pre_hook(hook)
+    return handle
 
 
 @dataclass(frozen=True)
@@ -271,7 +279,7 @@ def _check_not_shallower(depth: int, layers: nn.ModuleList, path: str) -> None:
         )
 
 
-# Which parameter comes from which -------------------------------------------------------------------
+# Which parameter comes from which -----------------------------------------------------------------
 
 
 def parent_parameters(layers: nn.ModuleList, plan: GrowthPlan) -> dict[Tensor, Tensor]:

@@ -34,6 +34,7 @@ from interstack.growth.surgery import (
     fresh_layer_of,
     grow_at,
     modules_on,
+    register_load_hook,
 )
 
 if TYPE_CHECKING:
@@ -113,9 +114,8 @@ class StackingTrainerCallback(Stacking, TrainerCallback):
         fresh_layers = any(plan.fresh_clones for plan in self.plans)
         if fresh_layers and (fresh_layer or fresh_layer_of(self._model, layers)) is None:
             check_resettable(stack[0])
-        self._model.register_load_state_dict_pre_hook(
-            GrowPathOnLoad(self.layers, self.depths, self.plans, follow_growth)
-        )
+        grow = GrowPathOnLoad(self.layers, self.depths, self.plans, follow_growth)
+        register_load_hook(self._model, grow)
 
     def on_train_begin(
         self,
@@ -128,10 +128,11 @@ class StackingTrainerCallback(Stacking, TrainerCallback):
         del control, kwargs
         _check_arguments(args, self.depths)
         record = self.record(RunLength(state.max_steps, "steps"))
-        saved: dict[str, Any] = state.stateful_callbacks or {}
+        kept: Any = state  # what is in its stateful_callbacks goes into every checkpoint
+        saved: dict[str, Any] = kept.stateful_callbacks
         if _RECORD_KEY in saved:
             check_unchanged(ScheduleRecord.from_primitives(saved[_RECORD_KEY]), record)
-        state.stateful_callbacks = saved | {_RECORD_KEY: record.to_primitives()}
+        kept.stateful_callbacks = saved | {_RECORD_KEY: record.to_primitives()}
         self._schedule = GrowthSchedule(record.stages)
         depth = len(find_layers(self._model, self.layers))
         if state.global_step == 0 or depth not in self.depths:
@@ -165,8 +166,8 @@ class StackingTrainerCallback(Stacking, TrainerCallback):
 
     @property
     def _model(self) -> nn.Module:
-        model: nn.Module = self._trainer.model
-        return model
+        assert self._trainer.model is not None
+        return self._trainer.model
 
     def _grow(self, plan: GrowthPlan) -> None:
         """Grow the model, and let everything that hangs on its parameters follow."""
