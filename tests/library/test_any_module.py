@@ -143,7 +143,7 @@ def test_lightnings_own_checkpoints_resume_exactly(epoch: int, tmp_path: Path) -
     resumed = Tower(2, SCHEDULERS["one cycle"])
     trainer = fit(
         resumed,
-        ModelCheckpoint(tmp_path / "resumed", "{epoch}", save_top_k=-1),
+        ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1),
         growth={"optimizer_state": "clone"},
         checkpoint=tmp_path / f"epoch={epoch}.ckpt",
     )
@@ -188,7 +188,7 @@ def test_averages_grow_and_resume_with_the_module(tmp_path: Path) -> None:
     first = fit(whole, ema, saves)
     resumed = Tower()
     callbacks = (
-        ModelCheckpoint(tmp_path / "resumed", "{epoch}", save_top_k=-1),
+        ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1),
         EMAWeightAveraging(decay=0.5),
     )
     second = fit(resumed, *callbacks, checkpoint=tmp_path / "epoch=1.ckpt")
