@@ -21,7 +21,9 @@ from interstack.checkpointing.position import (
     Position,
     align_logging_step,
     batches_of_cut_window,
+    loader_states,
     rescale_position,
+    set_loader_states,
     settle_position,
 )
 from interstack.checkpointing.random_state import random_state, restore_random_state
@@ -29,7 +31,7 @@ from interstack.checkpointing.signals import StopRequest
 from interstack.checkpointing.stop_broadcast import spare_stop_broadcast
 from interstack.checkpointing.writer import LAST, CheckpointWriter
 from interstack.errors import ConfigurationError, DataError, InterstackError, RunInterrupted
-from interstack.growth.callback import growable
+from interstack.growth.callback import lineage_of
 from interstack.growth.plan import GrowthPlan
 from interstack.growth.progress import accumulated_batches
 from interstack.tracking.position import stage_number
@@ -86,6 +88,7 @@ class Checkpoints(Checkpoint):
         self._training = False
         self._between_steps = False
         self._window_random_state: dict[str, Any] | None = None
+        self._loader_states: list[Any] = []
 
     # The run's beginning ------------------------------------------------------------------------
 
@@ -148,6 +151,7 @@ class Checkpoints(Checkpoint):
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
         self._align = self._restarted is not None
+        self._loader_states = [] if self._restarted is None else loader_states(trainer)
         if self._restarted is not None:
             # a scheduler sets it when an epoch starts, which a resumed epoch does not
             window = accumulated_batches(trainer, trainer.current_epoch)
@@ -200,9 +204,23 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Nothing: what has just grown has learnt nothing yet."""
 
-    def on_train_batch_end(self, *_args: object) -> None:
-        """Remember that a step is done."""
+    def on_train_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """Remember that a step is done, and where loaders that are not ours stand then."""
+        del pl_module, outputs, batch
         self._between_steps = True
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self._loader_states = loader_states(trainer)
+
+    def on_train_epoch_start(self, *_args: object) -> None:
+        """Forget where loaders stood: they begin again."""
+        self._loader_states = []
 
     def on_validation_start(self, *_args: object) -> None:
         """Remember that the run is in a validation."""
@@ -275,6 +293,7 @@ class Checkpoints(Checkpoint):
         own_state = random_state(pl_module.device)
         if batches_of_cut_window(loops, trainer.num_training_batches, window):
             own_state = self._window_random_state or own_state
+        set_loader_states(loops, self._loader_states)
         position = settle_position(loops, trainer.num_training_batches, window)
         states: list[Any] = [own_state]
         if trainer.world_size > 1:
@@ -300,4 +319,4 @@ def _split_of(datamodule: object) -> dict[str, float] | None:
 
 
 def _stage_name(trainer: L.Trainer, pl_module: L.LightningModule) -> str:
-    return f"stage-{stage_number(trainer, growable(pl_module).depth).number}.ckpt"
+    return f"stage-{stage_number(trainer, len(lineage_of(trainer, pl_module))).number}.ckpt"

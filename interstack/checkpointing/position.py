@@ -8,6 +8,7 @@ with all that belongs to them, and the next one has not begun.
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NamedTuple
 
 import lightning as L
@@ -111,4 +112,36 @@ def _set(counters: dict[str, int], value: int) -> None:
 
 def _set_first_batch(fit: dict[str, Any], done: int) -> None:
     for state in fit["state_dict"].get(_LOADERS, []):
-        state["first_batch"] = done
+        if _is_ours(state):
+            state["first_batch"] = done
+
+
+def loader_states(trainer: L.Trainer) -> list[Any]:
+    """Return the states of the training loaders that are not ours, as they are at this moment.
+
+    Ours say which batch is the next whatever has been read ahead; any other loader has to be asked
+    before the first batch of the next step is read. Empty if all are ours or none has a state.
+    """
+    combined: Any = trainer.fit_loop._combined_loader
+    states = [] if combined is None else combined._state_dicts()
+    return [] if all(map(_is_ours, states)) else copy.deepcopy(states)
+
+
+def set_loader_states(loops: dict[str, Any], states: list[Any]) -> None:
+    """Let saved loops continue with loaders that are not ours; see ``loader_states``.
+
+    Args:
+        loops: ``checkpoint["loops"]``; changed in place.
+        states: What the loaders were in between two steps; empty if no batch was read before.
+    """
+    saved = loops["fit_loop"]["state_dict"]
+    if all(map(_is_ours, saved.get(_LOADERS, []))):
+        return
+    if states:
+        saved[_LOADERS] = states
+    else:
+        del saved[_LOADERS]
+
+
+def _is_ours(state: object) -> bool:
+    return isinstance(state, dict) and "first_batch" in state

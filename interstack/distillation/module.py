@@ -119,7 +119,6 @@ class Distillation(DistillationSteps):
             }
         )
         self._found_learning_rate: float | None = None
-        self.learning_rate_scale = 1.0
         self.window = AccumulationWindow()
         # No hyper-parameter: those of a checkpoint overrule the command line, and a run that has
         # stopped at a batch has to go on without it.
@@ -255,9 +254,19 @@ class Distillation(DistillationSteps):
         self.test_loss = DistillationLoss(self.objective, num_taps)
 
     def grow(self, plan: GrowthPlan) -> None:
-        """Grow the student in place; the optimizer has to be made anew."""
+        """Grow the student in place; the optimizer has to be made again."""
         self.look_at_losses()
         self.student.grow(plan)
+
+    def on_growth_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Look at the losses of the last stage before ``InterleavedStacking`` grows the student."""
+        del trainer, pl_module
+        self.look_at_losses()
+
+    def on_growth_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, plan: GrowthPlan
+    ) -> None:
+        """Do nothing: the student has moved its taps."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the student's structure and the number of skipped batches.

@@ -21,6 +21,7 @@ from interstack.distillation.non_finite import NonFiniteBatches
 from interstack.distillation.objective import ObjectiveConfig
 from interstack.distillation.optimizer import OptimizerConfig, make_optimizer
 from interstack.distillation.reduction import AccumulationWindow, rank_loss
+from interstack.growth.callback import growth_of
 from interstack.growth.progress import run_progress
 from interstack.models.student import Student, StudentOutput
 from interstack.models.windows import WindowedOutput
@@ -39,8 +40,6 @@ class DistillationSteps(L.LightningModule):
     non_finite: NonFiniteBatches
     validation_loss: DistillationLoss
     test_loss: DistillationLoss
-    learning_rate_scale: float
-    """Factor of the learning rate that is due; growth lowers it while it re-warms."""
     latest_loss: Tensor | None = None
     """Of the last optimizer step (of its batches so far), over all ranks, on the device."""
     window: AccumulationWindow
@@ -116,15 +115,19 @@ class DistillationSteps(L.LightningModule):
             self._log_numbers({"train/skipped_batches": self.non_finite.skipped})
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Set the learning rate that is due; growth, a callback, has come before."""
+        """Set the learning rate that is due; growth, a callback, has come before.
+
+        While it re-warms after a growth step, the callback lowers the rate for the steps alone.
+        """
         del batch, batch_idx
         if searches_learning_rate(self.trainer):
             return
         due = self.optimizer_config.learning_rate_at(run_progress(self.trainer))
-        rate = due * self.learning_rate_scale
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = due
+        growth = growth_of(self.trainer)
+        rate = due if growth is None else due * growth.learning_rate_factor
         self._log_numbers({"train/learning_rate": rate, "train/depth": self.student.depth})
 
     def _log_numbers(self, numbers: Mapping[str, float]) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import lightning as L
 from torch.optim.swa_utils import AveragedModel
 
-from interstack.growth.optimizer_state import parent_of
 from interstack.growth.plan import GrowthPlan
+from interstack.growth.surgery import find_layers, grow_at
 
 
 def averages_of(trainer: L.Trainer, module: L.LightningModule) -> list[AveragedModel]:
@@ -24,7 +24,7 @@ def averages_of(trainer: L.Trainer, module: L.LightningModule) -> list[AveragedM
 
 
 def grow_averages(
-    trainer: L.Trainer, module: L.LightningModule, plan: GrowthPlan, layer_prefix: str
+    trainer: L.Trainer, module: L.LightningModule, path: str, plan: GrowthPlan
 ) -> None:
     """Grow the averages of a module as it has grown itself.
 
@@ -34,16 +34,13 @@ def grow_averages(
     Args:
         trainer: The run's.
         module: What has grown; its ranks agree on its weights.
-        plan: The growth that it has gone through.
-        layer_prefix: What the names of layers' parameters begin with, before the layer's number.
+        path: Dotted path of the layers that have grown.
+        plan: The growth step.
     """
     for average in averages_of(trainer, module):
         copied: Any = average.module
-        copied.grow(replace(plan, fresh_clones=False))  # draws nothing: the run's stream goes on
-        if plan.fresh_clones:
-            clones = {
-                name: tensor
-                for name, tensor in module.state_dict().items()
-                if parent_of(name, plan, layer_prefix)[1]
-            }
-            copied.load_state_dict(clones, strict=False)
+        grow_at(copied, path, replace(plan, fresh_clones=False))  # draws nothing
+        for place in range(plan.depth) if plan.fresh_clones else ():
+            if plan.is_clone(place):
+                fresh = find_layers(module, path)[place].state_dict()
+                find_layers(copied, path)[place].load_state_dict(fresh)

@@ -1,86 +1,60 @@
-"""The Lightning callback that grows the student. Plumbing only: plan and schedule are elsewhere."""
+"""The Lightning callback that grows a module. Plumbing only: plan and schedule are elsewhere."""
 
 from __future__ import annotations
 
-from typing import Any, Final, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
+from torch.utils.hooks import RemovableHandle
 
-from interstack.errors import ConfigurationError
-from interstack.growth.averages import grow_averages
-from interstack.growth.operators import GrowthOperator, OperatorName, get_operator, plan_growth
-from interstack.growth.optimizer_state import OptimizerStatePolicy
-from interstack.growth.plan import GrowthPlan, descend
-from interstack.growth.progress import RunLength, run_length, run_progress
+from interstack.growth.averages import averages_of, grow_averages
+from interstack.growth.operators import OperatorName
+from interstack.growth.optimizer_state import LearningRateFactor, OptimizerStatePolicy
+from interstack.growth.plan import GrowthPlan
+from interstack.growth.progress import run_length, run_progress
 from interstack.growth.record import LearningRatePolicy, ScheduleRecord, check_unchanged
-from interstack.growth.schedule import (
-    GrowthSchedule,
-    LengthUnit,
-    ScheduleKind,
-    check_depths,
-    explicit_shares,
-    make_schedule,
-    prop_shares,
+from interstack.growth.schedule import GrowthSchedule, LengthUnit, ScheduleKind
+from interstack.growth.stacking import Stacking
+from interstack.growth.strategy import check_strategy, rebuild_after_growth
+from interstack.growth.surgery import (
+    GrowPathOnLoad,
+    check_resettable,
+    find_layers,
+    fresh_layer_of,
+    grow_at,
+    register_load_hook,
 )
-from interstack.growth.settings import check_belongs, check_choice
-from interstack.growth.strategy import (
-    check_optimizers,
-    check_strategy,
-    rebuild_after_growth,
-)
-from interstack.settings import Owners, check_effect, check_effects, defaults_of
-
-_OWNERS: Final[Owners] = {"alpha": ("schedule", ("prop",)), "unit": ("schedule", ("explicit",))}
-_OF_GROWTH_STEPS: Final = ("operator", "schedule", "optimizer_state", "learning_rate")
-"""Options that have no effect on a run of a single depth."""
-
-
-class Growable(Protocol):
-    """What a LightningModule offers to be grown."""
-
-    @property
-    def depth(self) -> int:
-        """Layers at present."""
-
-    @property
-    def lineage(self) -> tuple[int, ...]:
-        """For every present layer, the index of its ancestor in the first stack."""
-
-    @property
-    def layer_prefix(self) -> str:
-        """What the names of layers' parameters begin with, before the layer's number."""
-
-    learning_rate_scale: float
-    """Factor of the learning rate that is due; set before every training batch."""
-
-    def grow(self, plan: GrowthPlan) -> None:
-        """Grow in place."""
 
 
 @runtime_checkable
 class GrowthListener(Protocol):
-    """A callback that wants to look at the student just before and just after a growth."""
+    """A callback or module that is called just before and just after a growth step."""
 
     def on_growth_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Called before the student grows."""
+        """Called before the layers grow."""
 
     def on_growth_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, plan: GrowthPlan
     ) -> None:
-        """Called when the grown student and its new optimizer are in place."""
+        """Called when the grown layers and their new optimizer are in place."""
 
 
-class InterleavedStacking(L.Callback):
-    """Grows the student by stages and makes its optimizer anew (arXiv 2606.11766).
+class InterleavedStacking(Stacking, L.Callback):
+    """Grows the layers of a LightningModule by stages (arXiv 2606.11766).
 
     Runs at ``on_train_batch_start``, before each optimizer step: where the stage due at the run's
-    progress is deeper than the student, it grows. The depth belongs to the LightningModule. What
-    checkpoints get from here is the schedule that the run began with and the step of its last
-    growth: a resumed run goes on as if it had never been cut, and with another schedule not at all.
+    progress is deeper than the layers are, they grow, and the optimizer is made again by
+    ``configure_optimizers``. Learning rate schedulers continue. Any LightningModule with its layers
+    in a ``ModuleList`` will do. Where something hangs on the layers, the module, or another one on
+    the path to them, defines ``on_layers_grown(plan)``; it is called when the layers have grown,
+    also before the weights of a grown checkpoint are loaded. To load one without this callback, see
+    ``grow_on_load``.
+
+    A resumed run continues as if it had never been cut; with another schedule it is refused.
 
     Args:
-        depths: Encoder layers of each stage, strictly increasing; with a single one nothing grows.
-        operator: How the student grows: ``interleave`` or one of its rivals.
+        depths: Layers of each stage, strictly increasing; with a single one nothing grows.
+        operator: How the layers grow: ``interleave`` or one of its rivals.
         schedule: ``eql``: all stages equally long. ``prop``: stage b takes a share proportional to
             b^alpha. ``explicit``: as ``lengths`` says.
         alpha: Exponent of ``prop``, and refused with another schedule.
@@ -93,6 +67,8 @@ class InterleavedStacking(L.Callback):
         learning_rate: ``continue``: one schedule over the whole run. ``rewarm``: after each growth
             it rises linearly from near 0 to what is due.
         rewarm_steps: Optimizer steps of that rise, such as 500. Belongs to ``rewarm``.
+        layers: Dotted path of the ``ModuleList`` in the LightningModule, such as
+            ``encoder.layers``; by default our ``Distillation``'s.
 
     Raises:
         ConfigurationError: If these contradict each other, one has no effect, or the operator can't
@@ -110,93 +86,38 @@ class InterleavedStacking(L.Callback):
         optimizer_state: OptimizerStatePolicy = "reset",
         learning_rate: LearningRatePolicy = "continue",
         rewarm_steps: int | None = None,
+        layers: str = "student.model.encoder.layers",
     ) -> None:
-        check_depths(depths)
-        self.depths = tuple(depths)
-        self.operator: GrowthOperator = get_operator(operator)
-        self.operator_name = operator
-        self.kind = schedule
-        self.alpha = alpha
-        self.lengths = lengths
-        self.unit: LengthUnit = unit
-        self.optimizer_state: OptimizerStatePolicy = optimizer_state
-        self.learning_rate: LearningRatePolicy = learning_rate
-        self.rewarm_steps = rewarm_steps
+        super().__init__(
+            layers,
+            depths,
+            operator,
+            schedule,
+            alpha,
+            lengths,
+            unit,
+            optimizer_state,
+            learning_rate,
+            rewarm_steps,
+        )
         self.schedule: GrowthSchedule | None = None
         self._fitting = False
         self._record: ScheduleRecord | None = None  # of the fit that is going on, or was
         self._last_growth: int | None = None  # the optimizer step that it came before
-        check_choice("schedule", schedule, ScheduleKind)
-        check_choice("optimizer_state", optimizer_state, OptimizerStatePolicy)
-        check_choice("learning_rate", learning_rate, LearningRatePolicy)
-        check_belongs("lengths", lengths, "schedule", schedule, "explicit")
-        check_belongs("rewarm_steps", rewarm_steps, "learning_rate", learning_rate, "rewarm")
-        if rewarm_steps is not None and rewarm_steps < 1:
-            raise ConfigurationError(f"growth.rewarm_steps {rewarm_steps} must be 1 or more")
-        settings: dict[str, Any] = {
-            "operator": operator,
-            "schedule": schedule,
-            "alpha": alpha,
-            "unit": unit,
-        }
-        settings |= {"optimizer_state": optimizer_state, "learning_rate": learning_rate}
-        defaults = defaults_of(InterleavedStacking)
-        check_effects("growth", settings, defaults, _OWNERS)
-        for name in _OF_GROWTH_STEPS if len(depths) == 1 else ():
-            where = f"with the single depth of growth.depths {list(depths)}"
-            check_effect(
-                f"growth.{name}", settings[name], defaults[name], where, "give more depths"
-            )
-        self._rehearse()
+        self._factor = LearningRateFactor()
+        self._hooks: list[RemovableHandle] = []
 
-    def _rehearse(self) -> None:
-        """Plan every growth once, so that an impossible one shows before hours are spent."""
-        lineage = tuple(range(self.depths[0]))
-        for depth in self.depths[1:]:
-            lineage = descend(lineage, plan_growth(self.operator, lineage, depth))
-
-    def make_schedule(
-        self, total: float, unit: LengthUnit, *, trial: bool = False
-    ) -> GrowthSchedule:
-        """Lay the stages over a run.
-
-        Args:
-            total: The run's length.
-            unit: What it is counted in.
-            trial: Whether it only tries some steps of a longer run, as ``fast_dev_run`` does: the
-                stages then keep their shares, and those without a step of their own are passed
-                over.
-
-        Raises:
-            ConfigurationError: If the stages don't fit the run.
-        """
-        if self.lengths is None:
-            shares = prop_shares(len(self.depths), self.alpha if self.kind == "prop" else 0.0)
-        elif trial:
-            shares = explicit_shares(self.lengths, sum(self.lengths), self.unit)
-        elif self.unit != unit:
-            raise ConfigurationError(
-                f"growth.unit is {self.unit!r}, but trainer.max_{unit} measures the run in {unit}: "
-                "use the same for both"
-            )
-        else:
-            shares = explicit_shares(self.lengths, total, unit)
-        if unit == "steps" and min(shares) * total < 1 and not trial:
-            raise ConfigurationError(
-                f"a run of {total:g} steps has no room for {len(self.depths)} stages: the shortest "
-                f"would have {min(shares) * total:.2f} steps"
-            )
-        return make_schedule(self.depths, shares)
-
-    def record(self, run: RunLength, *, trial: bool = False) -> ScheduleRecord:
-        """Put down all that growth does in a run of this length; raises as ``make_schedule``."""
-        stages = self.make_schedule(*run, trial=trial).stages
-        policies = (self.optimizer_state, self.learning_rate, self.rewarm_steps)
-        return ScheduleRecord(run, stages, self.operator_name, *policies)
+    @property
+    def learning_rate_factor(self) -> float:
+        """What the learning rate of the present step is multiplied by, while it re-warms."""
+        return self._factor.value
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Check strategy, run length and stages before anything is computed."""
-        del pl_module
+        """Check strategy, run length and stages; let checkpoints of any depth be loaded."""
+        self._remove_hooks()
+        grow = GrowPathOnLoad(self.layers, self.depths, self.plans)
+        for module in (pl_module, *(each.module for each in averages_of(trainer, pl_module))):
+            self._hooks.append(register_load_hook(module, grow))
         self._fitting = stage == "fit"
         if self._fitting:
             check_strategy(trainer)
@@ -204,11 +125,17 @@ class InterleavedStacking(L.Callback):
             self._record = self.record(run_length(trainer), trial=trial)
             self.schedule = GrowthSchedule(self._record.stages)
             self._last_growth = None
+            self._factor.value = 1.0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Check that the optimizer can be carried through a growth."""
-        del pl_module
-        check_optimizers(trainer, self.optimizer_state)
+        """Check that the layers are there, are as deep as they have to be, and can grow."""
+        layers = find_layers(pl_module, self.layers)
+        if trainer.ckpt_path is None or len(layers) not in self.depths:
+            self.check_first_depth(len(layers))
+        fresh_layers = any(plan.fresh_clones for plan in self.plans)
+        if fresh_layers and fresh_layer_of(pl_module, self.layers) is None:
+            check_resettable(layers[0])
+        self._attach(trainer)
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
@@ -218,30 +145,47 @@ class InterleavedStacking(L.Callback):
         if batch_idx % trainer.accumulate_grad_batches == 0:
             assert self.schedule is not None
             self._grow_to(self.schedule.depth_at(run_progress(trainer)), trainer, pl_module)
-        growable(pl_module).learning_rate_scale = self._rate_scale(trainer.global_step)
+        self._factor.value = self.rate_factor(trainer.global_step, self._last_growth)
 
     def _grow_to(self, depth: int, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Grow stage by stage up to the depth that is due."""
-        student = growable(pl_module)
-        listeners = [each for each in callbacks_of(trainer) if isinstance(each, GrowthListener)]
-        for next_depth in self.depths:
-            if not student.depth < next_depth <= depth:
-                continue
+        present = len(find_layers(pl_module, self.layers))
+        listeners = [
+            each for each in (pl_module, *callbacks_of(trainer)) if isinstance(each, GrowthListener)
+        ]
+        for plan in self.steps_to(present, depth):
             for listener in listeners:
                 listener.on_growth_start(trainer, pl_module)
-            plan = plan_growth(self.operator, student.lineage, next_depth)
-            student.grow(plan)
-            rebuild_after_growth(trainer, plan, student.layer_prefix, self.optimizer_state)
-            grow_averages(trainer, pl_module, plan, student.layer_prefix)
+            grow_at(pl_module, self.layers, plan)
+            layers = find_layers(pl_module, self.layers)
+            rebuild_after_growth(trainer, plan, layers, self.optimizer_state)
+            grow_averages(trainer, pl_module, self.layers, plan)
             self._last_growth = trainer.global_step
+            self._attach(trainer)
             for listener in listeners:
                 listener.on_growth_end(trainer, pl_module, plan)
 
-    def _rate_scale(self, step: int) -> float:
-        """Return the learning rate's factor at an optimizer step, counted from 0."""
-        if self.rewarm_steps is None or self._last_growth is None:
-            return 1.0
-        return min(1.0, (step - self._last_growth + 1) / self.rewarm_steps)
+    def _attach(self, trainer: L.Trainer) -> None:
+        """Let the optimizers' steps go by the learning rate's factor, where there is one."""
+        for optimizer in trainer.strategy.optimizers if self.rewarm_steps is not None else ():
+            self._factor.attach(optimizer)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
+    ) -> None:
+        """Leave the module as it was, but for its depth: there may be no teardown."""
+        del trainer, pl_module, exception
+        self._remove_hooks()
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Leave the module as it was, but for its depth."""
+        del trainer, pl_module, stage
+        self._remove_hooks()
+
+    def _remove_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
 
     @property
     def state_key(self) -> str:
@@ -249,13 +193,17 @@ class InterleavedStacking(L.Callback):
         return "InterleavedStacking"
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the fit's schedule and the step of its last growth, as primitives."""
+        """Return the fit's schedule and the step of its last growth, as primitives.
+
+        The lineage is not among them: it follows from the depth, the depths before and the
+        operator.
+        """
         if self._record is None:
             return {}
         return {"schedule": self._record.to_primitives(), "last_growth": self._last_growth}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on where a run was cut; validation, test and prediction go by no schedule.
+        """Continue where a run was cut; validation, test and prediction go by no schedule.
 
         Raises:
             ConfigurationError: If the run began with another schedule, with both.
@@ -265,17 +213,25 @@ class InterleavedStacking(L.Callback):
             self._last_growth = state_dict["last_growth"]
 
 
-def growable(pl_module: L.LightningModule) -> Growable:
-    """Return the module as what it has to be.
+def growth_of(trainer: L.Trainer) -> InterleavedStacking | None:
+    """Return the callback that grows the layers, if there is one."""
+    for callback in callbacks_of(trainer):
+        if isinstance(callback, InterleavedStacking):
+            return callback
+    return None
 
-    Raises:
-        TypeError: If it lacks some of that.
+
+def lineage_of(trainer: L.Trainer, module: L.LightningModule) -> tuple[int, ...]:
+    """Return for every layer of a module the index of its ancestor in the first stack.
+
+    Its length is the depth. A module that nothing grows gives its own ``lineage``, or has none.
     """
-    parts = ("depth", "lineage", "layer_prefix", "learning_rate_scale", "grow")
-    missing = [part for part in parts if not hasattr(pl_module, part)]
-    if missing:
-        raise TypeError(f"{type(pl_module).__name__} can't be grown without {', '.join(missing)}")
-    return cast(Growable, pl_module)
+    growth = growth_of(trainer)
+    if growth is None:
+        own: tuple[int, ...] = getattr(module, "lineage", ())
+        return own
+    depth = len(find_layers(module, growth.layers))
+    return growth.lineages.get(depth, tuple(range(depth)))
 
 
 def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:

@@ -131,12 +131,26 @@ def get_operator(name: OperatorName) -> GrowthOperator:
     return _OPERATORS[name]
 
 
-def plan_growth(operator: GrowthOperator, lineage: Sequence[int], depth: int) -> GrowthPlan:
-    """Ask an operator for a plan and hold it to the depth that was asked for.
+def plan_growth(
+    operator: GrowthOperator | OperatorName, lineage: Sequence[int], depth: int
+) -> GrowthPlan:
+    """Return an operator's plan, checked against the depth that is required.
+
+    Args:
+        operator: The operator or its name.
+        lineage: For every present layer, the index of its ancestor in the first stack;
+            ``range(n)`` where nothing has grown yet. ``descend`` carries it through a growth step.
+        depth: Layers wanted, more than there are.
 
     Raises:
         ConfigurationError: If the depth does not grow, or the operator can't serve it.
+
+    Example:
+        >>> plan_growth("interleave", range(3), 6).parents
+        (0, 0, 1, 1, 2, 2)
     """
+    if isinstance(operator, str):
+        operator = get_operator(operator)
     if depth <= len(lineage):
         raise ConfigurationError(
             f"a stack of {len(lineage)} layers can't grow to {depth}: stage depths have to increase"

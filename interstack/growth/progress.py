@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
-
-import lightning as L
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from typing import TYPE_CHECKING, NamedTuple
 
 from interstack.errors import ConfigurationError
 from interstack.growth.schedule import LengthUnit
+
+if TYPE_CHECKING:  # the schedule's record, which names a run's length, does without Lightning
+    import lightning as L
 
 
 class RunLength(NamedTuple):
@@ -68,6 +68,8 @@ def run_progress(trainer: L.Trainer) -> float:
 
 def accumulated_batches(trainer: L.Trainer, epoch: int) -> int:
     """Return the batches whose gradients are accumulated for a step of an epoch."""
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
     callbacks: list[L.Callback] = vars(trainer).get("callbacks", [])
     for callback in callbacks:
         if isinstance(callback, GradientAccumulationScheduler):

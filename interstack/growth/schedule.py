@@ -54,17 +54,24 @@ class GrowthSchedule:
         return self.stages[self.stage_at(progress)].depth
 
 
-def make_schedule(depths: Sequence[int], shares: Sequence[float]) -> GrowthSchedule:
+def make_schedule(depths: Sequence[int], shares: Sequence[float] | None = None) -> GrowthSchedule:
     """Lay stages of the given depths and shares of the run one after another.
 
     Args:
         depths: Layers of every stage, strictly increasing.
-        shares: Length of every stage as a share of the run; they sum to 1.
+        shares: Length of every stage as a share of the run; they sum to 1. By default equal ones.
 
     Raises:
         ConfigurationError: If depths do not increase, or shares do not fit them.
+
+    Example:
+        >>> schedule = make_schedule((3, 6, 9, 12))
+        >>> [schedule.depth_at(step / 100) for step in (0, 24, 25, 99)]
+        [3, 3, 6, 12]
     """
     check_depths(depths)
+    if shares is None:
+        shares = prop_shares(len(depths), 0.0)
     if len(shares) != len(depths):
         raise ConfigurationError(
             f"{len(depths)} stage depths {list(depths)} need {len(depths)} lengths, not "

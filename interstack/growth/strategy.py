@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import lightning as L
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from torch import nn
 
 from interstack.errors import ConfigurationError
 from interstack.growth.optimizer_state import (
     OptimizerStatePolicy,
-    inherit_state,
-    named_parameters,
+    inherit_learning_rate,
+    inherit_optimizer_state,
 )
 from interstack.growth.plan import GrowthPlan
 
@@ -50,37 +51,35 @@ def check_strategy_class(strategy: type, start_method: str, name: str) -> None:
         )
 
 
-def check_optimizers(trainer: L.Trainer, policy: OptimizerStatePolicy) -> None:
-    """Refuse, before any training, optimizers whose state could not be matched at a growth.
-
-    Raises:
-        ConfigurationError: If the policy needs their parameters' names and they have none.
-    """
-    for optimizer in trainer.strategy.optimizers if policy != "reset" else ():
-        named_parameters(optimizer)
-
-
 def rebuild_after_growth(
-    trainer: L.Trainer, plan: GrowthPlan, layer_prefix: str, policy: OptimizerStatePolicy
+    trainer: L.Trainer, plan: GrowthPlan, layers: nn.ModuleList, policy: OptimizerStatePolicy
 ) -> None:
-    """Wrap the grown module anew where it is wrapped, and make its optimizer anew.
+    """Wrap the grown module again where it is wrapped, and make its optimizers again.
 
-    DDP's reducer knows the parameters it was built with: without a new one, the ranks' clones would
-    drift apart. The loops take the new optimizer up at the next step; ``global_step`` goes on.
+    DDP's reducer has the parameters it was built with: without a new one, the ranks' clones would
+    drift apart. The loops use the new optimizers from the next step on; ``global_step`` and the
+    learning rate schedulers continue.
 
     Args:
         trainer: The run's.
-        plan: The growth that the module has just gone through.
-        layer_prefix: What the names of layers' parameters begin with, before the layer's number.
-        policy: What becomes of the optimizer's state.
+        plan: The growth step that the module has just gone through.
+        layers: The layers that have grown.
+        policy: What becomes of the optimizers' state.
     """
     strategy = trainer.strategy
-    old_optimizers = strategy.optimizers
+    old_optimizers, old_schedulers = strategy.optimizers, strategy.lr_scheduler_configs
     if isinstance(strategy, DDPStrategy):
         strategy.model = strategy.lightning_module
         # Wrapping sends rank 0's weights to all (torch's default): layers that each rank has drawn
         # for itself, as operator random has them do, are equal before the optimizer is made.
         strategy.configure_ddp()
     strategy.setup_optimizers(trainer)
+    schedulers = list(zip(old_schedulers, strategy.lr_scheduler_configs, strict=True))
     for old, new in zip(old_optimizers, strategy.optimizers, strict=True):
-        inherit_state(old, new, plan, layer_prefix, policy)
+        inherit_optimizer_state(old, new, layers, plan, policy)
+        pairs = [
+            (before.scheduler, after.scheduler)
+            for before, after in schedulers
+            if getattr(after.scheduler, "optimizer", new) is new
+        ]
+        inherit_learning_rate(old, new, layers, plan, pairs)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
 from interstack.growth.plan import GrowthPlan, TapPlacement, descend, even_ends
+from interstack.growth.surgery import grow_at
 from interstack.models.compiling import compile_layers
 from interstack.models.encoder import encode, project, tie_last_hidden_state
 from interstack.models.front_end import (
@@ -79,7 +78,6 @@ class Student(nn.Module):
         self.heads = nn.ModuleList(
             nn.Linear(config.hidden_size, teacher_width) for _ in self.teacher_taps
         )
-        self._compiles = False
         self.lineage: tuple[int, ...] = tuple(range(self.depth))
         layer_taps = sum(tap > 0 for tap in self.teacher_taps)
         self.tap_layers = even_ends(self.depth, layer_taps) if layer_taps else ()
@@ -144,32 +142,19 @@ class Student(nn.Module):
         taps = zip(self.heads, self.hidden_taps, strict=True)
         return tuple(head(hidden_states[tap]) for head, tap in taps)
 
-    @torch.no_grad()
     def grow(self, plan: GrowthPlan) -> None:
-        """Grow in place: originals keep their ``Parameter`` objects, clones are deep copies.
-
-        An optimizer that was made before knows nothing of the clones: make a new one.
+        """Grow in place, with heads and taps; see ``grow_layers``.
 
         Args:
-            plan: A growth of a stack of this depth.
+            plan: A growth step of a stack of this depth.
 
         Raises:
-            ValueError: If the plan is for another depth.
+            ConfigurationError: If the plan is for another depth.
         """
-        if plan.old_depth != self.depth:
-            raise ValueError(f"a plan for {plan.old_depth} layers can't grow {self.depth}")
-        present = list(self.layers)
-        grown = []
-        for place, parent in enumerate(plan.parents):
-            if not plan.is_clone(place):
-                grown.append(present[parent])
-            elif plan.fresh_clones:
-                grown.append(self._fresh_layer(present[parent]))
-            else:
-                grown.append(copy.deepcopy(present[parent]))
-        if self._compiles:
-            compile_layers(grown)  # clones are not: a copy of a compiled layer is a plain one
-        self.model.encoder.layers = nn.ModuleList(grown)
+        grow_at(self, "model.encoder.layers", plan)
+
+    def on_layers_grown(self, plan: GrowthPlan) -> None:
+        """Move the taps with their blocks, now that the layers have grown."""
         self.model.config.num_hidden_layers = plan.depth
         self.lineage = descend(self.lineage, plan)
         if len(set(self.lineage)) < len(self.tap_layers):  # there is no block for each tap
@@ -178,11 +163,10 @@ class Student(nn.Module):
             self.tap_layers = plan.move_taps(self.tap_layers, self.tap_placement)
 
     def compile_layers(self) -> None:
-        """Compile each layer, and those that will grow; names and results stay the same."""
-        self._compiles = True
+        """Compile each layer, and so their clones; names and results stay the same."""
         compile_layers(self.layers)
 
-    def _fresh_layer(self, like: nn.Module) -> nn.Module:
+    def fresh_layer(self, like: nn.Module) -> nn.Module:
         """Initialise a layer as transformers does, with the place and mode of another one."""
         layer = type(like)(self.config)
         layer.apply(self.model._init_weights)

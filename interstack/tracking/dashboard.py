@@ -12,7 +12,7 @@ from torch import Tensor
 from interstack.data.batch import Batch
 from interstack.distillation.logged_steps import step_is_logged
 from interstack.distillation.module import Distillation
-from interstack.growth.callback import callbacks_of
+from interstack.growth.callback import callbacks_of, growth_of
 from interstack.growth.plan import GrowthPlan
 from interstack.models.teacher import Teacher
 from interstack.tracking.event_figures import GROWTH_METRICS
@@ -28,7 +28,7 @@ from interstack.tracking.points import (
     loss_metrics,
     point_figures,
 )
-from interstack.tracking.position import growth_of, stage_number
+from interstack.tracking.position import stage_number
 from interstack.tracking.run_meters import RunMeters
 from interstack.tracking.stages import StageRecorder
 from interstack.tracking.step_clock import StepClock

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import lightning as L
 
-from interstack.growth.callback import InterleavedStacking, callbacks_of
+from interstack.growth.callback import growth_of
 from interstack.growth.schedule import Stage
 from interstack.tracking.record import EarlyEnd
 
@@ -31,14 +31,6 @@ class RunPosition(NamedTuple):
     def share(self) -> float | None:
         """The same as a share, 0 to 1; None without a total."""
         return min(1.0, self.done / self.total) if self.total else None
-
-
-def growth_of(trainer: L.Trainer) -> InterleavedStacking | None:
-    """Return the callback that grows the student, if there is one."""
-    for callback in callbacks_of(trainer):
-        if isinstance(callback, InterleavedStacking):
-            return callback
-    return None
 
 
 def stage_number(trainer: L.Trainer, depth: int) -> StageNumber:

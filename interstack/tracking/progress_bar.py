@@ -11,18 +11,12 @@ from lightning.pytorch.callbacks import ProgressBar
 
 from interstack.data.batch import Batch
 from interstack.distillation.module import Distillation
-from interstack.growth.callback import growable
+from interstack.growth.callback import growth_of, lineage_of
 from interstack.growth.plan import GrowthPlan
 from interstack.tracking.compute import step_flops
 from interstack.tracking.display import Display, Reading, open_display
 from interstack.tracking.outlook import Outlook
-from interstack.tracking.position import (
-    RunPosition,
-    growth_of,
-    run_position,
-    stage_number,
-    stages_left,
-)
+from interstack.tracking.position import RunPosition, run_position, stage_number, stages_left
 from interstack.tracking.throughput import AudioMeter, Throughput
 
 
@@ -87,7 +81,7 @@ class StageProgressBar(ProgressBar):
         self._audio.add(batch, trainer.world_size)
         done = run_position(trainer).share
         if done is not None:
-            self._outlook.look(growable(pl_module).depth, done)
+            self._outlook.look(len(lineage_of(trainer, pl_module)), done)
         is_due = self._is_due()
         if self._enabled and (is_due or self._throughput.is_idle):
             self._rate = self._throughput.update(self._audio.take().seconds) or self._rate
@@ -114,7 +108,7 @@ class StageProgressBar(ProgressBar):
         self._rate = None
         growth = growth_of(trainer)
         by = "" if growth is None else f" by {growth.operator_name}"
-        lineage = " ".join(str(ancestor + 1) for ancestor in growable(pl_module).lineage)
+        lineage = " ".join(str(ancestor + 1) for ancestor in lineage_of(trainer, pl_module))
         if self._enabled:
             self._open().say(
                 f"step {trainer.global_step}: grown from {plan.old_depth} to {plan.depth} layers"
@@ -144,7 +138,7 @@ class StageProgressBar(ProgressBar):
             self._show(reading._replace(figures=(reason,), left=()))
 
     def _training_reading(self, trainer: L.Trainer, pl_module: L.LightningModule) -> Reading:
-        depth = growable(pl_module).depth
+        depth = len(lineage_of(trainer, pl_module))
         number, total = stage_number(trainer, depth)
         figures = []
         if (loss := trainer.callback_metrics.get("train/loss")) is not None:
@@ -163,7 +157,7 @@ class StageProgressBar(ProgressBar):
         done = run_position(trainer).share
         if done is None or done >= 1:
             return ()
-        stages = stages_left(trainer, growable(pl_module).depth)
+        stages = stages_left(trainer, len(lineage_of(trainer, pl_module)))
         cost = partial(step_flops, pl_module) if isinstance(pl_module, Distillation) else _alike
         left = self._outlook.time_left(done, stages, cost)
         if left is None:

@@ -12,10 +12,17 @@ from small_runs import fit, make_module, make_trainer, training_batches
 from torch import Tensor
 
 from interstack.distillation.module import Distillation
-from interstack.growth.optimizer_state import named_parameters
 from interstack.growth.plan import GrowthPlan
 
 NamedState = dict[str, dict[str, Tensor]]
+
+
+def named_parameters(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The parameters of an optimizer that was made with names."""
+    parameters: dict[str, Tensor] = {}
+    for group in optimizer.param_groups:
+        parameters |= zip(group["param_names"], group["params"], strict=True)
+    return parameters
 
 
 def named_state(optimizer: torch.optim.Optimizer) -> NamedState:
@@ -34,7 +41,10 @@ def equal_states(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 class Witness(L.Callback):
-    """Notes every step's learning rate, and the optimizer's state around every growth."""
+    """Notes every step's learning rate, and the optimizer's state around every growth.
+
+    The rate is noted when the step is about to be made, where growth has lowered it.
+    """
 
     def __init__(self) -> None:
         self.rates: list[float] = []
@@ -58,9 +68,15 @@ class Witness(L.Callback):
         self.after.append(named_state(optimizer))
         self.names.append(list(named_parameters(optimizer)))
 
-    def on_train_batch_end(self, trainer: L.Trainer, *_: object) -> None:
-        """Note the rate that the step was made with."""
-        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+    def on_before_optimizer_step(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        optimizer: torch.optim.Optimizer,
+    ) -> None:
+        """Note the rate that the step is made with."""
+        del trainer, pl_module
+        self.rates.append(optimizer.param_groups[0]["lr"])
 
 
 class Saver(L.Callback):

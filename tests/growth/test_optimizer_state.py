@@ -5,7 +5,6 @@ from __future__ import annotations
 from itertools import combinations
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
 from growing_runs import Saver, equal_states, named_state, train
@@ -15,9 +14,8 @@ from torch import nn
 
 from interstack.distillation.module import Distillation
 from interstack.distillation.optimizer import OptimizerConfig, OptimizerKind
-from interstack.errors import ConfigurationError
 from interstack.growth.operators import OperatorName
-from interstack.growth.optimizer_state import OptimizerStatePolicy, inherit_state
+from interstack.growth.optimizer_state import OptimizerStatePolicy, inherit_optimizer_state
 from interstack.growth.plan import GrowthPlan
 
 LAYERS = "student.model.encoder.layers."
@@ -186,7 +184,8 @@ def test_frozen_parameters_have_no_state_and_shift_nobody_elses() -> None:
     fresh.bias.requires_grad_(False)
     new = adam(nn.Sequential(one, fresh, two))
     before = named_state(old)
-    inherit_state(old, new, GrowthPlan((0, 0, 1)), "", "clone")
+    grown = nn.ModuleList([one, fresh, two])
+    inherit_optimizer_state(old, new, grown, GrowthPlan((0, 0, 1)), "clone")
     after = named_state(new)
     assert after.keys() == {"0.bias", "2.weight", "2.bias"}
     assert equal_states(after["0.bias"], before["0.bias"])
@@ -196,9 +195,10 @@ def test_frozen_parameters_have_no_state_and_shift_nobody_elses() -> None:
 
 def test_what_was_never_stepped_begins_at_zero() -> None:
     """A growth before the first step has nothing to hand down."""
-    stack = nn.Sequential(nn.Linear(2, 2))
-    new = adam(nn.Sequential(*stack, nn.Linear(2, 2)))
-    inherit_state(adam(stack), new, GrowthPlan((0, 0)), "", "clone")
+    stack = nn.ModuleList([nn.Linear(2, 2)])
+    grown = nn.ModuleList([*stack, nn.Linear(2, 2)])
+    new = adam(grown)
+    inherit_optimizer_state(adam(stack), new, grown, GrowthPlan((0, 0)), "clone")
     assert named_state(new) == {}
 
 
@@ -210,33 +210,22 @@ class Nameless(Distillation):
         return torch.optim.AdamW(self.parameters())
 
 
-@pytest.mark.parametrize("policy", ["carry", "clone"])
-def test_an_optimizer_without_names_is_refused_before_training(
+@pytest.mark.parametrize("policy", ["reset", "carry", "clone"])
+def test_an_optimizer_without_names_fares_like_one_with_names(
     policy: OptimizerStatePolicy, teacher_directory: Path
 ) -> None:
-    """Not hours later, at the first growth; with what to do."""
+    """State follows the parameters themselves; the order they are given in is that of names."""
+    growth = {"optimizer_state": policy}
     like = make_module(teacher_directory)
-    module = Nameless(like.teacher_config, like.student_config, initial_depth=2)
-
-    class NoStep(L.Callback):
-        def on_train_batch_start(self, *_: object) -> None:
-            raise AssertionError("the run has begun")
-
-    with pytest.raises(ConfigurationError, match=r"AdamW was made without names.*named_parameters"):
-        train(
-            teacher_directory,
-            NoStep(),
-            module=module,
-            growth={"optimizer_state": policy},
-            max_steps=2,
-        )
-
-
-def test_an_optimizer_without_names_can_begin_afresh(teacher_directory: Path) -> None:
-    """There is nothing to match."""
-    like = make_module(teacher_directory)
-    module = Nameless(like.teacher_config, like.student_config, initial_depth=2)
-    trainer = make_trainer(max_steps=4)
-    fit(trainer, module, training_batches(2))
-    (group,) = trainer.optimizers[0].param_groups
-    assert len(group["params"]) == len(list(module.parameters()))
+    ends = []
+    for kind in (Distillation, Nameless):
+        torch.manual_seed(3)
+        module = kind(like.teacher_config, like.student_config, initial_depth=2)
+        trainer = make_trainer(growth=growth, max_steps=4)
+        fit(trainer, module, training_batches(2))
+        (group,) = trainer.optimizers[0].param_groups
+        states = [trainer.optimizers[0].state[each] for each in group["params"]]
+        ends.append([each["step"].item() for each in states])
+        assert len(group["params"]) == len(list(module.parameters()))
+    assert ends[0] == ends[1]
+    assert set(ends[0]) == {"reset": {2}, "carry": {2, 4}, "clone": {4}}[policy]

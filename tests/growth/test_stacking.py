@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import (
 )
 
 from interstack.errors import ConfigurationError
-from interstack.growth.callback import InterleavedStacking, growable
+from interstack.growth.callback import InterleavedStacking
 from interstack.growth.progress import run_length, run_progress
 from interstack.growth.strategy import check_strategy
 
@@ -164,12 +164,6 @@ def test_a_single_device_and_ddp_are_let_through() -> None:
     """Both follow a growth."""
     for strategy in (SingleDeviceStrategy("cpu"), DDPStrategy()):
         check_strategy(trainer_with(strategy=strategy))
-
-
-def test_a_module_that_cannot_grow_is_named() -> None:
-    """With what the callback needs of it."""
-    with pytest.raises(TypeError, match="LightningModule can't be grown without depth, lineage, l"):
-        growable(L.LightningModule())
 
 
 def test_an_unknown_schedule_is_refused_in_python_too() -> None:
