@@ -18,6 +18,9 @@ from interstack import GrowthPlan, InterleavedStacking, grow_on_load
 from interstack.errors import CheckpointError, ConfigurationError
 from interstack.growth.averages import averages_of
 
+NOT_EMPTY = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+"""Of ModelCheckpoint, as it resumes."""
+
 MakeScheduler = Callable[[torch.optim.Optimizer], Any]
 
 
@@ -134,6 +137,7 @@ def test_rewarming_holds_for_the_steps_alone() -> None:
     assert trainer.optimizers[0].param_groups[0]["lr"] == scheduler.scheduler.get_last_lr()[0]
 
 
+@NOT_EMPTY
 @pytest.mark.parametrize("epoch", [0, 1])
 def test_lightnings_own_checkpoints_resume_exactly(epoch: int, tmp_path: Path) -> None:
     """At ends of epochs where a growth step is due; weights, moments and what hangs on layers."""
@@ -181,6 +185,7 @@ def test_a_checkpoint_of_any_depth_is_validated(tmp_path: Path) -> None:
     assert [plan.parents for plan in loaded.grown] == [(0, 0, 0, 1, 1, 1)]
 
 
+@NOT_EMPTY
 def test_averages_grow_and_resume_with_the_module(tmp_path: Path) -> None:
     """Lightning's EMAWeightAveraging, whichever of the callbacks comes first."""
     saves = ModelCheckpoint(tmp_path, "{epoch}", save_top_k=-1)
