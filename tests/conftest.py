@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,8 @@ sys.path += [
 
 from families import read_speech
 
+from interstack.cli import _log_to_terminal
+
 # No deadline: how long an example takes is the machine's affair. The same examples every time.
 settings.register_profile("interstack", deadline=None, derandomize=True)
 settings.load_profile("interstack")
@@ -32,12 +33,11 @@ def _seeded() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _unset_log() -> Iterator[None]:
-    """Leave the log as it was before a test ran the command line, which keeps it from caplog."""
+def _log_to_terminal_and_caplog() -> None:
+    """Let the log go where the command line lets it go, and to caplog, whatever ran before."""
+    _log_to_terminal()
     logger = logging.getLogger("interstack")
-    yield
-    logger.handlers.clear()
-    logger.setLevel(logging.NOTSET)
+    logger.setLevel(logging.INFO)
     logger.propagate = True
 
 

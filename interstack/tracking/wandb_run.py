@@ -17,7 +17,12 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from interstack.errors import ConfigurationError, RunInterrupted, first_line
-from interstack.tracking.wandb_service import forget_service, has_stopped, read_sync_file
+from interstack.tracking.wandb_service import (
+    forget_service,
+    has_stopped,
+    is_lost_service,
+    read_sync_file,
+)
 
 log = logging.getLogger(__name__)
 
@@ -163,6 +168,8 @@ def _finish(run: Any, exit_code: int, *, is_alone: bool) -> None:  # noqa: ANN40
             "Weights & Biases lacks the end of the run (%s): wandb sync %s sends it",
             *(first_line(error), directory),
         )
+        if is_lost_service(error) and is_alone:
+            forget_service()
         return
     if not run.offline:
         return

@@ -47,8 +47,7 @@ def while_service_runs(logger: WandbLogger, call: Callable[[], _Result]) -> _Res
     try:
         return call()
     except Exception as error:
-        is_service = type(error).__module__.startswith(_OF_THE_SERVICE)
-        if not isinstance(error, (ConnectionError, TimeoutError)) and not is_service:
+        if not isinstance(error, TimeoutError) and not is_lost_service(error):
             raise
         _stopped.add(run)
         with suppress(Exception):  # it copies what is printed to its process
@@ -60,6 +59,12 @@ def while_service_runs(logger: WandbLogger, call: Callable[[], _Result]) -> _Res
             *(first_line(error), directory, read_sync_file(directory).extent),
         )
     return None
+
+
+def is_lost_service(error: Exception) -> bool:
+    """Return whether an error says that W&B's process does not answer."""
+    is_of_client = type(error).__module__.startswith(_OF_THE_SERVICE)
+    return isinstance(error, ConnectionError) or is_of_client
 
 
 def forget_service() -> None:
@@ -132,7 +137,6 @@ def _records(content: bytes, begin: int = 0) -> Iterator[tuple[str, Any]]:
         content: Of the file.
         begin: Of a block.
     """
-    decode_error: type[Exception] = import_module("google.protobuf.message").DecodeError
     new_record: Any = import_module("wandb.proto.wandb_internal_pb2").Record
     position, pieces = max(begin, _FILE_HEADER), list[bytes]()
     while position + 7 <= len(content):
@@ -149,8 +153,11 @@ def _records(content: bytes, begin: int = 0) -> Iterator[tuple[str, Any]]:
             record = new_record()
             try:
                 record.ParseFromString(b"".join(pieces))
-            except decode_error:  # a block's first piece may belong to a record before it
-                pass
+            except Exception as error:
+                # of protobuf, which comes with wandb; a block's first piece may belong to a record
+                # before it
+                if type(error).__name__ != "DecodeError":
+                    raise
             else:
                 yield str(record.WhichOneof("record_type")), record
             pieces = []
