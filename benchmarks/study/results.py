@@ -24,6 +24,7 @@ BASELINE: Final = "full"
 SECTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "A. Operators and schedules": ("a_operators", "a_seeds"),
     "A. Policies at a growth step": ("a_policies",),
+    "A. With Whisper base as the teacher": ("a_whisper",),
     "B. Learning rates at full depth": ("b_rates",),
 }
 """Title of a table, and the study files whose runs it holds."""
