@@ -49,7 +49,7 @@ def torchrun(run: Run, *more: str) -> subprocess.Popen[bytes]:
 def succeed(run: Run, *processes: subprocess.Popen[bytes]) -> None:
     """Wait for processes that have to end well."""
     for process in processes:
-        assert process.wait(180) == 0, run.log.read_text()
+        assert process.wait(600) == 0, run.log.read_text()
 
 
 @pytest.fixture(scope="module")
