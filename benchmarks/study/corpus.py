@@ -11,10 +11,11 @@ validation split is every third utterance of those four and of CORPUS' own dev-c
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from interstack.data.audio_files import supported_audio
 from interstack.errors import ConfigurationError
 
 JUDGED_SPEAKERS: Final = ("1272", "1462", "1673", "2078")
@@ -54,7 +55,7 @@ def arrange(corpus: Path, speech: Path, output: Path) -> dict[str, int]:
     files = [file for path in judged for file in _audio(path)]
     for file in files[::EVERY]:
         _link(output / "LibriSpeech" / VALIDATION / Path(*file.parts[-3:]), file)
-    counted = {TRAIN: sum(1 for path in train.values() for _ in _audio(path))}
+    counted = {TRAIN: sum(len(_audio(path)) for path in train.values())}
     return counted | {VALIDATION: len(files[::EVERY])}
 
 
@@ -65,8 +66,8 @@ def _speakers(root: Path, split: str) -> dict[str, Path]:
     return {path.name: path for path in sorted(folder.iterdir()) if path.is_dir()}
 
 
-def _audio(speaker: Path) -> Iterator[Path]:
-    yield from sorted(each for each in speaker.rglob("*") if each.suffix in (".flac", ".wav"))
+def _audio(speaker: Path) -> list[Path]:
+    return sorted(map(Path, supported_audio(speaker)))
 
 
 def _link(link: Path, target: Path) -> None:

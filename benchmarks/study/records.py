@@ -114,8 +114,11 @@ def curves_of(events: Path) -> dict[str, Any]:
                         "step": event["step"],
                         "from_depth": event["from_depth"],
                         "to_depth": event["to_depth"],
-                        "validation_before": _short(event["validation_before"]),
-                        "validation_after": _short(event["validation_after"]),
+                        # None where a run has no validation
+                        **{
+                            name: event[name] and _short(event[name])
+                            for name in ("validation_before", "validation_after")
+                        },
                     }
                 )
             case "recovery":
@@ -134,8 +137,8 @@ def curves_of(events: Path) -> dict[str, Any]:
     }
 
 
-def _short(value: float | None) -> Any:  # noqa: ANN401, None stays None
-    return None if value is None else round(value, _DIGITS)
+def _short(value: float) -> float:
+    return round(value, _DIGITS)
 
 
 def _dense(value: object) -> str:

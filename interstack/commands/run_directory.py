@@ -199,9 +199,7 @@ def _go_back_to(resumed: SavedRun, directory: Path, checkpoints: Path) -> None:
     for run in runs:
         if run.step > resumed.step and not run.path.samefile(resumed.path):
             move_aside(run.path)
-    for path in (
-        each for each in errors if each not in unread
-    ):  # may be worth a repair, and would be overwritten
+    for path in errors.keys() - unread:  # may be worth a repair, and would be overwritten
         move_aside(path)
     if resumed.finished:
         return  # nothing is trained again, so that nothing would be recorded again

@@ -88,9 +88,8 @@ class Stacking:
         self.plans: tuple[GrowthPlan, ...] = ()
         lineage = tuple(range(self.depths[0]))
         self.lineages = {self.depths[0]: lineage}
-        for depth in self.depths[
-            1:
-        ]:  # now, so that an impossible step shows before hours are spent
+        # now, so that an impossible step shows before hours are spent
+        for depth in self.depths[1:]:
             plan = plan_growth(self.operator, lineage, depth)
             self.plans += (plan,)
             lineage = self.lineages[depth] = descend(lineage, plan)
