@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,14 +11,8 @@ from hypothesis import settings
 from torch import Tensor
 from transformers import HubertConfig, HubertModel
 
-# for `families`, `cached_runs` and `full_disks`, whatever is collected
-sys.path += [
-    str(Path(__file__).parent / each) for each in ("models", "target_cache", "checkpointing")
-]
-
-from families import read_speech
-
 from interstack.cli import _log_to_terminal
+from tests.models.families import read_speech
 
 # No deadline: how long an example takes is the machine's affair. The same examples every time.
 settings.register_profile("interstack", deadline=None, derandomize=True)

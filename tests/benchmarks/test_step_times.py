@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import yaml
-from cached_runs import settings
 
 from benchmarks.study.modelled_time import (
     MeasuredSteps,
@@ -22,6 +21,7 @@ from benchmarks.study.modelled_time import (
 from benchmarks.study.step_times import main
 from interstack.errors import ConfigurationError
 from interstack.models.config import StudentConfig
+from tests.target_cache.cached_runs import settings
 
 CONFIG: dict[str, Any] = {
     "model": {

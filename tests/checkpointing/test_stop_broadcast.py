@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +9,8 @@ import lightning as L
 import pytest
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 
-sys.path.append(str(Path(__file__).parents[1] / "distillation"))  # for `small_runs`
-
-from small_runs import fit, make_module, make_trainer, training_batches
-
 from interstack.checkpointing.callback import Checkpoints
+from tests.distillation.small_runs import fit, make_module, make_trainer, training_batches
 
 
 @pytest.mark.parametrize(("ours", "asks"), [(True, 0), (False, 2)])

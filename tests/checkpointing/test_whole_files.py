@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from full_disks import NoSpace, full_disk
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -33,6 +32,7 @@ from interstack.commands.run_directory import is_first_process
 from interstack.errors import CheckpointError
 from interstack.tracking.metrics_file import MetricsFile, read_rows, trim_rows
 from interstack.tracking.tolerant_loggers import tolerate_failures
+from tests.checkpointing.full_disks import NoSpace, full_disk
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:

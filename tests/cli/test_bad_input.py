@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from test_cli import small_run
 
 from interstack.cli import main
+from tests.cli.test_cli import small_run
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from transformers import AutoModel
 
 from interstack.cli import COMMANDS, main
 from interstack.distillation.module import Distillation
+from tests import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 SPEECH = REPOSITORY / "assets" / "speech"
 CSV_ALONE = {
     "class_path": "MetricsFile",

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from interstack.commands.lightning import InterstackCLI, run_lightning
+from tests import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs"
 BASES = sorted(CONFIGS.glob("*.yaml"))
 OVERLAYS = sorted([*CONFIGS.glob("rivals/*.yaml"), *CONFIGS.glob("scales/*.yaml")])

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from test_cli import CSV_ALONE, INTERLEAVED, SPEECH, small_run
 
 from interstack.checkpointing.reading import SavedRun
 from interstack.cli import main
@@ -22,6 +21,7 @@ from interstack.errors import ConfigurationError
 from interstack.growth.callback import InterleavedStacking
 from interstack.models.config import StudentConfig, TeacherConfig
 from interstack.settings import check_effect
+from tests.cli.test_cli import CSV_ALONE, INTERLEAVED, SPEECH, small_run
 
 ONE_DEPTH = "--growth.depths=[4]"
 

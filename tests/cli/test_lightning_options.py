@@ -12,13 +12,13 @@ import lightning as L
 import pytest
 import torch
 import yaml
-from test_cli import small_run
 
 from interstack.cli import main
 from interstack.commands.described_run import describe_run
 from interstack.data.batch import Batch
 from interstack.distillation.module import FOUND_RATE_KEY
 from interstack.tracking.stages import StageRecorder
+from tests.cli.test_cli import small_run
 
 
 def callbacks(*named: tuple[str, dict[str, Any]]) -> str:

@@ -12,7 +12,8 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).parents[2]
+from tests import REPOSITORY
+
 PROJECT: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 OF_S3PRL = {"editdistance", "h5py", "pandas", "scikit-learn", "scipy", "dtw-python", "lxml"}
 """What s3prl's recipes import and its own package does not ask for."""

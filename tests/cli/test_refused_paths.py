@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cached_runs import SPEECH, fit_words, settings
-from full_disks import NoSpace
 
 from interstack.cli import main
+from tests.checkpointing.full_disks import NoSpace
+from tests.target_cache.cached_runs import SPEECH, fit_words, settings
 
 SPLITS = "--splits=[validation]"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import datasets
 import pytest
-from corpora import EVERYTHING, SPEECH, files_of
 
 from interstack.data import LibriSpeechFolder
 from interstack.data.pack import pack
+from tests.data.corpora import EVERYTHING, SPEECH, files_of
 
 
 @pytest.fixture

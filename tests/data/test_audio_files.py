@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from corpora import SPEECH, files_of, make_data_module
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data import LibriSpeechFolder
@@ -23,6 +22,7 @@ from interstack.data.source import Split
 from interstack.data.tolerance import OnCorrupt
 from interstack.data.utterance import Utterance, read_header
 from interstack.errors import DataError
+from tests.data.corpora import SPEECH, files_of, make_data_module
 
 FORMATS = {
     "flac": ("FLAC", "PCM_16"),

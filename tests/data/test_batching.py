@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from corpora import SPEECH, files_of
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data.batching import plan_batches
 from interstack.errors import DataError
+from tests.data.corpora import SPEECH, files_of
 
 _BUDGET = 1000
 _LENGTHS = st.lists(st.integers(1, _BUDGET), min_size=4, max_size=200)

@@ -8,7 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from corpora import (
+
+from interstack.data import SpeechDataModule
+from interstack.data.loader import SpeechLoader
+from interstack.errors import DataError
+from tests.data.corpora import (
     files_of,
     hub_over,
     ids_of,
@@ -16,10 +20,6 @@ from corpora import (
     make_stream_module,
     shards_in,
 )
-
-from interstack.data import SpeechDataModule
-from interstack.data.loader import SpeechLoader
-from interstack.errors import DataError
 
 workers = pytest.mark.parametrize("num_workers", [0, 2])
 

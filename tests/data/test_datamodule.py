@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from corpora import SPEECH, equal_batches, files_of, ids_of, make_data_module
 from torch.utils.data import DataLoader
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data import LibriSpeechFolder, SpeechDataModule
 from interstack.data.workers import prepare_worker
 from interstack.errors import ConfigurationError, DataError
+from tests.data.corpora import SPEECH, equal_batches, files_of, ids_of, make_data_module
 
 
 def test_batches_keep_the_budget_and_waste_little() -> None:

@@ -9,13 +9,13 @@ import pytest
 import soundfile
 import torch
 import torchaudio
-from corpora import files_of
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data.batch import collate
 from interstack.data.decoding import Decoder
 from interstack.data.utterance import Utterance, read_header
 from interstack.errors import DataError
+from tests.data.corpora import files_of
 
 
 def _utterance(path: Path) -> Utterance:

@@ -14,11 +14,11 @@ from urllib.error import URLError
 
 import pytest
 import torchaudio
-from corpora import SPEECH, files_of
 
 from interstack.data import LibriSpeechFolder
 from interstack.data.download import download_split
 from interstack.errors import DataError
+from tests.data.corpora import SPEECH, files_of
 
 _NAMES = [file.stem for file in files_of(SPEECH, "dev-clean")]
 _processes = multiprocessing.get_context("fork")  # so that they see what is patched

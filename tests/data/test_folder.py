@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from corpora import SPEECH, files_of, make_data_module
 
 from interstack.data import LibriSpeechFolder
 from interstack.errors import DataError
+from tests.data.corpora import SPEECH, files_of, make_data_module
 
 
 def _names(source: LibriSpeechFolder, on_corrupt: str = "raise") -> list[str]:

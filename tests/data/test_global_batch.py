@@ -9,13 +9,13 @@ from typing import Any
 
 import lightning as L
 import pytest
-from corpora import EVERYTHING, SPEECH, make_data_module, shards_in
 
 from interstack.checkpointing.callback import RUN_KEY, Checkpoints
 from interstack.constants import SAMPLE_RATE
 from interstack.data import SpeechDataModule
 from interstack.data.global_batch import BatchSplit, set_up_accumulation, split_global_batch
 from interstack.errors import ConfigurationError, DataError
+from tests.data.corpora import EVERYTHING, SPEECH, make_data_module, shards_in
 
 GLOBAL = 48.0
 

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import datasets
 import pytest
-from corpora import (
+
+from interstack.data import HubDataset
+from interstack.errors import ConfigurationError, DataError
+from tests.data.corpora import (
     SPEECH,
     files_of,
     hub_over,
     ids_of,
     make_stream_module,
 )
-
-from interstack.data import HubDataset
-from interstack.errors import ConfigurationError, DataError
 
 
 def test_corrupt_audio_in_a_stream_is_named_or_skipped(tmp_path: Path) -> None:

@@ -8,7 +8,13 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from corpora import (
+from torch import Tensor
+
+from interstack.data import LibriSpeechFolder, SpeechDataModule, SpeechSource
+from interstack.data.decoding import Decoder
+from interstack.data.loader import TrainingLoader
+from interstack.data.utterance import Utterance
+from tests.data.corpora import (
     SPEECH,
     equal_batches,
     files_of,
@@ -17,12 +23,6 @@ from corpora import (
     make_stream_module,
     shards_in,
 )
-from torch import Tensor
-
-from interstack.data import LibriSpeechFolder, SpeechDataModule, SpeechSource
-from interstack.data.decoding import Decoder
-from interstack.data.loader import TrainingLoader
-from interstack.data.utterance import Utterance
 
 _EPOCH_BATCHES = 9
 _SETTINGS = {"batch_seconds": 20.0, "max_seconds": 3.0}  # crops, and several batches

@@ -8,7 +8,15 @@ from functools import partial
 
 import pytest
 import soundfile
-from corpora import (
+
+from interstack.constants import SAMPLE_RATE
+from interstack.data import Shards, SpeechDataModule, SpeechSource
+from interstack.data.feed import Feed
+from interstack.data.loader import TrainingLoader
+from interstack.data.stream_reading import read_share
+from interstack.data.streams import StreamFeed
+from interstack.errors import ConfigurationError, DataError
+from tests.data.corpora import (
     EVERYTHING,
     SPEECH,
     equal_batches,
@@ -19,14 +27,6 @@ from corpora import (
     make_stream_module,
     shards_in,
 )
-
-from interstack.constants import SAMPLE_RATE
-from interstack.data import Shards, SpeechDataModule, SpeechSource
-from interstack.data.feed import Feed
-from interstack.data.loader import TrainingLoader
-from interstack.data.stream_reading import read_share
-from interstack.data.streams import StreamFeed
-from interstack.errors import ConfigurationError, DataError
 
 
 @pytest.fixture(params=["shards", "hub"])

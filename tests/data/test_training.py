@@ -7,11 +7,11 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from corpora import SPEECH, files_of, make_data_module, shards_in
 from torch import Tensor, nn
 
 from interstack.data import Batch, LibriSpeechFolder, SpeechDataModule
 from interstack.errors import ConfigurationError
+from tests.data.corpora import SPEECH, files_of, make_data_module, shards_in
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*fewer than the logging interval", "ignore:GPU available"

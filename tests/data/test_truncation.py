@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from corpora import SPEECH, files_of, make_data_module, make_stream_module, shards_in
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data import LibriSpeechFolder
 from interstack.data.pack import pack
 from interstack.data.utterance import read_header, read_samples
 from interstack.errors import DataError
+from tests.data.corpora import SPEECH, files_of, make_data_module, make_stream_module, shards_in
 
 FORMATS = [
     ("WAV", "PCM_16"),

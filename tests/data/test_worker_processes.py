@@ -13,11 +13,17 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 import pytest
-from corpora import SPEECH, equal_batches, make_data_module, make_stream_module, shards_in
 
 from interstack.data import SpeechDataModule
 from interstack.data.left_out import LeftOut, LeftOutHere
 from interstack.errors import DataError
+from tests.data.corpora import (
+    SPEECH,
+    equal_batches,
+    make_data_module,
+    make_stream_module,
+    shards_in,
+)
 
 
 @pytest.fixture(params=["folder", "shards"])

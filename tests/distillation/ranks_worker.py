@@ -1,6 +1,6 @@
 """One rank of several small runs; ``test_ranks`` starts two with torchrun and reads what they say.
 
-Usage: torchrun --nproc-per-node 2 ranks_worker.py OUTPUT TEACHER
+Usage: torchrun --nproc-per-node 2 -m tests.distillation.ranks_worker OUTPUT TEACHER
 """
 
 from __future__ import annotations
@@ -13,13 +13,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-sys.path.append(str(Path(__file__).parents[1] / "models"))  # for `families`
-
 import lightning as L
 import torch
-from families import read_speech
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from small_runs import SMALL, loader, make_batch, make_trainer
 from torch import Tensor, nn
 
 from interstack.checkpointing.callback import Checkpoints
@@ -32,6 +28,8 @@ from interstack.growth.averages import averages_of
 from interstack.growth.optimizer_state import OptimizerStatePolicy
 from interstack.growth.plan import GrowthPlan
 from interstack.models.config import TeacherConfig
+from tests.distillation.small_runs import SMALL, loader, make_batch, make_trainer
+from tests.models.families import read_speech
 
 DEPTHS: Final = (1, 2, 4)
 BAD: Final = 4

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import lightning as L
-from families import pad, read_speech
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -17,6 +16,7 @@ from interstack.distillation.objective import ObjectiveConfig
 from interstack.distillation.optimizer import OptimizerConfig
 from interstack.growth.callback import InterleavedStacking
 from interstack.models.config import StudentConfig, TeacherConfig
+from tests.models.families import pad, read_speech
 
 SMALL: Final = StudentConfig(
     hidden_size=16,

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import lightning as L
-from small_runs import SMALL, loader, training_batches
 
 from interstack.data.batch import Batch
 from interstack.distillation.module import Distillation
 from interstack.distillation.optimizer import OptimizerConfig
 from interstack.models.config import TeacherConfig
+from tests.distillation.small_runs import SMALL, loader, training_batches
 
 NAN: Final = float("nan")
 

@@ -9,15 +9,15 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from families import read_speech
 from lightning.pytorch.plugins import MixedPrecision
-from small_runs import make_batch, make_module, make_trainer
-from spoilt_runs import skipping, spoilt, train
 from torch import Tensor
 
 from interstack.data.batch import Batch
 from interstack.distillation.module import Distillation
 from interstack.distillation.objective import ObjectiveConfig, ObjectiveKind
+from tests.distillation.small_runs import make_batch, make_module, make_trainer
+from tests.distillation.spoilt_runs import skipping, spoilt, train
+from tests.models.families import read_speech
 
 SECONDS = ((0.4,), (1.6, 0.9), (0.5, 0.6))
 """Utterances of the batches of a window, whose frames differ fivefold."""

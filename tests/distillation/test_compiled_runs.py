@@ -7,13 +7,20 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
-from small_runs import SMALL, SaveAfterFirstEpoch, fit, loader, make_trainer, training_batches
 from torch import nn
 
 from interstack.distillation.module import Distillation
 from interstack.errors import ConfigurationError
 from interstack.models.config import TeacherConfig
 from interstack.models.teacher import Teacher
+from tests.distillation.small_runs import (
+    SMALL,
+    SaveAfterFirstEpoch,
+    fit,
+    loader,
+    make_trainer,
+    training_batches,
+)
 
 
 @pytest.fixture

@@ -11,8 +11,6 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from small_runs import make_module, make_trainer, training_batches
-from spoilt_runs import skipping, spoilt, train
 from torch import Tensor, nn
 
 from interstack.distillation.finite import BatchLoss
@@ -21,6 +19,8 @@ from interstack.distillation.non_finite import NonFiniteBatches, NonFinitePolicy
 from interstack.distillation.objective import TapSums
 from interstack.distillation.optimizer import OptimizerConfig, make_optimizer
 from interstack.errors import DataError
+from tests.distillation.small_runs import make_module, make_trainer, training_batches
+from tests.distillation.spoilt_runs import skipping, spoilt, train
 
 
 class Trail(L.Callback):

@@ -9,17 +9,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from families import pad, read_speech, save, whisper_config
-from small_runs import (
-    SaveAfterFirstEpoch,
-    fit,
-    loader,
-    make_batch,
-    make_module,
-    make_trainer,
-    small_student,
-    training_batches,
-)
 from torch import Tensor
 from transformers import AutoModel, WhisperModel
 
@@ -31,6 +20,17 @@ from interstack.distillation.objective import ObjectiveConfig
 from interstack.distillation.optimizer import OptimizerConfig
 from interstack.errors import ConfigurationError
 from interstack.models.student import StudentOutput
+from tests.distillation.small_runs import (
+    SaveAfterFirstEpoch,
+    fit,
+    loader,
+    make_batch,
+    make_module,
+    make_trainer,
+    small_student,
+    training_batches,
+)
+from tests.models.families import pad, read_speech, save, whisper_config
 
 SPEECH = Path(__file__).parents[2] / "assets/speech"
 

@@ -10,17 +10,7 @@ from typing import Any, Final, Literal
 
 import pytest
 import torch
-from cached_runs import MAX_SECONDS, SPEECH, cache, fit, fit_words, settings
-from families import TRANSFORMER, pad, read_speech, save
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from small_runs import (
-    SaveAfterFirstEpoch,
-    make_batch,
-    make_trainer,
-    small_student,
-    training_batches,
-)
-from small_runs import fit as fit_module
 from transformers import AutoFeatureExtractor, AutoModel, HubertConfig, HubertModel
 
 from interstack.checkpointing.reading import read_checkpoint
@@ -34,6 +24,16 @@ from interstack.models.config import TeacherConfig
 from interstack.models.pretrained_front_end import PretrainedFrontEnd
 from interstack.planning.costs import front_end_macs
 from interstack.tracking.compute import step_flops
+from tests.distillation.small_runs import (
+    SaveAfterFirstEpoch,
+    make_batch,
+    make_trainer,
+    small_student,
+    training_batches,
+)
+from tests.distillation.small_runs import fit as fit_module
+from tests.models.families import TRANSFORMER, pad, read_speech, save
+from tests.target_cache.cached_runs import MAX_SECONDS, SPEECH, cache, fit, fit_words, settings
 
 FrontEnd = Literal["copy", "shared"]
 TAPS: Final = (1, 3)

@@ -8,13 +8,19 @@ from typing import Any, NamedTuple
 import lightning as L
 import pytest
 import torch
-from families import pad
-from small_runs import fit, make_module, make_trainer, small_student, training_batches
 from torch import Tensor
 
 from interstack.distillation.module import Distillation
 from interstack.distillation.optimizer import OptimizerConfig
 from interstack.growth.plan import GrowthPlan
+from tests.distillation.small_runs import (
+    fit,
+    make_module,
+    make_trainer,
+    small_student,
+    training_batches,
+)
+from tests.models.families import pad
 
 
 class Step(NamedTuple):

@@ -17,8 +17,6 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from small_runs import SMALL, make_trainer, small_student, training_batches
-from spoilt_runs import train
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -29,6 +27,8 @@ from interstack.models.config import FrontEnd, TeacherConfig
 from interstack.tracking.dashboard import Dashboard
 from interstack.tracking.progress_bar import StageProgressBar
 from interstack.tracking.stages import StageRecorder
+from tests.distillation.small_runs import SMALL, make_trainer, small_student, training_batches
+from tests.distillation.spoilt_runs import train
 
 WAITING: Final = {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select"}
 """Operations of torch that have to know values."""

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import loader, make_batch, make_module, make_trainer, training_batches
-from spoilt_runs import NAN, skipping, spoilt, train
 from torch import Tensor
 
 from interstack.distillation.finite import NumberFormats
@@ -16,6 +14,14 @@ from interstack.distillation.module import Distillation
 from interstack.distillation.non_finite import NonFiniteBatches, NonFinitePolicy
 from interstack.errors import ConfigurationError, DataError
 from interstack.models.teacher import TeacherOutput
+from tests.distillation.small_runs import (
+    loader,
+    make_batch,
+    make_module,
+    make_trainer,
+    training_batches,
+)
+from tests.distillation.spoilt_runs import NAN, skipping, spoilt, train
 
 
 def ready(module: Distillation) -> Distillation:

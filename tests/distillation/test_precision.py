@@ -11,15 +11,6 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.plugins import MixedPrecision
-from small_runs import (
-    SMALL,
-    SaveAfterFirstEpoch,
-    fit,
-    make_batch,
-    make_module,
-    make_trainer,
-    training_batches,
-)
 from torch import Tensor
 
 from interstack.data.batch import Batch
@@ -30,6 +21,15 @@ from interstack.distillation.optimizer import OptimizerConfig
 from interstack.distillation.targets import TargetNorm
 from interstack.errors import ConfigurationError
 from interstack.models.config import TeacherConfig
+from tests.distillation.small_runs import (
+    SMALL,
+    SaveAfterFirstEpoch,
+    fit,
+    make_batch,
+    make_module,
+    make_trainer,
+    training_batches,
+)
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 

@@ -8,9 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from cached_runs import fit as fit_by_command
 from safetensors.torch import load_file
-from small_runs import SMALL, fit, make_module, make_trainer, training_batches
 from torch import Tensor
 from transformers.models.hubert.modeling_hubert import HubertFeedForward
 
@@ -21,6 +19,8 @@ from interstack.errors import DataError, PrecisionError
 from interstack.models.config import TeacherConfig
 from interstack.models.precision import PrecisionReport
 from interstack.tracking.events import read_events
+from tests.distillation.small_runs import SMALL, fit, make_module, make_trainer, training_batches
+from tests.target_cache.cached_runs import fit as fit_by_command
 
 BF16 = ("--trainer.precision=bf16-mixed", "--model.teacher.dtype=bfloat16")
 WRONG_LAYER = "model.encoder.layers.0.feed_forward"

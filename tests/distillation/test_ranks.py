@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-import ranks_worker
 import torch
 
 from interstack.distillation.objective import ObjectiveConfig, TapSums
 from interstack.distillation.reduction import rank_loss
+from tests import REPOSITORY
+from tests.distillation import ranks_worker
 
 
 class Launch(NamedTuple):
@@ -38,7 +39,8 @@ def launch(teacher_directory: Path, tmp_path_factory: pytest.TempPathFactory) ->
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     with subprocess.Popen(
-        [*torchrun, "--nproc-per-node=2", ranks_worker.__file__, output, teacher_directory],
+        [*torchrun, "--nproc-per-node=2", "-m", ranks_worker.__name__, output, teacher_directory],
+        cwd=REPOSITORY,
         stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         text=True,

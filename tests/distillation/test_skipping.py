@@ -13,12 +13,17 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
-from small_runs import SaveAfterFirstEpoch, make_module, make_trainer, training_batches
-from spoilt_runs import NAN, skipping, spoilt, train
 from torch import Tensor
 
 from interstack.distillation.objective import ObjectiveConfig
 from interstack.errors import DataError
+from tests.distillation.small_runs import (
+    SaveAfterFirstEpoch,
+    make_module,
+    make_trainer,
+    training_batches,
+)
+from tests.distillation.spoilt_runs import NAN, skipping, spoilt, train
 
 
 class Snapshots(L.Callback):

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from full_disks import NoSpace
 
 from interstack.cli import main
 from interstack.errors import DataError
@@ -17,6 +16,7 @@ from interstack.evaluation.clip_labels import MOST_CLIPS, read_labelled_clips
 from interstack.evaluation.clip_probe import pool_clips, run_clip_probe
 from interstack.evaluation.linear_probe import ProbeSettings
 from interstack.evaluation.upstreams import LogMelUpstream
+from tests.checkpointing.full_disks import NoSpace
 
 SPEECH = Path(__file__).parents[2] / "assets" / "speech" / "LibriSpeech"
 QUICK = ProbeSettings(steps=200, evaluations=4, learning_rate=1e-2)

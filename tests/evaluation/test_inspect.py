@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from families import save
 from transformers import AutoModel
 
 from interstack.cli import main
+from tests.models.families import save
 
 TEACHER = Path(__file__).parents[2] / "assets" / "teacher"
 

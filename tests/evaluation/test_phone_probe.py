@@ -13,7 +13,6 @@ from unittest import mock
 import pytest
 import soundfile
 import torch
-from families import build, read_speech
 
 from interstack import cli
 from interstack.data import LibriSpeechFolder
@@ -31,6 +30,7 @@ from interstack.evaluation.linear_probe import Frames, ProbeSettings, train_prob
 from interstack.evaluation.phone_probe import label_frames, run_phone_probe
 from interstack.evaluation.phone_report import phone_table
 from interstack.evaluation.upstreams import LogMelUpstream, load_upstream, untrained
+from tests.models.families import build, read_speech
 
 SPEECH = Path(__file__).parents[2] / "assets" / "speech"
 QUICK = ProbeSettings(steps=150, evaluations=3)

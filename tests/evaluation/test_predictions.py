@@ -10,7 +10,6 @@ import datasets
 import pytest
 import soundfile
 import torch
-from cached_runs import SPEECH, fit, settings
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -20,6 +19,7 @@ from interstack.cli import main
 from interstack.evaluation.predictions import file_of
 from interstack.export.checkpoint import load_student
 from interstack.models.front_end import num_frames
+from tests.target_cache.cached_runs import SPEECH, fit, settings
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import read_speech
 from torch import Tensor, nn
 
 from interstack.errors import PrecisionError
@@ -17,6 +16,7 @@ from interstack.evaluation.superb.upstream import TeacherUpstream
 from interstack.evaluation.upstreams import PretrainedUpstream
 from interstack.models.precision import PrecisionReport
 from interstack.models.teacher import Teacher
+from tests.models.families import read_speech
 
 CPU = torch.device("cpu")
 

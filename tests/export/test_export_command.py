@@ -7,10 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cached_runs import fit
-from full_disks import NoSpace, full_disk
 from safetensors.torch import load_file
-from small_students import small_student
 from torch import Tensor
 from transformers import AutoFeatureExtractor, AutoModel
 
@@ -21,6 +18,9 @@ from interstack.export.directory import export_student, written_whole
 from interstack.export.model_card import write_card
 from interstack.export.padding import padding_gap
 from interstack.export.provenance import Provenance
+from tests.checkpointing.full_disks import NoSpace, full_disk
+from tests.export.small_students import small_student
+from tests.target_cache.cached_runs import fit
 
 
 def export(checkpoint: Path, output: Path, *more: str) -> int:

@@ -8,7 +8,6 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
-from small_students import small_student
 from torch import Tensor
 from transformers import AutoModel
 
@@ -17,6 +16,7 @@ from interstack.errors import PrecisionError
 from interstack.export import student_export
 from interstack.export.checkpoint import load_student
 from interstack.export.onnx import check_onnx, export_onnx
+from tests.export.small_students import small_student
 
 
 @pytest.mark.parametrize("run", ["grown_run", "layer_norm_run"])

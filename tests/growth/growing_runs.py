@@ -8,11 +8,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from small_runs import fit, make_module, make_trainer, training_batches
 from torch import Tensor
 
 from interstack.distillation.module import Distillation
 from interstack.growth.plan import GrowthPlan
+from tests.distillation.small_runs import fit, make_module, make_trainer, training_batches
 
 NamedState = dict[str, dict[str, Tensor]]
 

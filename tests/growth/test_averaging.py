@@ -8,7 +8,6 @@ from typing import Any, Final
 import lightning as L
 import pytest
 import torch
-from growing_runs import Saver, train
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
     BaseFinetuning,
@@ -17,7 +16,6 @@ from lightning.pytorch.callbacks import (
     StochasticWeightAveraging,
     WeightAveraging,
 )
-from small_runs import make_module, training_batches
 from torch import Tensor, nn
 
 from interstack.distillation.averaging import averaged_weights
@@ -26,6 +24,8 @@ from interstack.distillation.objective import ObjectiveConfig
 from interstack.errors import ConfigurationError
 from interstack.growth.plan import GrowthPlan
 from interstack.tracking.evaluation import validation_loss
+from tests.distillation.small_runs import make_module, training_batches
+from tests.growth.growing_runs import Saver, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback")
 

@@ -11,8 +11,6 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from growing_runs import Saver, equal_states, train
-from small_runs import make_module
 from torch import nn
 
 from interstack.distillation import muon
@@ -21,6 +19,8 @@ from interstack.distillation.optimizer import OptimizerConfig, make_optimizer
 from interstack.errors import ConfigurationError
 from interstack.growth.optimizer_state import OptimizerStatePolicy
 from interstack.tracking.compute import optimizer_flops
+from tests.distillation.small_runs import make_module
+from tests.growth.growing_runs import Saver, equal_states, train
 
 LAYERS = "student.model.encoder.layers."
 MUON = OptimizerConfig(learning_rate=3e-3, weight_decay=0.1, kind="muon", warmup=0.0)
@@ -40,7 +40,7 @@ def set_gradients(parameters: Sequence[nn.Parameter], seed: int) -> None:
 
 
 def test_it_steps_as_torchs_muon_and_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the last bits, where it iterates in bfloat16 as torch does; tall, wide and square ones."""
+    """To the rounding of bfloat16, in which torch iterates: a hundredth of a step; any shape."""
     monkeypatch.setattr(muon, "newton_schulz_dtype", lambda _: torch.bfloat16)
     shapes = [(24, 16), (16, 24), (16, 16), (16, 16), (5,), (2, 3, 4)]
     mine, theirs = drawn(*shapes), drawn(*shapes)
@@ -55,7 +55,7 @@ def test_it_steps_as_torchs_muon_and_adamw(monkeypatch: pytest.MonkeyPatch) -> N
         set_gradients(theirs, step)
         for each in (optimizer, matrices, others):
             each.step()
-    torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=0.01 * MUON.learning_rate)
 
 
 def test_an_update_has_singular_values_near_one() -> None:

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from growing_runs import Saver, equal_states, named_state, train
 from lightning.pytorch.plugins import MixedPrecision
-from small_runs import fit, make_module, make_trainer, training_batches
 from torch import nn
 
 from interstack.distillation.module import Distillation
@@ -17,6 +15,8 @@ from interstack.distillation.optimizer import OptimizerConfig, OptimizerKind
 from interstack.growth.operators import OperatorName
 from interstack.growth.optimizer_state import OptimizerStatePolicy, inherit_optimizer_state
 from interstack.growth.plan import GrowthPlan
+from tests.distillation.small_runs import fit, make_module, make_trainer, training_batches
+from tests.growth.growing_runs import Saver, equal_states, named_state, train
 
 LAYERS = "student.model.encoder.layers."
 GROWN: dict[OperatorName, str] = {

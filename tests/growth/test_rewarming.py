@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from growing_runs import Saver, Witness, train
-from small_runs import fit, make_module, make_trainer, training_batches
 
 from interstack.distillation.optimizer import OptimizerConfig
 from interstack.errors import ConfigurationError
 from interstack.growth.callback import InterleavedStacking
+from tests.distillation.small_runs import fit, make_module, make_trainer, training_batches
+from tests.growth.growing_runs import Saver, Witness, train
 
 REWARM: dict[str, Any] = {"learning_rate": "rewarm", "rewarm_steps": 3}
 SCALES = [1, 1, 1, 1, 1 / 3, 2 / 3, 1, 1, 1 / 3, 2 / 3, 1, 1]

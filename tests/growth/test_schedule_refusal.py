@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from growing_runs import Saver, train
-from small_runs import loader, make_module, make_trainer, training_batches
 
 from interstack.errors import ConfigurationError
 from interstack.growth.callback import InterleavedStacking
+from tests.distillation.small_runs import loader, make_module, make_trainer, training_batches
+from tests.growth.growing_runs import Saver, train
 
 BEGAN = """\
 the run began with this growth schedule

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from library_page import REPOSITORY, run_page
+
+from tests import REPOSITORY
+from tests.library.library_page import run_page
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import lightning as L
-from library_page import definitions
+
+from tests.library.library_page import definitions
 
 
 class KillAfter(L.Callback):

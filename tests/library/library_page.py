@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 from typing import Any, Final
 
 import lightning as L
 from torch import Tensor, nn
 
-REPOSITORY: Final = Path(__file__).parents[2]
+from tests import REPOSITORY
+
 PAGE: Final = REPOSITORY / "docs" / "library.md"
 
 

@@ -8,27 +8,30 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import killed_text_runs
 import lightning as L
 import pytest
-import text_ranks
 import torch
-from library_page import Losses, fingerprint
+
+from tests import REPOSITORY
+from tests.library import killed_text_runs, text_ranks
+from tests.library.library_page import Losses, fingerprint
 
 KILLED = (5, 9, 19)
 """Steps after which runs are killed: the last checkpoint is of the step before, 8 just grown."""
 
 
-def run_script(script: str, *arguments: object, ranks: int = 0) -> None:
-    """Run a script of this folder, on so many ranks."""
+def run_module(module: ModuleType, *arguments: object, ranks: int = 0) -> None:
+    """Run a module of this folder, on so many ranks."""
     # a command line run by another test leaves its seed there, and Lightning's DDP obeys it
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PL_")}
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    command = [sys.executable, *(torchrun if ranks else []), script, *map(str, arguments)]
+    command = [sys.executable, *(torchrun if ranks else []), "-m", module.__name__]
     done = subprocess.run(
-        command,
+        [*command, *map(str, arguments)],
+        cwd=REPOSITORY,
         env=inherited | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -65,7 +68,7 @@ def killed_runs(directory: Path) -> Path:
     for step in KILLED:
         (runs / f"{step}").mkdir()
         (runs / f"{step}" / "README.md").symlink_to(directory / "README.md")
-    run_script(killed_text_runs.__file__, runs, *KILLED)
+    run_module(killed_text_runs, runs, *KILLED)
     return runs
 
 
@@ -125,7 +128,7 @@ def test_the_trainers_learning_rate_goes_on_through_growth(page: dict[str, Any])
 @pytest.fixture(scope="module")
 def ranks(directory: Path) -> list[dict[str, Any]]:
     """What two ranks saw of their runs."""
-    run_script(text_ranks.__file__, directory, ranks=2)
+    run_module(text_ranks, directory, ranks=2)
     return [json.loads((directory / f"rank{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import lightning as L
 import torch
-from library_page import Losses, definitions, fingerprint
+
+from tests.library.library_page import Losses, definitions, fingerprint
 
 
 def lightning_run(page: dict[str, Any], rank: int | None, operator: str) -> dict[str, Any]:

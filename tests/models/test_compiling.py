@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import pad, read_speech
 from torch import Tensor, nn
 from transformers import HubertConfig
 
@@ -19,6 +18,7 @@ from interstack.growth.operators import get_operator, plan_growth
 from interstack.models import compiling
 from interstack.models.student import Student
 from interstack.models.teacher import Teacher
+from tests.models.families import pad, read_speech
 
 # torch looks for gradients where there are none, while it traces, and silences that for users
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from families import WAVEFORM_MODELS, pad, read_speech, save
 from torch import Tensor, nn
 
 from interstack.errors import PrecisionError
@@ -26,6 +25,7 @@ from interstack.models.precision import (
 )
 from interstack.models.student import Student
 from interstack.models.teacher import Teacher, check_teacher
+from tests.models.families import WAVEFORM_MODELS, pad, read_speech, save
 
 CPU = torch.device("cpu")
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from families import NUM_LAYERS, WAVEFORM_MODELS, WIDTH, build, pad, read_speech
 from torch import Tensor
 
 from interstack.models.encoder import encode, project
 from interstack.models.front_end import frame_mask, num_frames
+from tests.models.families import NUM_LAYERS, WAVEFORM_MODELS, WIDTH, build, pad, read_speech
 
 ALL_FAMILIES = pytest.mark.parametrize("family", list(WAVEFORM_MODELS))
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import WAVEFORM_MODELS, build, pad, read_speech
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -21,6 +20,7 @@ from interstack.models.front_end import (
     num_frames,
     receptive_field,
 )
+from tests.models.families import WAVEFORM_MODELS, build, pad, read_speech
 
 CONFIG = HubertConfig()
 ALL_FAMILIES = pytest.mark.parametrize("family", list(WAVEFORM_MODELS))

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from families import MODELS, pad, read_speech, save
 from torch import Tensor, nn
 
 from interstack.models.teacher import Teacher, TeacherOutput
+from tests.models.families import MODELS, pad, read_speech, save
 
 
 def told_by(family: str, directory: Path, **options: Any) -> tuple[TeacherOutput, list[bool]]:  # noqa: ANN401

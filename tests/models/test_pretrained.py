@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import NUM_LAYERS, TRANSFORMER, edit_json, edit_weights, pad, read_speech, save
 from torch import Tensor
 from transformers import (
     HubertConfig,
@@ -23,6 +22,15 @@ from interstack.evaluation.superb.upstream import Upstream
 from interstack.evaluation.upstreams import untrained
 from interstack.models.pretrained import Source
 from interstack.models.teacher import Teacher
+from tests.models.families import (
+    NUM_LAYERS,
+    TRANSFORMER,
+    edit_json,
+    edit_weights,
+    pad,
+    read_speech,
+    save,
+)
 
 
 def test_a_fine_tuned_checkpoint_serves_as_its_encoder(tmp_path: Path) -> None:

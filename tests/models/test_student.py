@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import pad, whisper_config
 from torch import Tensor, nn
 from transformers import AutoModel
 
@@ -26,6 +25,7 @@ from interstack.models.config import (
 )
 from interstack.models.student import Student
 from interstack.models.teacher import Teacher
+from tests.models.families import pad, whisper_config
 
 PAPER_TAPS = (4, 8, 12)
 SMALL: dict[str, Any] = {

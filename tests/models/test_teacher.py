@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from families import (
+from torch import Tensor
+from transformers import WhisperFeatureExtractor
+
+from interstack.models.front_end import normalise_waveform
+from interstack.models.teacher import Teacher
+from tests.models.families import (
     MODELS,
     NUM_LAYERS,
     WIDTH,
@@ -19,11 +24,6 @@ from families import (
     read_speech,
     save,
 )
-from torch import Tensor
-from transformers import WhisperFeatureExtractor
-
-from interstack.models.front_end import normalise_waveform
-from interstack.models.teacher import Teacher
 
 ALL_FAMILIES = pytest.mark.parametrize("family", list(MODELS))
 EVERY_TAP = range(NUM_LAYERS + 1)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import NUM_LAYERS, build, edit_json, pad, read_speech, save, whisper_config
 from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from interstack.errors import ConfigurationError, DataError, TeacherError
@@ -17,6 +16,15 @@ from interstack.models.config import TeacherConfig
 from interstack.models.teacher import Teacher
 from interstack.models.whisper import LogMel
 from interstack.target_cache.record import CacheRecord
+from tests.models.families import (
+    NUM_LAYERS,
+    build,
+    edit_json,
+    pad,
+    read_speech,
+    save,
+    whisper_config,
+)
 
 FeatureExtractor: Any = WhisperFeatureExtractor  # untyped
 

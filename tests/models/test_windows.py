@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import pad, read_speech
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from interstack.models.config import StudentConfig, student_hubert_config
 from interstack.models.front_end import num_frames
 from interstack.models.student import Student
 from interstack.models.windows import WindowedOutput, context_frames, plan_windows
+from tests.models.families import pad, read_speech
 
 
 def small_student(norm: str = "group", **changes: object) -> Student:

@@ -10,7 +10,8 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-REPOSITORY = Path(__file__).parents[2]
+from tests import REPOSITORY
+
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 PICTURES = {"image/png", "image/svg+xml"}
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from families import DATA2VEC, LARGE, TRANSFORMER, WIDTH
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     Data2VecAudioConfig,
@@ -24,6 +23,7 @@ from interstack.distillation.optimizer import OptimizerConfig, OptimizerKind, ma
 from interstack.models.config import StudentConfig, student_hubert_config
 from interstack.models.student import Student
 from interstack.planning.costs import student_costs, teacher_gigamacs
+from tests.models.families import DATA2VEC, LARGE, TRANSFORMER, WIDTH
 
 SECONDS = 8
 

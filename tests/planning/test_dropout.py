@@ -6,7 +6,6 @@ from itertools import combinations
 
 import pytest
 import torch
-from families import pad, read_speech
 
 from interstack.models.config import StudentConfig, student_hubert_config
 from interstack.models.student import Student
@@ -17,6 +16,7 @@ from interstack.planning.dropout import (
     dropout_probabilities,
     without_dropout,
 )
+from tests.models.families import pad, read_speech
 
 
 def hidden(student: Student) -> torch.Tensor:

@@ -9,8 +9,7 @@ import pytest
 from torch import nn
 
 from interstack.cli import main
-
-REPOSITORY = Path(__file__).parents[2]
+from tests import REPOSITORY
 
 
 def words(teacher: Path, *more: str) -> list[str]:

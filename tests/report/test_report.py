@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cached_runs import fit
-from full_disks import NoSpace
 
 from interstack.cli import main
 from interstack.growth.operators import get_operator, plan_growth
@@ -22,6 +20,8 @@ from interstack.report.page import render
 from interstack.report.story import read_stories
 from interstack.tracking.lineage import layer_rows
 from interstack.tracking.step_clock import PARTS
+from tests.checkpointing.full_disks import NoSpace
+from tests.target_cache.cached_runs import fit
 
 LONG = ("--trainer.max_steps=12", "--trainer.log_every_n_steps=2")
 DAILY = "--trainer.check_val_every_n_epoch=1"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_sets import make_all
 from transformers import HubertConfig
 
 from interstack.export.directory import export_student
 from interstack.models.student import Student
+from tests.superb.small_sets import make_all
 
 
 @pytest.fixture(scope="session")

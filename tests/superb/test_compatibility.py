@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import torchaudio
-from small_sets import LETTERS
 
 from interstack.errors import ConfigurationError
 from interstack.evaluation.superb.compatibility import (
@@ -21,6 +20,7 @@ from interstack.evaluation.superb.compatibility import (
 from interstack.evaluation.superb.corpora import BucketedTranscripts, read_lexicons
 from interstack.evaluation.superb.preparation import phone_inventory
 from interstack.evaluation.superb.tasks import TASKS
+from tests.superb.small_sets import LETTERS
 
 ABSENT = ("torchaudio.sox_effects", "librosa", "catalyst", "sox")
 

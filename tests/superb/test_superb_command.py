@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import edit_json
-from full_disks import NoSpace
-from superb_runs import superb
 
 from interstack.errors import ConfigurationError
 from interstack.evaluation.superb.results import collect, published, superb_score
 from interstack.evaluation.superb.tasks import TASKS, presets, protocol
+from tests.checkpointing.full_disks import NoSpace
+from tests.models.families import edit_json
+from tests.superb.superb_runs import superb
 
 
 def test_a_mistyped_task_is_named(
@@ -188,7 +188,7 @@ def test_fbank_and_other_families_are_upstreams_too(
     data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """SUPERB's baseline, and a WavLM, which s3prl has no Hugging Face expert for."""
-    from families import save
+    from tests.models.families import save
 
     wavlm = save("wavlm-base", tmp_path)
     assert superb("fbank", data_root, tmp_path / "out", "pr", steps=1) == 0

@@ -12,8 +12,6 @@ from xml.etree import ElementTree
 import pytest
 import s3prl
 import torch
-from families import NUM_LAYERS, edit_json, read_speech, save
-from superb_runs import job_directory, metrics, superb
 from torchaudio.functional import edit_distance
 from transformers import AutoModel, Wav2Vec2FeatureExtractor
 
@@ -22,6 +20,8 @@ from interstack.evaluation.superb.results import TABLE_FILE
 from interstack.evaluation.superb.tasks import TASKS
 from interstack.evaluation.superb.upstream import Upstream
 from interstack.models.teacher import Teacher
+from tests.models.families import NUM_LAYERS, edit_json, read_speech, save
+from tests.superb.superb_runs import job_directory, metrics, superb
 
 
 def table(path: Path) -> dict[str, str]:

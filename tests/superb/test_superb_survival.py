@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from cached_runs import stopping_at
-from superb_runs import job_directory, metrics, superb
 
 from interstack.evaluation.superb.results import TABLE_FILE
 from interstack.evaluation.superb.training import DownstreamTraining
+from tests.superb.superb_runs import job_directory, metrics, superb
+from tests.target_cache.cached_runs import stopping_at
 
 
 @pytest.mark.parametrize("task", ["asr", "sid", "ks"])

@@ -19,10 +19,9 @@ import pytest
 import torch
 
 from interstack.cli import main
+from tests import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 SPEECH = REPOSITORY / "assets" / "speech"
-HERE = [str(Path(__file__).parents[1] / each) for each in ("survival", "checkpointing")]
 GROWN_AT, NUM_STEPS, EPOCH = 6, 12, 5
 """Steps before growth, steps of the run, and steps of an epoch: growth is amid the second."""
 
@@ -88,7 +87,7 @@ class Run:
         """Return the option that lets it wait at a point within a step; see `pause_at`."""
         self.flag.unlink(missing_ok=True)
         pause = {"step": step, "where": where, "flag": str(self.flag)}
-        callback = json.dumps({"class_path": "pauses.PauseAt", "init_args": pause})
+        callback = json.dumps({"class_path": "tests.survival.pauses.PauseAt", "init_args": pause})
         return f"--trainer.callbacks+={callback}"
 
     def wait_for_pause(self, is_alive: Callable[[], bool]) -> None:
@@ -208,7 +207,6 @@ def _run(words: list[str], log: str) -> None:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     os.chdir(REPOSITORY)
-    sys.path += HERE
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # as in a process of nobody's making
     sys.exit(main(words))

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-from full_disks import NoSpace
 
 from interstack.checkpointing import writer
+from tests.checkpointing.full_disks import NoSpace
 
 
 class PauseAt(L.Callback):

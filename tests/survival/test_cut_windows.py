@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from killed_runs import Run, assert_same_end, small_words
 
 from interstack.cli import main
 from interstack.data.assembling import BatchDataset
 from interstack.data.batch import Batch
 from interstack.errors import DataError
+from tests.survival.killed_runs import Run, assert_same_end, small_words
 
 FAULT = 3
 """Batch of an epoch of five that can't be read; it is the second of its window."""

@@ -10,7 +10,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
-from killed_runs import EPOCH, GROWN_AT, NUM_STEPS, SPEECH, Run, assert_same_end, small_words
+
+from tests.survival.killed_runs import (
+    EPOCH,
+    GROWN_AT,
+    NUM_STEPS,
+    SPEECH,
+    Run,
+    assert_same_end,
+    small_words,
+)
 
 LAST = "--ckpt_path=last"
 ONLY_WHEN_NEEDED = ("--checkpoint.every_n_steps=null", "--checkpoint.every_minutes=null")
@@ -181,7 +190,7 @@ def test_two_runs_in_one_directory(whole: Run, tmp_path: Path) -> None:
 
 def test_a_disk_that_is_full_for_a_while(whole: Run, tmp_path: Path) -> None:
     """Training goes on, the last good checkpoint stays, and the next one that fits is written."""
-    full = '{"class_path": "pauses.FullDisk", "init_args": {"first": 3, "last": 8}}'
+    full = '{"class_path": "tests.survival.pauses.FullDisk", "init_args": {"first": 3, "last": 8}}'
     words = (*whole.words, "--checkpoint.every_n_steps=1", "--trainer.callbacks=" + f"[{full}]")
     run = Run(tmp_path / "run", words)
     process = run.pause_at(7, "step")

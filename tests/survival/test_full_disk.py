@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 import pytest
-from killed_runs import GROWN_AT, NUM_STEPS, Run, assert_same_end, small_words
+
+from tests.survival.killed_runs import GROWN_AT, NUM_STEPS, Run, assert_same_end, small_words
 
 LAST = "--ckpt_path=last"
 
@@ -22,7 +23,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory, teacher_directory: Path) -> 
 
 def without_space(run: Run, **when: object) -> str:
     """Return the option that lets a run's disk be full; see ``pauses.NoSpaceLeft``."""
-    disk = {"class_path": "pauses.NoSpaceLeft", "init_args": {"directory": str(run.directory)}}
+    disk = {
+        "class_path": "tests.survival.pauses.NoSpaceLeft",
+        "init_args": {"directory": str(run.directory)},
+    }
     return f"--trainer.callbacks+={json.dumps(disk | {'init_args': disk['init_args'] | when})}"
 
 
@@ -120,10 +124,9 @@ def test_a_run_is_not_begun_without_space(
     whole: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Before anything is loaded; with a growing number of files that could be made."""
-    from full_disks import NoSpace
-    from killed_runs import REPOSITORY
-
     from interstack.cli import main
+    from tests import REPOSITORY
+    from tests.checkpointing.full_disks import NoSpace
 
     monkeypatch.chdir(REPOSITORY)
     words = ["fit", *whole.words, f"--trainer.default_root_dir={tmp_path / 'run'}"]

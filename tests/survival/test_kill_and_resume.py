@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from killed_runs import GROWN_AT, SPEECH, Run, assert_same_end, small_words
 
 from interstack.cli import main
+from tests.survival.killed_runs import GROWN_AT, SPEECH, Run, assert_same_end, small_words
 
 LAST = "--ckpt_path=last"
 BATCHES = "--trainer.limit_train_batches=10"

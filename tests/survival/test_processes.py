@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from killed_runs import (
+
+from tests.survival.killed_runs import (
     GROWN_AT,
     NUM_STEPS,
     REPOSITORY,

@@ -8,7 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from killed_runs import HERE, REPOSITORY, Run, assert_same_end, free_port, small_words
+from tests import REPOSITORY
+from tests.survival.killed_runs import Run, assert_same_end, free_port, small_words
 
 STOPPED_AFTER = 3
 """Optimizer steps that are done when the job's time is over; the one that is going on is, too."""
@@ -38,7 +39,7 @@ def submit(run: Run, commands: Path, *more: str) -> subprocess.Popen[bytes]:
         "MASTER_PORT": str(free_port()),  # else the job's number says it
         "PYTHON": sys.executable,
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([*HERE, os.environ.get("PYTHONPATH", "")]),  # for the pause
+        "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")]),
         "PATH": f"{commands}:{os.environ['PATH']}",
     }
     command = ["bash", str(SCRIPT), config.partition("=")[2], *words]

@@ -15,14 +15,15 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import killed_runs
 import pytest
 import torch
 import yaml
-from killed_runs import REPOSITORY, SPEECH, differences, small_words
 
 from interstack.cli import main
 from interstack.sweep import queue
+from tests import REPOSITORY
+from tests.survival import killed_runs
+from tests.survival.killed_runs import SPEECH, differences, small_words
 
 KILLS = 2
 

@@ -11,10 +11,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from killed_runs import GROWN_AT, NUM_STEPS, REPOSITORY, Run, assert_same_end, small_words
 
 from interstack.cli import main
 from interstack.distillation.module import Distillation
+from tests.survival.killed_runs import (
+    GROWN_AT,
+    NUM_STEPS,
+    REPOSITORY,
+    Run,
+    assert_same_end,
+    small_words,
+)
 
 
 @pytest.fixture(scope="module")

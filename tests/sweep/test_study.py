@@ -15,8 +15,8 @@ from interstack.errors import ConfigurationError
 from interstack.sweep.queue import slot_environment
 from interstack.sweep.results import RunResult, rows_of, welch_p_value
 from interstack.sweep.study import PlannedRun, Study
+from tests import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
 BASE = str(REPOSITORY / "configs" / "interleaved.yaml")
 MIDAS = str(REPOSITORY / "configs" / "rivals" / "midas.yaml")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from interstack.cli import main
+from tests import REPOSITORY
 
-REPOSITORY: Final = Path(__file__).parents[2]
 SPEECH: Final = REPOSITORY / "assets" / "speech"
 MAX_SECONDS: Final = 1.0
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cached_runs import cache
+
+from tests.target_cache.cached_runs import cache
 
 
 @pytest.fixture(scope="session")

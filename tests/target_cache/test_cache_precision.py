@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cached_runs import cache, fit
 
 from interstack.target_cache import precision as precision_file
 from interstack.tracking.events import read_events
+from tests.target_cache.cached_runs import cache, fit
 
 
 def test_both_formats_of_a_cache_are_reported(teacher_directory: Path, tmp_path: Path) -> None:

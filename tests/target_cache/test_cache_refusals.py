@@ -11,13 +11,13 @@ from types import SimpleNamespace
 import pytest
 import soundfile
 import torch
-from cached_runs import SPEECH, cache, fit
-from full_disks import NoSpace
 from safetensors.torch import load_file, save_file
 
 from interstack.errors import ConfigurationError, TeacherError
 from interstack.target_cache.record import RECORD_FILE, CacheRecord
 from interstack.target_cache.teacher import CachedTeacher
+from tests.checkpointing.full_disks import NoSpace
+from tests.target_cache.cached_runs import SPEECH, cache, fit
 
 Usage = namedtuple("Usage", "total used free")
 

@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from cached_runs import SPEECH, cache, fit, losses, settings
 
 from interstack.cli import main
 from interstack.data import left_out
 from interstack.target_cache.cache import SplitIndex
+from tests.target_cache.cached_runs import SPEECH, cache, fit, losses, settings
 
 
 def test_a_streamed_corpus_is_cached_as_a_folder_is(

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from cached_runs import cache, fit, losses, stopping_at
-from families import save
 
 from interstack.distillation.module import Distillation
 from interstack.target_cache import filling
 from interstack.target_cache.cache import SplitIndex, TargetCache
+from tests.models.families import save
+from tests.target_cache.cached_runs import cache, fit, losses, stopping_at
 
 
 def test_a_stopped_run_with_a_cache_ends_as_the_whole_one(

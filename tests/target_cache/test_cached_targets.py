@@ -9,7 +9,6 @@ from typing import Any, Final, Literal
 
 import pytest
 import torch
-from cached_runs import MAX_SECONDS, SPEECH, cache, fit, losses
 
 from interstack.cli import main
 from interstack.data import LibriSpeechFolder, SpeechDataModule
@@ -17,6 +16,7 @@ from interstack.distillation.module import Distillation
 from interstack.distillation.objective import ObjectiveConfig
 from interstack.models.config import StudentConfig, TeacherConfig
 from interstack.models.teacher import Teacher
+from tests.target_cache.cached_runs import MAX_SECONDS, SPEECH, cache, fit, losses
 
 STUDENT: Final = StudentConfig(
     hidden_size=16,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cached_runs import cache, fit
 
 from interstack.target_cache import filling
 from interstack.target_cache.cache import SplitIndex, TargetCache
+from tests.target_cache.cached_runs import cache, fit
 
 SMALL_SHARDS = ("--dtype=float32", "--shard_megabytes=0.3")
 

@@ -10,9 +10,6 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from cached_runs import fit
-from told_runs import TOLD
-from tracked_runs import CONV_DIM, DEPTHS, EPOCH_BATCHES, NUM_STEPS, SPEECH, MakeRun, Run
 from transformers import HubertConfig, HubertModel
 
 from interstack.data.datamodule import SpeechDataModule
@@ -20,6 +17,17 @@ from interstack.data.folder import LibriSpeechFolder
 from interstack.distillation.module import Distillation
 from interstack.growth.callback import InterleavedStacking
 from interstack.models.config import StudentConfig, TeacherConfig
+from tests.target_cache.cached_runs import fit
+from tests.tracking.told_runs import TOLD
+from tests.tracking.tracked_runs import (
+    CONV_DIM,
+    DEPTHS,
+    EPOCH_BATCHES,
+    NUM_STEPS,
+    SPEECH,
+    MakeRun,
+    Run,
+)
 
 
 @pytest.fixture(scope="session")

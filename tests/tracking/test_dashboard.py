@@ -11,10 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cached_runs import cache, fit, stopping_at
-from offline_wandb import Offline
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from told_runs import LAYERS, LONG, SCALARS, of_kind
 
 from interstack.distillation.module import Distillation
 from interstack.growth.operators import get_operator, plan_growth
@@ -25,6 +22,9 @@ from interstack.tracking.points import AXES, POINT_METRICS
 from interstack.tracking.run_meters import RunMeters
 from interstack.tracking.step_clock import PARTS
 from interstack.tracking.totals import Totals
+from tests.target_cache.cached_runs import cache, fit, stopping_at
+from tests.tracking.offline_wandb import Offline
+from tests.tracking.told_runs import LAYERS, LONG, SCALARS, of_kind
 
 RECOVERING = ("growth", "recovery")
 BLOCKS_AND_PLACES = ("1_place_1", "1_place_2", "2_place_1", "2_place_2")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from full_disks import NoSpace
 
 from interstack.checkpointing.deferred import deferred_writes
 from interstack.errors import ConfigurationError
 from interstack.tracking.events import append_event, read_events, trim_events
 from interstack.tracking.metrics_file import MetricsFile, read_rows, trim_rows
+from tests.checkpointing.full_disks import NoSpace
 
 
 def test_metrics_are_trimmed_to_a_checkpoint(tmp_path: Path) -> None:

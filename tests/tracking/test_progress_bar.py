@@ -8,12 +8,12 @@ import sys
 from itertools import pairwise
 
 import pytest
-from tracked_runs import DEPTHS, NUM_STEPS, MakeRun
 
 from interstack.growth.schedule import Stage
 from interstack.tracking.outlook import Outlook
 from interstack.tracking.progress_bar import StageProgressBar
 from interstack.tracking.throughput import Audio, AudioMeter
+from tests.tracking.tracked_runs import DEPTHS, NUM_STEPS, MakeRun
 
 CLOCK = r"(?:\d+:)?\d+:\d\d"
 TIMES = rf"(, grows in {CLOCK}, ends in {CLOCK}|, ends in {CLOCK})?"

@@ -12,7 +12,6 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from tracked_runs import DEPTHS, NUM_STEPS, MakeRun, RandomData, Witness
 
 from interstack.data.batch import Batch
 from interstack.distillation.module import Distillation
@@ -21,6 +20,7 @@ from interstack.tracking import stages as stages_module
 from interstack.tracking.record import StageRecord
 from interstack.tracking.stages import StageRecorder
 from interstack.tracking.throughput import Stopwatch
+from tests.tracking.tracked_runs import DEPTHS, NUM_STEPS, MakeRun, RandomData, Witness
 
 
 class Snapshots(L.Callback):

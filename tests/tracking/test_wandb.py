@@ -10,14 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
-from cached_runs import fit, fit_words, stopping_at
-from offline_wandb import Offline
 from PIL import Image
-from told_runs import LAYERS, SCALARS, TOLD, of_kind
 
 from interstack.distillation.module import Distillation
 from interstack.tracking.lineage import COLUMNS
 from interstack.tracking.points import AXES
+from tests.target_cache.cached_runs import fit, fit_words, stopping_at
+from tests.tracking.offline_wandb import Offline
+from tests.tracking.told_runs import LAYERS, SCALARS, TOLD, of_kind
 
 
 def test_weights_and_biases_offline_has_every_key_table_and_picture(told_run: Path) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import wandb
-from cached_runs import fit
 from lightning.pytorch.loggers import WandbLogger
 
 from interstack.distillation.module import Distillation
@@ -25,6 +24,7 @@ from interstack.tracking.boards import WandbBoard
 from interstack.tracking.tolerant_loggers import tolerate_failures
 from interstack.tracking.wandb_run import finished_wandb
 from interstack.tracking.wandb_service import read_sync_file
+from tests.target_cache.cached_runs import fit
 
 
 @pytest.fixture(autouse=True)
