@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 
 from interstack.distillation.module import Distillation
-from interstack.export.directory import export_student
+from interstack.export.huggingface import export_student
 
 
 def make_teacher(checkpoint: Path, directory: Path) -> None:

@@ -28,9 +28,9 @@ from benchmarks.records import BenchRecord, StepTimes, write_record
 from benchmarks.steps import make_steps, time_in_turns
 from benchmarks.table import bench_tables
 from benchmarks.variants import DEPTHS, SHARED_CACHE_GROWTH, cells_of, variants
-from interstack.commands.quiet import hush_lightning
 from interstack.errors import InterstackError
-from interstack.surroundings import surroundings
+from interstack.utils.console import hush_lightning
+from interstack.utils.environment import surroundings
 
 _PEAKS: Final = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "A10": 125.0}
 """Dense bfloat16 TFLOP/s by the vendor's data sheets, by a part of the device's name."""

@@ -31,9 +31,9 @@ from benchmarks.options import add_output
 from benchmarks.records import write_record
 from benchmarks.table import logging_table
 from interstack.cli import main as interstack
-from interstack.surroundings import surroundings
 from interstack.tracking.dashboard import Dashboard
-from interstack.tracking.step_clock import StepClock
+from interstack.tracking.step_timer import StepClock
+from interstack.utils.environment import surroundings
 
 _ROOT: Final = Path(__file__).parents[1]
 _IN_STEPS: Final = (

@@ -11,18 +11,16 @@ from transformers import HubertConfig, HubertModel
 
 from benchmarks.variants import Setting
 from interstack.constants import SAMPLE_RATE
-from interstack.data.assembling import checksum
 from interstack.data.batch import Batch
+from interstack.data.dataset import checksum
 from interstack.distillation.module import Distillation
-from interstack.models.build import load_teacher
 from interstack.models.config import StudentConfig, TeacherConfig, TeacherDtype
+from interstack.models.factory import load_teacher
 from interstack.models.teacher import Teacher
-from interstack.target_cache.asking import ask_teacher
-from interstack.target_cache.cache import SplitIndex, TargetCache
-from interstack.target_cache.record import CacheRecord
-from interstack.target_cache.shards import Entry, write_shard
-from interstack.target_cache.teacher import CachedTeacher, write_front_end
-from interstack.target_cache.values import CacheDtype
+from interstack.target_cache.format import CacheDtype, Entry, write_shard
+from interstack.target_cache.manifest import CacheRecord
+from interstack.target_cache.reader import CachedTeacher, SplitIndex, TargetCache, write_front_end
+from interstack.target_cache.writer import ask_teacher
 
 TAPS: Final = (4, 8, 12)
 _SPLIT: Final = "train"

@@ -28,7 +28,7 @@ from interstack.errors import InterstackError
 from interstack.models.config import StudentConfig, student_hubert_config
 from interstack.models.student import Student
 from interstack.planning.costs import layer_matrices
-from interstack.surroundings import surroundings
+from interstack.utils.environment import surroundings
 
 KIND: Final = "optimizers"
 _HEADS: Final = 64

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.materials import Scale
 from interstack.errors import ConfigurationError
-from interstack.models.compiling import check_can_compile
+from interstack.utils.compiling import check_can_compile
 
 RECORDS: Final = Path(__file__).parent / "records"
 """The project's own records, from which the README's tables are made."""

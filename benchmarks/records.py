@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.growth_event import GrowthEvent
 from benchmarks.memory import Memory
-from interstack.checkpointing.atomic import write_whole
 from interstack.errors import ConfigurationError
+from interstack.utils.atomic import write_whole
 
 
 class Spread(NamedTuple):

@@ -23,7 +23,7 @@ from benchmarks.variants import (
     SHARED_LIVE_GROWTH,
     WITHOUT_DROPOUT,
 )
-from interstack.checkpointing.atomic import write_whole
+from interstack.utils.atomic import write_whole
 
 README: Final = Path(__file__).parents[1] / "README.md"
 BEGIN: Final = "<!-- benchmarks: made by `python -m benchmarks.table` -->"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from interstack.models.config import TeacherDtype
-from interstack.target_cache.values import CacheDtype
+from interstack.target_cache.format import CacheDtype
 
 DEPTHS: Final = (3, 6, 9, 12)
 """Stages of a growing run. EQL gives each as much time, so a step of the run is their mean."""

@@ -16,8 +16,8 @@ from transformers import WhisperFeatureExtractor
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from interstack.constants import SAMPLE_RATE
+from interstack.data.audio import read_samples
 from interstack.data.audio_files import list_audio
-from interstack.data.utterance import read_samples
 from interstack.models.teacher import Teacher
 
 SECONDS: Final = (0.6, 1.0, 2.0, 4.0, 8.0, 16.0, 25.0, 29.5)

@@ -183,7 +183,7 @@ def main(arguments: Arguments | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        from interstack.checkpointing.disk import is_disk_error, reason
+        from interstack.utils.disk import is_disk_error, reason
 
         if not is_disk_error(error):
             raise  # a defect of ours

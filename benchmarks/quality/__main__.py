@@ -30,8 +30,8 @@ from typing import Any
 import torch
 
 from benchmarks.quality.worker import RunPlan, RunResult
-from interstack.checkpointing.atomic import write_whole
-from interstack.surroundings import surroundings
+from interstack.utils.atomic import write_whole
+from interstack.utils.environment import surroundings
 
 ARMS = {
     "own": ("own", None),

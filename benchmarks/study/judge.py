@@ -17,8 +17,8 @@ import torch
 import yaml
 
 from benchmarks.study.records import RECORDS, RunRecord, curves_of
-from interstack.surroundings import surroundings
 from interstack.sweep.study import PlannedRun, Study
+from interstack.utils.environment import surroundings
 
 FILES = Path(__file__).with_name("files")
 

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from interstack.checkpointing.atomic import write_whole
 from interstack.errors import ConfigurationError
+from interstack.utils.atomic import write_whole
 
 RECORDS: Final = Path(__file__).with_name("records")
 _DIGITS: Final = 5

@@ -16,8 +16,8 @@ from statistics import fmean, stdev
 from typing import Final
 
 from benchmarks.study.records import RECORDS, RunRecord, read_all
-from interstack.checkpointing.atomic import write_whole
 from interstack.sweep.results import welch_p_value
+from interstack.utils.atomic import write_whole
 
 OUTPUT: Final = Path(__file__).parent
 BASELINE: Final = "full"

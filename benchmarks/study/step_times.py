@@ -31,27 +31,31 @@ from benchmarks.options import add_output
 from benchmarks.records import write_record
 from benchmarks.steps import time_in_turns
 from benchmarks.study.modelled_time import KIND, MeasuredSteps, StepKey, flat_settings, step_key
-from interstack.commands.described_run import DescribedRun, describe_run
+from interstack.commands.dry_run import DescribedRun, describe_run
 from interstack.constants import SAMPLE_RATE
-from interstack.data.assembling import checksum
 from interstack.data.batch import Batch
+from interstack.data.dataset import checksum
 from interstack.distillation.module import Distillation
 from interstack.errors import ConfigurationError, InterstackError
 from interstack.growth.operators import plan_growth
-from interstack.models.build import load_front_end, load_teacher
+from interstack.models.factory import load_front_end, load_teacher
 from interstack.models.teacher import Teacher
-from interstack.planning.measuring import copy_of, grown
+from interstack.planning.measure import copy_of, grown
 from interstack.planning.timed_step import TimedStep
-from interstack.surroundings import surroundings
 from interstack.sweep.caches import why_not_cached
 from interstack.sweep.study import Study
-from interstack.target_cache.asking import ask_teacher
-from interstack.target_cache.cache import SplitIndex, SplitTargets, TargetCache
-from interstack.target_cache.record import CacheRecord
-from interstack.target_cache.shards import Entry, write_shard
-from interstack.target_cache.teacher import CachedTeacher, write_front_end
-from interstack.target_cache.values import CacheDtype
-from interstack.tracking.compute import optimizer_flops, training_flops
+from interstack.target_cache.format import CacheDtype, Entry, write_shard
+from interstack.target_cache.manifest import CacheRecord
+from interstack.target_cache.reader import (
+    CachedTeacher,
+    SplitIndex,
+    SplitTargets,
+    TargetCache,
+    write_front_end,
+)
+from interstack.target_cache.writer import ask_teacher
+from interstack.tracking.metrics import optimizer_flops, training_flops
+from interstack.utils.environment import surroundings
 
 _SPLIT: Final = "train"
 _GROWTHS: Final = 2

@@ -1,4 +1,4 @@
-"""The Lightning callback that writes a run's checkpoints and takes it up again exactly."""
+"""Lightning's question, at each step of each rank, whether rank 0 has received SIGTERM."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from torch import distributed
 
-from interstack.checkpointing.agreement import Agreement
-from interstack.checkpointing.atomic import AtomicCheckpointIO, remove_parts
-from interstack.checkpointing.disk import try_writing, write_errors
-from interstack.checkpointing.position import (
+from interstack.checkpointing.loop_state import (
     Position,
     align_logging_step,
     batches_of_cut_window,
@@ -26,15 +23,36 @@ from interstack.checkpointing.position import (
     set_loader_states,
     settle_position,
 )
-from interstack.checkpointing.random_state import random_state, restore_random_state
-from interstack.checkpointing.signals import StopRequest
-from interstack.checkpointing.stop_broadcast import spare_stop_broadcast
 from interstack.checkpointing.writer import LAST, CheckpointWriter
 from interstack.errors import ConfigurationError, DataError, InterstackError, RunInterrupted
 from interstack.growth.callback import lineage_of
 from interstack.growth.plan import GrowthPlan
-from interstack.growth.progress import accumulated_batches
+from interstack.growth.schedule import accumulated_batches
 from interstack.tracking.position import stage_number
+from interstack.utils.atomic import AtomicCheckpointIO, remove_parts
+from interstack.utils.disk import try_writing, write_errors
+from interstack.utils.random_state import random_state, restore_random_state
+from interstack.utils.ranks import Agreement
+from interstack.utils.signals import StopRequest
+
+
+def spare_stop_broadcast(trainer: L.Trainer) -> None:
+    """Let a Trainer not ask, because the ranks agree on signals over their processors.
+
+    It asks by a broadcast between the devices, and waits at once for the answer: for all that each
+    device has still to do. Its answer would always be no: while a run trains, the signal is
+    noted by `StopRequest`, and Lightning's handler, which sets what is asked for, is replaced.
+
+    Args:
+        trainer: One whose ranks agree by `Agreement` at every step.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop
+    loop._broadcast_sigterm_tensor = _nothing
+
+
+def _nothing() -> None:
+    """Nothing to ask."""
+
 
 log = logging.getLogger(__name__)
 

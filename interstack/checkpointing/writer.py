@@ -9,11 +9,10 @@ from pathlib import Path
 
 import lightning as L
 
-from interstack.checkpointing.agreement import Agreement
-from interstack.checkpointing.atomic import link_whole
-from interstack.checkpointing.deferred import write_deferred
-from interstack.checkpointing.disk import reason
 from interstack.errors import CheckpointError, InterstackError
+from interstack.utils.atomic import link_whole
+from interstack.utils.disk import reason, write_deferred
+from interstack.utils.ranks import Agreement
 
 log = logging.getLogger(__name__)
 

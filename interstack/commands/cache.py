@@ -12,17 +12,17 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
-from interstack.checkpointing.deferred import deferred_writes
-from interstack.commands.described_run import describe_run
-from interstack.data.source import Split
+from interstack.commands.dry_run import describe_run
+from interstack.data.base import Split
 from interstack.distillation.module import Distillation
 from interstack.distillation.precision import check_precision_option
 from interstack.errors import ConfigurationError
-from interstack.models.build import load_front_end, load_teacher
+from interstack.models.factory import load_front_end, load_teacher
 from interstack.models.precision import device_format
-from interstack.target_cache.session import CacheOptions, make_cache
-from interstack.target_cache.share import Share
-from interstack.target_cache.values import CacheDtype
+from interstack.target_cache.build import CacheOptions, make_cache
+from interstack.target_cache.format import CacheDtype
+from interstack.target_cache.partition import Share
+from interstack.utils.disk import deferred_writes
 
 
 def run_cache(arguments: Sequence[str]) -> None:

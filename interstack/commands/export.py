@@ -11,13 +11,16 @@ from typing import Any
 
 from torch import Tensor
 
-from interstack.checkpointing.disk import write_errors
-from interstack.checkpointing.reading import CONFIG_KEY
-from interstack.commands.described_run import describe_run
+from interstack.checkpointing.inspect import CONFIG_KEY
+from interstack.commands.dry_run import describe_run
 from interstack.errors import ConfigurationError, InterstackError
-from interstack.export.checkpoint import load_student
-from interstack.export.directory import written_whole
-from interstack.export.student_export import validation_clips, write_export
+from interstack.export.huggingface import (
+    load_student,
+    validation_clips,
+    write_export,
+    written_whole,
+)
+from interstack.utils.disk import write_errors
 
 log = logging.getLogger(__name__)
 

@@ -11,15 +11,14 @@ from pathlib import Path
 
 import torch
 
-from interstack.checkpointing.disk import check_output, write_errors, write_output
-from interstack.commands.terminal import table_console
 from interstack.errors import ConfigurationError, TeacherError
 from interstack.evaluation.costs import costs_table, measure_costs
-from interstack.export.checkpoint import load_student
-from interstack.export.directory import export_student
+from interstack.export.huggingface import export_student, load_student
 from interstack.export.provenance import teacher_of
 from interstack.models.pretrained import Source
-from interstack.surroundings import surroundings
+from interstack.utils.console import table_console
+from interstack.utils.disk import check_output, write_errors, write_output
+from interstack.utils.environment import surroundings
 
 log = logging.getLogger(__name__)
 

@@ -16,13 +16,8 @@ from lightning.pytorch.callbacks import LearningRateFinder
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from interstack.checkpointing.callback import Checkpoints
-from interstack.checkpointing.deferred import deferred_writes
-from interstack.checkpointing.disk import write_errors
-from interstack.checkpointing.reading import SavedRun
-from interstack.checkpointing.run_lock import run_lock
-from interstack.commands.checks import check_run
-from interstack.commands.effects import check_sections
-from interstack.commands.quiet import hush_lightning
+from interstack.checkpointing.inspect import SavedRun
+from interstack.commands.checks import check_run, check_sections
 from interstack.commands.refusals import one_line_parse_errors, one_line_refusals
 from interstack.commands.resuming import checkpoint_of, with_saved_config
 from interstack.commands.run_directory import (
@@ -41,7 +36,10 @@ from interstack.growth.callback import InterleavedStacking, callbacks_of
 from interstack.tracking.dashboard import Dashboard
 from interstack.tracking.progress_bar import StageProgressBar
 from interstack.tracking.stages import StageRecorder
-from interstack.tracking.wandb_run import Tracking, begin_wandb, finished_wandb
+from interstack.tracking.wandb import Tracking, begin_wandb, finished_wandb
+from interstack.utils.console import hush_lightning
+from interstack.utils.disk import deferred_writes, write_errors
+from interstack.utils.lock import run_lock
 
 log = logging.getLogger(__name__)
 

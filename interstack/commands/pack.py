@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from jsonargparse import auto_cli
 
 from interstack.commands.refusals import one_line_parse_errors
-from interstack.data.pack import pack
+from interstack.data.shards import pack
 
 
 def run_pack(arguments: Sequence[str]) -> None:

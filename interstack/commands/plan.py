@@ -12,13 +12,13 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from rich.console import Console
 
-from interstack.checkpointing.disk import check_output, write_output
-from interstack.commands.described_run import describe_run
-from interstack.commands.terminal import table_console
+from interstack.commands.dry_run import describe_run
 from interstack.errors import ConfigurationError
 from interstack.planning.planner import make_plan
 from interstack.planning.report import Plan, print_comparison, print_plan
-from interstack.tracking.record import RECORD_NAME
+from interstack.tracking.stage_records import RECORD_NAME
+from interstack.utils.console import table_console
+from interstack.utils.disk import check_output, write_output
 
 
 def run_plan(arguments: Sequence[str]) -> None:

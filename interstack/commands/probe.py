@@ -11,14 +11,13 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.table import Table
 
-from interstack.checkpointing.disk import check_output, write_output
-from interstack.data.tolerance import OnCorrupt
+from interstack.data.skips import OnCorrupt
 from interstack.errors import ConfigurationError
 from interstack.evaluation.clip_probe import clip_table, run_clip_probe
-from interstack.evaluation.phone_probe import run_phone_probe
-from interstack.evaluation.phone_report import phone_table
+from interstack.evaluation.phone_probe import phone_table, run_phone_probe
 from interstack.evaluation.upstreams import LOG_MEL, RANDOM
 from interstack.settings import check_effect
+from interstack.utils.disk import check_output, write_output
 
 TASKS = ("phones", "domain", "speaker")
 

@@ -25,7 +25,7 @@ _OF_SETTINGS: Final = (ValueError, TypeError, RuntimeError, ImportError, OSError
 _PARTS: Final = ("lightning.pytorch.callbacks", "lightning.pytorch.loggers")
 """Modules of Lightning whose classes a user adds to a run by their names."""
 
-_CALLERS: Final = ("interstack.commands.lightning", "interstack.commands.described_run")
+_CALLERS: Final = ("interstack.commands.lightning", "interstack.commands.dry_run")
 """Modules of ours that make the configured classes."""
 
 _FIXES: Final = {

@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from interstack.checkpointing.disk import write_output
 from interstack.errors import ConfigurationError
 from interstack.report.page import render
-from interstack.report.story import Story, read_stories
+from interstack.report.run import Story, read_stories
 from interstack.tracking.events import EVENTS_FILE
+from interstack.utils.disk import write_output
 
 
 def run_report(arguments: Sequence[str]) -> None:

@@ -11,17 +11,16 @@ from typing import Any, cast
 import lightning as L
 from jsonargparse import Namespace
 
-from interstack.checkpointing.disk import write_errors
-from interstack.checkpointing.reading import SavedRun, newest_run, read_checkpoint
+from interstack.checkpointing.inspect import SavedRun, newest_run, read_checkpoint
 from interstack.commands.run_directory import checkpoint_directory
 from interstack.distillation.objective import ObjectiveConfig
 from interstack.distillation.optimizer import OptimizerConfig
 from interstack.errors import CheckpointError, ConfigurationError
 from interstack.growth.callback import InterleavedStacking
-from interstack.growth.progress import run_length
-from interstack.growth.record import ScheduleRecord, check_unchanged
+from interstack.growth.schedule import ScheduleRecord, check_unchanged, run_length
 from interstack.models.config import StudentConfig
 from interstack.settings import idle_options
+from interstack.utils.disk import write_errors
 
 log = logging.getLogger(__name__)
 

@@ -14,16 +14,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.utilities import rank_zero_info
 
-from interstack.checkpointing.atomic import write_whole
-from interstack.checkpointing.disk import (
-    disk_fault,
-    is_there,
-    reason,
-    try_writing,
-    unread,
-    write_errors,
-)
-from interstack.checkpointing.reading import (
+from interstack.checkpointing.inspect import (
     CONFIG_KEY,
     ORIGIN_KEY,
     SavedRun,
@@ -32,10 +23,19 @@ from interstack.checkpointing.reading import (
     written_at,
 )
 from interstack.errors import CheckpointReadError, ConfigurationError
-from interstack.surroundings import versions
 from interstack.tracking.events import EVENTS_FILE, trim_events
 from interstack.tracking.metrics_file import METRICS_FILE, trim_rows
-from interstack.tracking.record import RECORD_NAME
+from interstack.tracking.stage_records import RECORD_NAME
+from interstack.utils.atomic import write_whole
+from interstack.utils.disk import (
+    disk_fault,
+    is_there,
+    reason,
+    try_writing,
+    unread,
+    write_errors,
+)
+from interstack.utils.environment import versions
 
 CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"

@@ -12,10 +12,7 @@ from typing import Any, get_args
 import torch
 import yaml
 
-from interstack.checkpointing.deferred import deferred_writes
-from interstack.checkpointing.disk import write_errors
-from interstack.commands.terminal import table_console
-from interstack.data.tolerance import OnCorrupt
+from interstack.data.skips import OnCorrupt
 from interstack.errors import ConfigurationError, DataError
 from interstack.evaluation.superb.job import Job, check_job, run_job
 from interstack.evaluation.superb.results import (
@@ -35,7 +32,9 @@ from interstack.evaluation.superb.tasks import (
 from interstack.evaluation.superb.upstream import FBANK, Upstream
 from interstack.models.precision import device_format
 from interstack.settings import check_effect
-from interstack.target_cache.share import Share
+from interstack.target_cache.partition import Share
+from interstack.utils.console import table_console
+from interstack.utils.disk import deferred_writes, write_errors
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,10 @@ from typing import Any, Final, get_args
 
 import yaml
 
-from interstack.checkpointing.disk import write_errors
 from interstack.commands.report import write_report
 from interstack.commands.sweep_plan import SweepPlan, plan_sweep
-from interstack.commands.terminal import table_console
 from interstack.errors import ConfigurationError, InterstackError, RunInterrupted, first_line
-from interstack.report.story import Story, read_stories
+from interstack.report.run import Story, read_stories
 from interstack.settings import check_effect
 from interstack.sweep.queue import Outcome, Queue, machine_environments
 from interstack.sweep.records import Job, read_record
@@ -32,8 +30,10 @@ from interstack.sweep.results import (
     write_results,
 )
 from interstack.sweep.study import PlannedRun, Study
-from interstack.target_cache.share import Share
-from interstack.target_cache.values import CacheDtype
+from interstack.target_cache.format import CacheDtype
+from interstack.target_cache.partition import Share
+from interstack.utils.console import table_console
+from interstack.utils.disk import write_errors
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from interstack.errors import ConfigurationError, InterstackError
 from interstack.sweep.caches import SHARED_FRONT_END, cache_job, cache_name, why_not_cached
 from interstack.sweep.records import Job, check_same_settings
 from interstack.sweep.study import PlannedRun, Study
-from interstack.target_cache.values import CacheDtype
+from interstack.target_cache.format import CacheDtype
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def _resolve(words: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigurationError: As `fit` would.
     """
-    from interstack.commands.described_run import describe_run
+    from interstack.commands.dry_run import describe_run
 
     logging.disable(logging.WARNING)  # each run says this again when it begins
     try:

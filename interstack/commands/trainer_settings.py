@@ -22,7 +22,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from interstack.distillation.averaging import check_callback_class
 from interstack.distillation.learning_rate_search import FEWEST_STEPS
 from interstack.errors import ConfigurationError
-from interstack.growth.strategy import check_strategy_class
+from interstack.growth.callback import check_strategy_class
 from interstack.settings import check_effect
 
 _DURATIONS = ("duration", "max_time", "val_check_interval")

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from interstack.checkpointing.disk import write_output
 from interstack.errors import ConfigurationError, first_line
 from interstack.tracking.workspace import make_workspace, workspace_json
+from interstack.utils.disk import write_output
 
 
 def run_workspace(arguments: Sequence[str]) -> None:

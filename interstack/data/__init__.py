@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from interstack.data.base import SpeechSource
 from interstack.data.batch import Batch
 from interstack.data.datamodule import SpeechDataModule
 from interstack.data.folder import LibriSpeechFolder
 from interstack.data.hub import HubDataset
 from interstack.data.shards import Shards
-from interstack.data.source import SpeechSource
 
 __all__ = [
     "Batch",

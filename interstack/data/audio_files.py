@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import soundfile
 
-from interstack.data.utterance import open_audio
+from interstack.data.audio import open_audio
 from interstack.errors import DataError
 
 _log = logging.getLogger(__name__)

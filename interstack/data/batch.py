@@ -9,7 +9,22 @@ import torch
 from torch import Tensor
 
 from interstack.constants import SAMPLE_RATE
-from interstack.target_cache.values import StoredTargets
+
+
+class StoredTargets(NamedTuple):
+    """What a target cache holds of a batch's utterances, padded to the longest of them.
+
+    Attributes:
+        values: (batch, frames, channels) in the cache's format, zeros past an utterance's end.
+        scale: (batch, channels), or None.
+        offset: (batch, channels), or None.
+        num_frames: (batch,) int64, the valid frames.
+    """
+
+    values: Tensor
+    scale: Tensor | None
+    offset: Tensor | None
+    num_frames: Tensor
 
 
 class Batch(NamedTuple):

@@ -7,22 +7,21 @@ import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import lightning as L
 
 from interstack.constants import SAMPLE_RATE
-from interstack.data.decoding import CropPlace
-from interstack.data.feed import Feed, FeedSettings
+from interstack.data.audio import CropPlace, Utterance
+from interstack.data.base import Feed, FeedSettings, SpeechSource, Split
 from interstack.data.global_batch import BatchSplit, set_up_accumulation, split_global_batch
-from interstack.data.left_out import LeftOutHere, LeftOutSoFar
 from interstack.data.loader import SpeechLoader, TrainingLoader
-from interstack.data.source import SpeechSource, Split
-from interstack.data.tolerance import OnCorrupt
-from interstack.data.utterance import Utterance
+from interstack.data.skips import LeftOutHere, LeftOutSoFar, OnCorrupt
 from interstack.errors import ConfigurationError
 from interstack.settings import check_effect
-from interstack.target_cache.cache import TargetCache
+
+if TYPE_CHECKING:
+    from interstack.target_cache.reader import TargetCache
 
 _log = logging.getLogger(__name__)
 
@@ -156,6 +155,8 @@ class SpeechDataModule(L.LightningDataModule):
                 suit the source.
         """
         if self.target_cache is not None and self.targets is None and stage != "predict":
+            from interstack.target_cache.reader import TargetCache  # which knows data's batches
+
             self.targets = TargetCache(self.target_cache)
         told = self.targets if stage != "predict" else None
         for name in _FEEDS[stage]:

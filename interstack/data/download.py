@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from interstack.checkpointing.disk import is_disk_error, reason
 from interstack.errors import DataError
+from interstack.utils.disk import is_disk_error, reason
 
 _log = logging.getLogger(__name__)
 

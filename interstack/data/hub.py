@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import fsspec
 
-from interstack.data.source import Split
-from interstack.data.stream_reading import Shard
-from interstack.data.streams import StreamSource
+from interstack.data.base import Split
+from interstack.data.streaming import Shard, StreamSource
 from interstack.errors import DataError
 from interstack.settings import check_effect
 

@@ -11,9 +11,9 @@ from weakref import WeakSet
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from interstack.data.base import Delivery, Feed
 from interstack.data.batch import Batch
-from interstack.data.feed import Delivery, Feed
-from interstack.data.left_out import LeftOutSoFar
+from interstack.data.skips import LeftOutSoFar
 from interstack.data.workers import load, prepare_worker
 from interstack.errors import DataError
 

@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import fsspec
+import numpy as np
+from rich.progress import track
 
-from interstack.data.source import Split
-from interstack.data.stream_reading import Shard
-from interstack.data.streams import StreamSource
-from interstack.errors import DataError
+from interstack.constants import SAMPLE_RATE
+from interstack.data.audio import Decoder, Utterance, decode_each
+from interstack.data.base import Split, check_rate
+from interstack.data.folder import FileSource
+from interstack.data.skips import LeftOutHere, OnCorrupt, Tolerance, report_skipped
+from interstack.data.streaming import Shard, StreamSource
+from interstack.errors import ConfigurationError, DataError
+from interstack.utils.disk import write_errors
 
 INDEX_NAME: Final = "index.json"
 """Lists a folder's shards, which plain http can't: {"shards": ["recording.000000.tar", …]}."""
@@ -106,3 +115,110 @@ def _read(url: str) -> Iterator[tuple[str, bytes]]:
 def _say(error: Exception) -> str:
     """Returns an error's message, or its kind where it has none."""
     return str(error) or type(error).__name__
+
+
+_log = logging.getLogger(__name__)
+
+
+def pack(
+    source: FileSource,
+    output: Path,
+    splits: Sequence[Split] = ("train", "validation", "test"),
+    utterances_per_shard: int = 1000,
+    seed: int = 0,
+    on_corrupt: OnCorrupt = "raise",
+    resample: bool = False,
+) -> dict[Split, int]:
+    """Writes splits of a corpus as tar shards, FLAC inside, in lhotse's Shar format.
+
+    `output/train` and so on are then what `Shards` reads. The utterances are shuffled, since a
+    reader sees only a small window of a shard at a time, and windows of one speaker train badly.
+    Each split's folder appears when it is complete: one that was interrupted is begun anew.
+
+    Args:
+        source: the corpus.
+        output: folder to write to; must not hold the splits yet.
+        splits: the splits to pack.
+        utterances_per_shard: a thousand of LibriSpeech's make some 200 MB. Have at least as many
+            shards as ranks × workers will read them.
+        seed: seed of the shuffle.
+        on_corrupt: raise: stop at audio that can't be decoded, naming it; skip: leave it out,
+            name the first and count them.
+        resample: resample other rates to 16 kHz instead of refusing them.
+
+    Returns:
+        How many utterances each split got.
+
+    Raises:
+        DataError: a split is missing, empty, corrupt, at another rate, or packed already.
+        ConfigurationError: shards of less than one utterance.
+        InterstackError: the disk is full; splits that are complete are kept.
+    """
+    if utterances_per_shard < 1:
+        raise ConfigurationError(
+            f"--utterances_per_shard is {utterances_per_shard}: give 1 or more"
+        )
+    source.section, source.corrupt_option = "--source", "--on_corrupt"
+    source.prepare(splits)
+    packed: dict[Split, int] = {}
+    for split in splits:
+        target = Path(output) / split
+        if target.exists():
+            raise DataError(f"{target} exists already: remove it, or give another --output")
+        utterances, _ = source.checked_utterances(split, on_corrupt)
+        for utterance in utterances:
+            check_rate(utterance, resample, "--resample")
+        order = np.random.default_rng(seed).permutation(len(utterances))
+        partial_ = target.with_name(f".{split}.partial")
+        shuffled = [utterances[index] for index in order]
+        left = json.dumps(list(splits[len(packed) :]))
+        kept = f" ({', '.join(packed)} is kept)" if packed else ""
+        fix = f"free space, then give the same command with --splits '{left}'{kept}"
+        try:
+            with write_errors(target, fix):
+                shutil.rmtree(partial_, ignore_errors=True)
+                partial_.mkdir(parents=True)
+                progress = track(shuffled, description=f"packing {split}", transient=True)
+                tolerance = Tolerance(on_corrupt, LeftOutHere())
+                number = _write(progress, partial_, utterances_per_shard, tolerance)
+                skipped = tolerance.left_out.take()
+                report_skipped(skipped.skipped, skipped.example, f"utterances of {split}")
+                if not number:
+                    raise DataError(f"No utterance of {split} can be decoded: {skipped.example}")
+                partial_.rename(target)
+                packed[split] = number
+        finally:
+            shutil.rmtree(partial_, ignore_errors=True)
+        _log.info("packed %d utterances of %s to %s", packed[split], split, target)
+    return packed
+
+
+def _write(
+    utterances: Iterable[Utterance], folder: Path, utterances_per_shard: int, tolerance: Tolerance
+) -> int:
+    """Writes shards and their index, and returns the number of utterances written."""
+    # lhotse's SharWriter would decode by itself; with its two halves the audio comes through our
+    # decoder, which names what is corrupt, mixes and resamples just as training does.
+    from lhotse import AudioSource, Recording
+    from lhotse.shar.utils import to_shar_placeholder
+    from lhotse.shar.writers import AudioTarWriter, JsonlShardWriter
+
+    written = 0
+    with (
+        AudioTarWriter(f"{folder}/recording.%06d.tar", utterances_per_shard, "flac") as audio,
+        JsonlShardWriter(f"{folder}/cuts.%06d.jsonl.gz", utterances_per_shard) as cuts,
+    ):
+        for utterance, waveform in decode_each(utterances, Decoder(), tolerance):
+            recording = Recording(
+                id=utterance.id,
+                sources=[AudioSource(type="memory", channels=[0], source=b"")],
+                sampling_rate=SAMPLE_RATE,
+                num_samples=len(waveform),
+                duration=len(waveform) / SAMPLE_RATE,
+            )
+            audio.write(utterance.id, waveform[None].numpy(), SAMPLE_RATE, manifest=recording)
+            cuts.write(to_shar_placeholder(recording).to_cut())
+            written += 1
+    names = [Path(name).name for name in audio.output_paths]
+    (folder / INDEX_NAME).write_text(json.dumps({"shards": names, "utterances": written}))
+    return written

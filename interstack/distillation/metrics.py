@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from interstack.distillation.non_finite import ANOTHER_RANK
+from interstack.distillation.nan_guard import ANOTHER_RANK
 from interstack.distillation.objective import ObjectiveConfig, TapSums, total_loss
 from interstack.errors import DataError
 

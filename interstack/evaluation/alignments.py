@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from interstack.constants import SAMPLE_RATE
-from interstack.data.decoding import Decoder
+from interstack.data.audio import Decoder
+from interstack.data.base import Split
 from interstack.data.folder import LibriSpeechFolder
-from interstack.data.source import Split
 from interstack.errors import DataError
 from interstack.evaluation.clip_reader import ClipReader
 

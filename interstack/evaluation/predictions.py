@@ -14,12 +14,12 @@ import torch
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor
 
-from interstack.checkpointing.disk import write_errors
 from interstack.data.batch import Batch
 from interstack.data.datamodule import SpeechDataModule
 from interstack.errors import DataError
 from interstack.models.student import StudentOutput
 from interstack.models.windows import WindowedOutput
+from interstack.utils.disk import write_errors
 
 DIRECTORY: Final = "hidden_states"
 SUFFIX: Final = ".safetensors"

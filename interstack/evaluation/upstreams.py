@@ -15,14 +15,14 @@ from torch.nn import functional
 from transformers import AutoModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from interstack.checkpointing.disk import write_errors
 from interstack.errors import ConfigurationError
-from interstack.evaluation.precision import check_upstream
+from interstack.evaluation.clip_reader import check_upstream
 from interstack.models.front_end import receptive_field
 from interstack.models.precision import number_format
 from interstack.models.pretrained import WAVEFORM_FAMILIES, Source
 from interstack.models.teacher import Teacher, TeacherOutput
 from interstack.models.whisper import HOP, WINDOW, LogMel
+from interstack.utils.disk import write_errors
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,11 @@ from lightning.pytorch.cli import SaveConfigCallback
 from interstack.data.datamodule import SpeechDataModule
 from interstack.distillation.averaging import AVERAGING_KEY, averaging_record
 from interstack.distillation.module import Distillation
-from interstack.distillation.structure import CHECKPOINT_KEY, student_structure
-from interstack.export.directory import written_whole
+from interstack.export.huggingface import validation_clips, write_export, written_whole
 from interstack.export.provenance import EARLY_END_KEY
-from interstack.export.student_export import validation_clips, write_export
 from interstack.growth.callback import callbacks_of
-from interstack.tracking.record import EarlyEnd
+from interstack.models.student import CHECKPOINT_KEY, student_structure
+from interstack.tracking.stage_records import EarlyEnd
 from interstack.tracking.stages import StageRecorder
 
 log = logging.getLogger(__name__)

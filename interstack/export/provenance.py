@@ -10,10 +10,10 @@ from typing import Any, Final, Literal, Self
 
 import yaml
 
-from interstack.checkpointing.reading import CONFIG_KEY, ORIGIN_KEY
+from interstack.checkpointing.inspect import CONFIG_KEY, ORIGIN_KEY
 from interstack.distillation.averaging import AVERAGING_KEY
-from interstack.distillation.structure import CHECKPOINT_KEY
-from interstack.tracking.record import StageRecord
+from interstack.models.student import CHECKPOINT_KEY
+from interstack.tracking.stage_records import StageRecord
 from interstack.tracking.stages import StageRecorder
 
 PROVENANCE_FILE: Final = "interstack.json"

@@ -1,17 +1,85 @@
-"""When the student grows: stages as shares of the run, and the depth due at any point of it.
-
-A run is measured by its *progress*, from 0 (nothing done) to 1 (done). Depth is a function of
-progress alone, so a run that is cut and resumed anywhere grows where it would have grown.
-"""
+"""When the student grows: the run's progress, its stages, and the schedule a checkpoint keeps."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from interstack.errors import ConfigurationError
+from interstack.growth.operators import OperatorName
+from interstack.growth.optimizer_state import OptimizerStatePolicy
+
+if TYPE_CHECKING:
+    import lightning as L
+
+
+class RunLength(NamedTuple):
+    """The length of a run: so many of a unit."""
+
+    total: float
+    unit: LengthUnit
+
+
+def run_length(trainer: L.Trainer) -> RunLength:
+    """Read the run's length from the Trainer.
+
+    Raises:
+        ConfigurationError: If it has none, or two. ``fast_dev_run`` sets both, and counts steps.
+    """
+    if getattr(trainer, "fast_dev_run", False):
+        return RunLength(int(vars(trainer)["fast_dev_run"]), "steps")
+    has_steps = trainer.max_steps is not None and trainer.max_steps > 0
+    has_epochs = trainer.max_epochs is not None and trainer.max_epochs > 0
+    if has_steps and has_epochs:
+        raise ConfigurationError(
+            f"trainer.max_steps {trainer.max_steps} and trainer.max_epochs {trainer.max_epochs} "
+            "both end the run: give one, since the growth schedule needs to know its length"
+        )
+    if has_steps:
+        return RunLength(trainer.max_steps, "steps")
+    if has_epochs:
+        return RunLength(float(trainer.max_epochs or 0), "epochs")
+    raise ConfigurationError(
+        "the run has no end: give trainer.max_steps or trainer.max_epochs, since stages are shares "
+        "of it"
+    )
+
+
+def run_progress(trainer: L.Trainer) -> float:
+    """Return the share of the run that is done, 0 to 1, at the start of an optimizer step.
+
+    All batches that are accumulated for a step have the progress of its first one.
+
+    Raises:
+        ConfigurationError: If the run is measured in epochs whose length is not known.
+    """
+    total, unit = run_length(trainer)
+    if unit == "steps":
+        return trainer.global_step / total
+    batches = trainer.num_training_batches
+    if math.isinf(batches):
+        raise ConfigurationError(
+            "trainer.max_epochs measures the run, but the data has no known number of batches: "
+            "give trainer.max_steps instead"
+        )
+    batch = max(0, trainer.fit_loop.epoch_loop.batch_idx)
+    batch -= batch % trainer.accumulate_grad_batches
+    return (trainer.current_epoch + batch / batches) / total
+
+
+def accumulated_batches(trainer: L.Trainer, epoch: int) -> int:
+    """Return the batches whose gradients are accumulated for a step of an epoch."""
+    from lightning.pytorch.callbacks import GradientAccumulationScheduler
+
+    callbacks: list[L.Callback] = vars(trainer).get("callbacks", [])
+    for callback in callbacks:
+        if isinstance(callback, GradientAccumulationScheduler):
+            return callback.get_accumulate_grad_batches(epoch)
+    return trainer.accumulate_grad_batches
+
 
 ScheduleKind = Literal["eql", "prop", "explicit"]
 LengthUnit = Literal["epochs", "steps"]
@@ -133,3 +201,87 @@ def check_depths(depths: Sequence[int]) -> None:
         raise ConfigurationError(
             f"growth.depths {list(depths)} have to increase from stage to stage"
         )
+
+
+LearningRatePolicy = Literal["continue", "rewarm"]
+
+
+@dataclass(frozen=True)
+class ScheduleRecord:
+    """All that growth does in a run.
+
+    Attributes:
+        run: The run's length.
+        stages: The stages, as shares of it.
+        operator: How the student grows.
+        optimizer_state: What becomes of the optimizer's state.
+        learning_rate: What becomes of the learning rate.
+        rewarm_steps: Optimizer steps of ``rewarm``.
+    """
+
+    run: RunLength
+    stages: tuple[Stage, ...]
+    operator: OperatorName
+    optimizer_state: OptimizerStatePolicy
+    learning_rate: LearningRatePolicy
+    rewarm_steps: int | None
+
+    def to_primitives(self) -> dict[str, Any]:
+        """Return the record as ``torch.load(weights_only=True)`` wants it."""
+        stages = [asdict(stage) for stage in self.stages]
+        return vars(self) | {"run": list(self.run), "stages": stages}
+
+    @classmethod
+    def from_primitives(cls, primitives: dict[str, Any]) -> ScheduleRecord:
+        """Read what ``to_primitives`` made."""
+        run = RunLength(*primitives["run"])
+        stages = tuple(Stage(**stage) for stage in primitives["stages"])
+        return cls(**primitives | {"run": run, "stages": stages})
+
+    def __str__(self) -> str:
+        """Write a line a stage, in the run's unit, and one for the rest."""
+        total, unit = self.run
+        ends = [_number(stage.end * total) for stage in self.stages]
+        starts = ["0", *ends[:-1]]
+        width = max(map(len, ends))
+        lines = [
+            f"stage {number}: {stage.depth:>3} layers, {start:>{width}} to {end:>{width}} {unit}"
+            for number, (stage, start, end) in enumerate(
+                zip(self.stages, starts, ends, strict=True), start=1
+            )
+        ]
+        rewarm = f" over {self.rewarm_steps} steps" if self.rewarm_steps else ""
+        rest = (
+            f"operator {self.operator}, optimizer_state {self.optimizer_state}, "
+            f"learning_rate {self.learning_rate}{rewarm}"
+        )
+        return "\n".join(f"    {line}" for line in [*lines, rest])
+
+
+def check_unchanged(began: ScheduleRecord, resumed: ScheduleRecord) -> None:
+    """Refuse to resume a run with another schedule than it began with.
+
+    Raises:
+        ConfigurationError: With both, if they differ by more than rounding.
+    """
+    if not _agree(began, resumed):
+        raise ConfigurationError(
+            f"the run began with this growth schedule\n{began}\nand is resumed with this one\n"
+            f"{resumed}\nGive the settings that it began with, which are in its config.yaml, or "
+            "begin a new run in another directory."
+        )
+
+
+def _agree(one: ScheduleRecord, other: ScheduleRecord) -> bool:
+    """Tell whether two schedules are the same; equal shares may have been summed differently."""
+    if replace(one, stages=()) != replace(other, stages=()):
+        return False
+    return len(one.stages) == len(other.stages) and all(
+        mine.depth == yours.depth and math.isclose(mine.end, yours.end, rel_tol=1e-9)
+        for mine, yours in zip(one.stages, other.stages, strict=True)
+    )
+
+
+def _number(value: float) -> str:
+    """Write a number of steps or epochs without needless zeros."""
+    return f"{value:.2f}".rstrip("0").rstrip(".")

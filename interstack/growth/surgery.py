@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from interstack.errors import CheckpointError, ConfigurationError
 from interstack.growth.operators import interleave
 from interstack.growth.plan import GrowthPlan
-from interstack.models.compiling import compile_layers
+from interstack.utils.compiling import compile_layers
 
 FreshLayer = Callable[[nn.Module], nn.Module]
 """Returns a newly initialised layer of the same kind, device and mode as the one it gets."""

@@ -22,9 +22,14 @@ from interstack.growth.optimizer_state import (
     inherit_optimizer_state,
 )
 from interstack.growth.plan import GrowthPlan
-from interstack.growth.progress import RunLength
-from interstack.growth.record import LearningRatePolicy, ScheduleRecord, check_unchanged
-from interstack.growth.schedule import GrowthSchedule, ScheduleKind
+from interstack.growth.schedule import (
+    GrowthSchedule,
+    LearningRatePolicy,
+    RunLength,
+    ScheduleKind,
+    ScheduleRecord,
+    check_unchanged,
+)
 from interstack.growth.stacking import Stacking
 from interstack.growth.surgery import (
     FreshLayer,

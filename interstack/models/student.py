@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from transformers import HubertConfig, HubertModel
 
 from interstack.growth.plan import GrowthPlan, TapPlacement, descend, even_ends
 from interstack.growth.surgery import grow_at
-from interstack.models.compiling import compile_layers
 from interstack.models.encoder import encode, project, tie_last_hidden_state
 from interstack.models.front_end import (
     extract_features,
@@ -19,6 +19,7 @@ from interstack.models.front_end import (
     num_frames,
 )
 from interstack.models.pretrained_front_end import frozen_features
+from interstack.utils.compiling import compile_layers
 
 
 class StudentOutput(NamedTuple):
@@ -176,3 +177,35 @@ class Student(nn.Module):
     def num_parameters(self) -> int:
         """Count the ``HubertModel``'s parameters, without the heads that training alone needs."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+CHECKPOINT_KEY = "interstack_student"
+
+
+def student_structure(student: Student) -> dict[str, Any]:
+    """Describe a student in primitives, as ``torch.load(weights_only=True)`` wants them."""
+    return {
+        "hubert_config": student.config.to_json_string(use_diff=False),
+        "teacher_taps": list(student.teacher_taps),
+        "teacher_width": student.teacher_width,
+        "tap_placement": student.tap_placement,
+        "tap_layers": list(student.tap_layers),
+        "lineage": list(student.lineage),
+        "normalises_waveform": student.normalises_waveform,
+        "freeze_front_end": student.freeze_front_end,
+    }
+
+
+def rebuild_student(structure: dict[str, Any]) -> Student:
+    """Build a student of this structure; its weights are random until they are loaded."""
+    student = Student(
+        HubertConfig(**json.loads(structure["hubert_config"])),
+        structure["teacher_taps"],
+        structure["teacher_width"],
+        tap_placement=structure["tap_placement"],
+        normalises_waveform=structure["normalises_waveform"],
+        freeze_front_end=structure["freeze_front_end"],
+    )
+    student.lineage = tuple(structure["lineage"])
+    student.tap_layers = tuple(structure["tap_layers"])
+    return student

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from interstack.errors import TeacherError
-from interstack.models.compiling import compile_layers
 from interstack.models.encoder import encode, project
 from interstack.models.front_end import (
     FrontEndWeights,
@@ -33,6 +32,7 @@ from interstack.models.precision import (
 )
 from interstack.models.pretrained import WAVEFORM_FAMILIES, Source, bake_weight_norm
 from interstack.models.whisper import FRAME_HOP, WhisperBody
+from interstack.utils.compiling import compile_layers
 
 DTYPES: Final = {
     "float32": torch.float32,

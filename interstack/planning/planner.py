@@ -18,13 +18,13 @@ from interstack.distillation.muon import newton_schulz_dtype
 from interstack.distillation.optimizer import OptimizerKind
 from interstack.errors import ConfigurationError
 from interstack.growth.callback import InterleavedStacking
-from interstack.growth.progress import accumulated_batches, run_length
+from interstack.growth.schedule import accumulated_batches, run_length
 from interstack.models.teacher import Teacher
 from interstack.planning.costs import DepthCosts, student_costs, teacher_gigamacs
-from interstack.planning.measuring import Measurement, StepMeter
-from interstack.planning.prediction import Prediction, StageLength, measure_stages, predict
+from interstack.planning.measure import Measurement, StepMeter
+from interstack.planning.predict import Prediction, StageLength, measure_stages, predict
 from interstack.planning.report import Plan
-from interstack.surroundings import surroundings
+from interstack.utils.environment import surroundings
 
 
 def make_plan(

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from interstack.data.global_batch import BatchSplit
 from interstack.planning.costs import DepthCosts
-from interstack.planning.measuring import Measurement
-from interstack.planning.prediction import Prediction, StepSplit, Worth
+from interstack.planning.measure import Measurement
+from interstack.planning.predict import Prediction, StepSplit, Worth
 
 
 @dataclass(frozen=True)

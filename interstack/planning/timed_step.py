@@ -15,7 +15,7 @@ from interstack.distillation.module import Distillation
 from interstack.distillation.reduction import rank_loss
 from interstack.models.front_end import extract_features
 from interstack.models.teacher import Teacher
-from interstack.planning.prediction import StepSplit
+from interstack.planning.predict import StepSplit
 
 ResultT = TypeVar("ResultT")
 

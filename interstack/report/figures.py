@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from interstack.report.comparison import Group
-from interstack.report.story import Story
+from interstack.report.compare import Group
+from interstack.report.run import Story
 from interstack.tracking.events import Event
-from interstack.tracking.pictures import draw_map, teacher_names
-from interstack.tracking.points import AUDIO_HOURS, WALL_CLOCK
-from interstack.tracking.step_clock import PARTS
+from interstack.tracking.loggers import draw_map, teacher_names
+from interstack.tracking.metrics import AUDIO_HOURS, WALL_CLOCK
+from interstack.tracking.step_timer import PARTS
 
 _INK: Final = "#010203"
 """Stands for the page's own text colour."""

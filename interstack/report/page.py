@@ -11,16 +11,24 @@ from typing import Any, Final
 from jinja2 import Environment
 from markupsafe import Markup
 
-from interstack.report.comparison import Group, common_loss, group_by_recipe, reach
+from interstack.report.compare import (
+    Group,
+    GrowthCost,
+    Saving,
+    common_loss,
+    group_by_recipe,
+    growth_costs,
+    reach,
+    saving,
+)
 from interstack.report.figures import (
     COLOURS,
     loss_figures,
     similarity_figures,
     split_figure,
 )
-from interstack.report.glance import GrowthCost, Saving, growth_costs, saving
-from interstack.report.story import Story
-from interstack.tracking.points import AUDIO_HOURS, PETAFLOPS, WALL_CLOCK
+from interstack.report.run import Story
+from interstack.tracking.metrics import AUDIO_HOURS, PETAFLOPS, WALL_CLOCK
 
 _HOUR: Final = 3600.0
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from interstack.sweep.records import Job
-from interstack.target_cache.values import CacheDtype
+from interstack.target_cache.format import CacheDtype
 
 SHARED_FRONT_END: Final = "shared"
 _HEARD: Final = (

@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Protocol
 
-from interstack.checkpointing.disk import reason, write_errors
-from interstack.checkpointing.signals import StopRequest
 from interstack.errors import RunInterrupted
 from interstack.sweep.records import Job, Status, read_record, write_record
+from interstack.utils.disk import reason, write_errors
+from interstack.utils.signals import StopRequest
 
 log = logging.getLogger(__name__)
 

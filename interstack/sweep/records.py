@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from interstack.checkpointing.atomic import write_whole
-from interstack.checkpointing.disk import is_there, unread, write_errors
 from interstack.errors import ConfigurationError
+from interstack.utils.atomic import write_whole
+from interstack.utils.disk import is_there, unread, write_errors
 
 Status = Literal["running", "finished", "failed", "interrupted"]
 

@@ -14,11 +14,11 @@ from typing import Any, Final
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from interstack.checkpointing.atomic import write_whole
 from interstack.errors import ConfigurationError
-from interstack.report.story import Story
+from interstack.report.run import Story
 from interstack.sweep.study import PlannedRun
-from interstack.tracking.points import WALL_CLOCK
+from interstack.tracking.metrics import WALL_CLOCK
+from interstack.utils.atomic import write_whole
 
 RUNS_FILE: Final = "runs.csv"
 TABLE_FILE: Final = "table.csv"

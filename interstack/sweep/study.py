@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Self, get_args
 
 from interstack.errors import ConfigurationError
-from interstack.target_cache.values import CacheDtype
+from interstack.target_cache.format import CacheDtype
 
 _KEYS: Final = ("config", "arms", "seeds", "values", "settings", "cache", "baseline")
 _NAME: Final = re.compile(r"[\w.+-]+")

@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from interstack.data.batch import Batch
-from interstack.distillation.logged_steps import step_is_logged
 from interstack.distillation.module import Distillation
+from interstack.distillation.nan_guard import step_is_logged
 from interstack.growth.callback import callbacks_of, growth_of
 from interstack.growth.plan import GrowthPlan
 from interstack.models.teacher import Teacher
-from interstack.tracking.event_figures import GROWTH_METRICS
+from interstack.tracking.events import GROWTH_METRICS
 from interstack.tracking.layer_similarity import measure_similarity
-from interstack.tracking.lineage import block_names
-from interstack.tracking.outlets import Outlets
-from interstack.tracking.points import (
+from interstack.tracking.loggers import Outlets
+from interstack.tracking.metrics import (
     AXES,
     POINT_METRICS,
+    RunMeters,
     axes_of,
     gradient_norms,
     layer_metrics,
@@ -29,10 +29,9 @@ from interstack.tracking.points import (
     point_figures,
 )
 from interstack.tracking.position import stage_number
-from interstack.tracking.run_meters import RunMeters
-from interstack.tracking.stages import StageRecorder
-from interstack.tracking.step_clock import StepClock
-from interstack.tracking.summaries import growth_summary, stage_summary
+from interstack.tracking.stage_records import block_names
+from interstack.tracking.stages import StageRecorder, growth_summary, stage_summary
+from interstack.tracking.step_timer import StepClock
 from interstack.tracking.tolerant_loggers import tolerate_failures
 
 

@@ -1,7 +1,8 @@
-"""The similarity map of a student's layers, to each other and to its teacher's."""
+"""How alike hidden states are: linear centred kernel alignment of layers, on the same frames."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import lightning as L
@@ -15,7 +16,43 @@ from interstack.distillation.averaging import averaged_weights
 from interstack.distillation.module import Distillation
 from interstack.models.precision import evaluating
 from interstack.models.teacher import Teacher, TeacherOutput
-from interstack.tracking.similarity import linear_cka
+
+
+@torch.no_grad()
+def linear_cka(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """Return the linear CKA of every pair of representations.
+
+    ‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖) in Frobenius norms, of X and Y with each channel's mean taken off
+    (Kornblith et al., arXiv 1905.00414, eq. 3 and section 3). 1 for representations that are the
+    same up to rotation and scale, 0 where no channel of one correlates with any of the other.
+
+    Args:
+        first: Representations (frames, width); widths may differ, frames not.
+        second: The same.
+
+    Returns:
+        (len(first), len(second)) float64.
+    """
+    left, right = ([_centred(each) for each in states] for states in (first, second))
+    left_norms, right_norms = ([_norm(each, each) for each in states] for states in (left, right))
+    rows = [
+        torch.stack([_norm(x, y).square() for y in right]) / (norm * torch.stack(right_norms))
+        for x, norm in zip(left, left_norms, strict=True)
+    ]
+    # a representation that is the same at every frame is like none
+    return torch.nan_to_num(torch.stack(rows), nan=0.0)
+
+
+def _centred(states: Tensor) -> Tensor:
+    exact = states.double()
+    return exact - exact.mean(0)
+
+
+def _norm(x: Tensor, y: Tensor) -> Tensor:
+    """Return ‖YᵀX‖."""
+    norm: Tensor = torch.linalg.matrix_norm(y.T @ x)
+    return norm
+
 
 _MOST_FRAMES: Final = 2000
 """Frames that are compared; more tell little more of layers a few hundred wide."""

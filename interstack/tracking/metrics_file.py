@@ -11,9 +11,8 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from interstack.checkpointing.atomic import append_whole, write_whole
-from interstack.checkpointing.deferred import try_or_defer
-from interstack.checkpointing.disk import is_there
+from interstack.utils.atomic import append_whole, write_whole
+from interstack.utils.disk import is_there, try_or_defer
 
 METRICS_FILE = "metrics.csv"
 

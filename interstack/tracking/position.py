@@ -10,7 +10,8 @@ import lightning as L
 
 from interstack.growth.callback import growth_of
 from interstack.growth.schedule import Stage
-from interstack.tracking.record import EarlyEnd
+from interstack.tracking.stage_records import EarlyEnd
+from interstack.utils.progress import RunPosition
 
 
 class StageNumber(NamedTuple):
@@ -18,19 +19,6 @@ class StageNumber(NamedTuple):
 
     number: int
     total: int
-
-
-class RunPosition(NamedTuple):
-    """How much of a run is done; the total is None where nothing tells it beforehand."""
-
-    done: int
-    total: int | None
-    unit: str
-
-    @property
-    def share(self) -> float | None:
-        """The same as a share, 0 to 1; None without a total."""
-        return min(1.0, self.done / self.total) if self.total else None
 
 
 def stage_number(trainer: L.Trainer, depth: int) -> StageNumber:

@@ -10,9 +10,8 @@ from typing import Any, Final
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
-from interstack.checkpointing.deferred import append_or_defer
-from interstack.checkpointing.disk import is_disk_error, reason
-from interstack.tracking.wandb_service import while_service_runs
+from interstack.tracking.wandb import while_service_runs
+from interstack.utils.disk import append_or_defer, is_disk_error, reason
 
 log = logging.getLogger(__name__)
 

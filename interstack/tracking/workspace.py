@@ -7,8 +7,8 @@ import json
 from typing import Any
 
 from interstack.errors import ConfigurationError
-from interstack.tracking.points import AUDIO_HOURS, PETAFLOPS, WALL_CLOCK
-from interstack.tracking.step_clock import PARTS
+from interstack.tracking.metrics import AUDIO_HOURS, PETAFLOPS, WALL_CLOCK
+from interstack.tracking.step_timer import PARTS
 
 _SPIKE = ("growth/loss_before", "growth/loss_peak")
 _STEP = "trainer/global_step"

@@ -14,24 +14,24 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from interstack.checkpointing import writer
-from interstack.checkpointing.agreement import Agreement
-from interstack.checkpointing.atomic import (
+from interstack.commands.run_directory import is_first_process
+from interstack.errors import CheckpointError
+from interstack.tracking.metrics_file import MetricsFile, read_rows, trim_rows
+from interstack.tracking.tolerant_loggers import tolerate_failures
+from interstack.utils.atomic import (
     AtomicCheckpointIO,
     append_whole,
     link_whole,
     write_whole,
 )
-from interstack.checkpointing.deferred import (
+from interstack.utils.disk import (
     append_or_defer,
     deferred_writes,
     write_deferred,
     write_or_defer,
 )
-from interstack.checkpointing.random_state import random_state, restore_random_state
-from interstack.commands.run_directory import is_first_process
-from interstack.errors import CheckpointError
-from interstack.tracking.metrics_file import MetricsFile, read_rows, trim_rows
-from interstack.tracking.tolerant_loggers import tolerate_failures
+from interstack.utils.random_state import random_state, restore_random_state
+from interstack.utils.ranks import Agreement
 from tests.checkpointing.full_disks import NoSpace, full_disk
 
 

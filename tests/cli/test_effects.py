@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from interstack.checkpointing.reading import SavedRun
+from interstack.checkpointing.inspect import SavedRun
 from interstack.cli import main
 from interstack.commands.resuming import check_same_model
 from interstack.distillation.module import Distillation

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from interstack.cli import main
-from interstack.commands.described_run import describe_run
+from interstack.commands.dry_run import describe_run
 from interstack.data.batch import Batch
 from interstack.distillation.module import FOUND_RATE_KEY
 from interstack.tracking.stages import StageRecorder

@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from interstack.data import LibriSpeechFolder
-from interstack.data.pack import pack
+from interstack.data.shards import pack
 from tests.data.corpora import EVERYTHING, SPEECH, files_of
 
 

@@ -15,12 +15,11 @@ import soundfile
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data import LibriSpeechFolder
+from interstack.data.audio import Decoder, Utterance, read_header
 from interstack.data.audio_files import AUDIO_SUFFIXES, list_audio
-from interstack.data.decoding import Decoder
-from interstack.data.files import FileSource
-from interstack.data.source import Split
-from interstack.data.tolerance import OnCorrupt
-from interstack.data.utterance import Utterance, read_header
+from interstack.data.base import Split
+from interstack.data.folder import FileSource
+from interstack.data.skips import OnCorrupt
 from interstack.errors import DataError
 from tests.data.corpora import SPEECH, files_of, make_data_module
 

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from interstack.constants import SAMPLE_RATE
-from interstack.data.batching import plan_batches
+from interstack.data.bucketing import plan_batches
 from interstack.errors import DataError
 from tests.data.corpora import SPEECH, files_of
 

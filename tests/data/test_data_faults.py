@@ -87,7 +87,7 @@ def test_a_directory_that_vanishes_ends_the_run(
 
 def test_skipping_ends_when_all_fail(packed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a folder and of a stream; some in a row may fail."""
-    monkeypatch.setattr("interstack.data.tolerance.MOST_IN_A_ROW", 3)
+    monkeypatch.setattr("interstack.data.skips.MOST_IN_A_ROW", 3)
     module = make_stream_module(shards_in(packed), on_corrupt="skip")
     failing = set(ids_of([next(iter(module.train_dataloader()))])[:4])
 
@@ -96,7 +96,7 @@ def test_skipping_ends_when_all_fail(packed: Path, monkeypatch: pytest.MonkeyPat
         raise DataError(f"{name} is bad.")
 
     assert len(failing) == 4
-    monkeypatch.setattr("interstack.data.utterance.open_audio", read)
+    monkeypatch.setattr("interstack.data.audio.open_audio", read)
     for loader in (module.train_dataloader(), module.val_dataloader()):
         with pytest.raises(
             DataError, match=r"3 utterances in a row .* skipping is meant for.* is bad\."

@@ -11,9 +11,8 @@ import torch
 import torchaudio
 
 from interstack.constants import SAMPLE_RATE
+from interstack.data.audio import Decoder, Utterance, read_header
 from interstack.data.batch import collate
-from interstack.data.decoding import Decoder
-from interstack.data.utterance import Utterance, read_header
 from interstack.errors import DataError
 from tests.data.corpora import files_of
 

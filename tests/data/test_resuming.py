@@ -11,9 +11,8 @@ import pytest
 from torch import Tensor
 
 from interstack.data import LibriSpeechFolder, SpeechDataModule, SpeechSource
-from interstack.data.decoding import Decoder
+from interstack.data.audio import Decoder, Utterance
 from interstack.data.loader import TrainingLoader
-from interstack.data.utterance import Utterance
 from tests.data.corpora import (
     SPEECH,
     equal_batches,

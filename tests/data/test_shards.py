@@ -14,9 +14,9 @@ import pytest
 import soundfile
 
 from interstack.data import LibriSpeechFolder, Shards, SpeechDataModule
+from interstack.data.base import Split
 from interstack.data.loader import SpeechLoader
-from interstack.data.pack import pack
-from interstack.data.source import Split
+from interstack.data.shards import pack
 from interstack.errors import ConfigurationError, DataError, InterstackError
 from tests.checkpointing.full_disks import NoSpace
 from tests.data.corpora import (

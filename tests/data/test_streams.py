@@ -11,10 +11,9 @@ import soundfile
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data import Shards, SpeechDataModule, SpeechSource
-from interstack.data.feed import Feed
+from interstack.data.base import Feed
 from interstack.data.loader import TrainingLoader
-from interstack.data.stream_reading import read_share
-from interstack.data.streams import StreamFeed
+from interstack.data.streaming import StreamFeed, read_share
 from interstack.errors import ConfigurationError, DataError
 from tests.data.corpora import (
     EVERYTHING,

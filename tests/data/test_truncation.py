@@ -15,8 +15,8 @@ import soundfile
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data import LibriSpeechFolder
-from interstack.data.pack import pack
-from interstack.data.utterance import read_header, read_samples
+from interstack.data.audio import read_header, read_samples
+from interstack.data.shards import pack
 from interstack.errors import DataError
 from tests.data.corpora import SPEECH, files_of, make_data_module, make_stream_module, shards_in
 

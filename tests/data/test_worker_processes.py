@@ -15,7 +15,7 @@ from types import FrameType
 import pytest
 
 from interstack.data import SpeechDataModule
-from interstack.data.left_out import LeftOut, LeftOutHere
+from interstack.data.skips import LeftOut, LeftOutHere
 from interstack.errors import DataError
 from tests.data.corpora import (
     SPEECH,

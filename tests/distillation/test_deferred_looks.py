@@ -13,9 +13,8 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
-from interstack.distillation.finite import BatchLoss
 from interstack.distillation.module import Distillation
-from interstack.distillation.non_finite import NonFiniteBatches, NonFinitePolicy
+from interstack.distillation.nan_guard import BatchLoss, NonFiniteBatches, NonFinitePolicy
 from interstack.distillation.objective import TapSums
 from interstack.distillation.optimizer import OptimizerConfig, make_optimizer
 from interstack.errors import DataError

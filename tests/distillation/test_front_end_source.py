@@ -13,17 +13,17 @@ import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging
 from transformers import AutoFeatureExtractor, AutoModel, HubertConfig, HubertModel
 
-from interstack.checkpointing.reading import read_checkpoint
+from interstack.checkpointing.inspect import read_checkpoint
 from interstack.cli import main
 from interstack.commands.resuming import check_same_model
 from interstack.data import LibriSpeechFolder, SpeechDataModule
 from interstack.distillation.module import Distillation
 from interstack.errors import ConfigurationError
-from interstack.export.checkpoint import load_student
+from interstack.export.huggingface import load_student
 from interstack.models.config import TeacherConfig
 from interstack.models.pretrained_front_end import PretrainedFrontEnd
 from interstack.planning.costs import front_end_macs
-from interstack.tracking.compute import step_flops
+from interstack.tracking.metrics import step_flops
 from tests.distillation.small_runs import (
     SaveAfterFirstEpoch,
     make_batch,

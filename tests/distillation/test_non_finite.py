@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from interstack.distillation.finite import NumberFormats
 from interstack.distillation.module import Distillation
-from interstack.distillation.non_finite import NonFiniteBatches, NonFinitePolicy
+from interstack.distillation.nan_guard import NonFiniteBatches, NonFinitePolicy, NumberFormats
 from interstack.errors import ConfigurationError, DataError
 from interstack.models.teacher import TeacherOutput
 from tests.distillation.small_runs import (

@@ -12,9 +12,13 @@ import torch
 
 from interstack.cli import main
 from interstack.errors import DataError
-from interstack.evaluation.clip_labels import MOST_CLIPS, read_labelled_clips
-from interstack.evaluation.clip_probe import pool_clips, run_clip_probe
-from interstack.evaluation.linear_probe import ProbeSettings
+from interstack.evaluation.clip_probe import (
+    MOST_CLIPS,
+    pool_clips,
+    read_labelled_clips,
+    run_clip_probe,
+)
+from interstack.evaluation.phone_probe import ProbeSettings
 from interstack.evaluation.upstreams import LogMelUpstream
 from tests.checkpointing.full_disks import NoSpace
 

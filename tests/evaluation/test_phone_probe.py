@@ -16,7 +16,7 @@ import torch
 
 from interstack import cli
 from interstack.data import LibriSpeechFolder
-from interstack.data.source import Split
+from interstack.data.base import Split
 from interstack.errors import ConfigurationError, DataError, TeacherError
 from interstack.evaluation.alignments import (
     UNLABELLED,
@@ -26,9 +26,14 @@ from interstack.evaluation.alignments import (
     read_alignments,
 )
 from interstack.evaluation.clip_reader import ClipReader
-from interstack.evaluation.linear_probe import Frames, ProbeSettings, train_probe
-from interstack.evaluation.phone_probe import label_frames, run_phone_probe
-from interstack.evaluation.phone_report import phone_table
+from interstack.evaluation.phone_probe import (
+    Frames,
+    ProbeSettings,
+    label_frames,
+    phone_table,
+    run_phone_probe,
+    train_probe,
+)
 from interstack.evaluation.upstreams import LogMelUpstream, load_upstream, untrained
 from tests.models.families import build, read_speech
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from interstack.cli import main
 from interstack.evaluation.predictions import file_of
-from interstack.export.checkpoint import load_student
+from interstack.export.huggingface import load_student
 from interstack.models.front_end import num_frames
 from tests.target_cache.cached_runs import SPEECH, fit, settings
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from interstack.errors import PrecisionError
-from interstack.evaluation.precision import check_at_first_batch
+from interstack.evaluation.clip_reader import check_at_first_batch
 from interstack.evaluation.superb.upstream import TeacherUpstream
 from interstack.evaluation.upstreams import PretrainedUpstream
 from interstack.models.precision import PrecisionReport

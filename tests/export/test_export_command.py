@@ -13,10 +13,8 @@ from transformers import AutoFeatureExtractor, AutoModel
 
 from interstack.cli import main
 from interstack.constants import SAMPLE_RATE
-from interstack.export.checkpoint import load_student
-from interstack.export.directory import export_student, written_whole
-from interstack.export.model_card import write_card
-from interstack.export.padding import padding_gap
+from interstack.export.card import write_card
+from interstack.export.huggingface import export_student, load_student, padding_gap, written_whole
 from interstack.export.provenance import Provenance
 from tests.checkpointing.full_disks import NoSpace, full_disk
 from tests.export.small_students import small_student

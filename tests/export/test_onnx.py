@@ -13,8 +13,8 @@ from transformers import AutoModel
 
 from interstack.cli import main
 from interstack.errors import PrecisionError
-from interstack.export import student_export
-from interstack.export.checkpoint import load_student
+from interstack.export import huggingface
+from interstack.export.huggingface import load_student
 from interstack.export.onnx import check_onnx, export_onnx
 from tests.export.small_students import small_student
 
@@ -85,8 +85,8 @@ def test_the_check_of_a_graph_can_be_left_out(
     def refuse(*_: object) -> None:
         raise PrecisionError("hidden state 1 is wrong")
 
-    monkeypatch.setattr(student_export, "export_onnx", lambda _, directory: directory)
-    monkeypatch.setattr(student_export, "check_onnx", refuse)
+    monkeypatch.setattr(huggingface, "export_onnx", lambda _, directory: directory)
+    monkeypatch.setattr(huggingface, "check_onnx", refuse)
     target, off = f"--output={tmp_path / 'student'}", "--no-precision-check"
     words = ["export", f"--checkpoint={grown_run}", target]
     assert main([*words, "--onnx"]) == 2

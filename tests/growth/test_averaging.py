@@ -23,7 +23,7 @@ from interstack.distillation.module import Distillation
 from interstack.distillation.objective import ObjectiveConfig
 from interstack.errors import ConfigurationError
 from interstack.growth.plan import GrowthPlan
-from interstack.tracking.evaluation import validation_loss
+from interstack.tracking.validation import validation_loss
 from tests.distillation.small_runs import make_module, training_batches
 from tests.growth.growing_runs import Saver, train
 

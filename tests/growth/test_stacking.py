@@ -17,9 +17,8 @@ from lightning.pytorch.strategies import (
 )
 
 from interstack.errors import ConfigurationError
-from interstack.growth.callback import InterleavedStacking
-from interstack.growth.progress import run_length, run_progress
-from interstack.growth.strategy import check_strategy
+from interstack.growth.callback import InterleavedStacking, check_strategy
+from interstack.growth.schedule import run_length, run_progress
 
 
 def trainer_with(**attributes: Any) -> L.Trainer:  # noqa: ANN401

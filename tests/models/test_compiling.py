@@ -15,9 +15,9 @@ from transformers import HubertConfig
 
 from interstack.errors import ConfigurationError
 from interstack.growth.operators import get_operator, plan_growth
-from interstack.models import compiling
 from interstack.models.student import Student
 from interstack.models.teacher import Teacher
+from interstack.utils import compiling
 from tests.models.families import pad, read_speech
 
 # torch looks for gradients where there are none, while it traces, and silences that for users

@@ -16,13 +16,13 @@ from transformers import AutoModel
 from interstack.errors import ConfigurationError, TeacherError
 from interstack.growth.operators import OperatorName, get_operator, plan_growth
 from interstack.growth.plan import GrowthPlan, TapPlacement
-from interstack.models.build import build_student, load_teacher
 from interstack.models.config import (
     FrontEnd,
     StudentConfig,
     TeacherConfig,
     student_hubert_config,
 )
+from interstack.models.factory import build_student, load_teacher
 from interstack.models.student import Student
 from interstack.models.teacher import Teacher
 from tests.models.families import pad, whisper_config

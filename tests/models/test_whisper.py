@@ -15,7 +15,7 @@ from interstack.evaluation.superb.upstream import TeacherUpstream
 from interstack.models.config import TeacherConfig
 from interstack.models.teacher import Teacher
 from interstack.models.whisper import LogMel
-from interstack.target_cache.record import CacheRecord
+from interstack.target_cache.manifest import CacheRecord
 from tests.models.families import (
     NUM_LAYERS,
     build,

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from interstack.growth.progress import RunLength
-from interstack.growth.schedule import GrowthSchedule, make_schedule
-from interstack.planning.prediction import (
+from interstack.growth.schedule import GrowthSchedule, RunLength, make_schedule
+from interstack.planning.predict import (
     StageLength,
     StepSplit,
     growth_ceiling,

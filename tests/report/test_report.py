@@ -14,12 +14,18 @@ import pytest
 
 from interstack.cli import main
 from interstack.growth.operators import get_operator, plan_growth
-from interstack.report.comparison import common_loss, group_by_recipe, reach
-from interstack.report.glance import GrowthCost, growth_costs, saving
+from interstack.report.compare import (
+    GrowthCost,
+    common_loss,
+    group_by_recipe,
+    growth_costs,
+    reach,
+    saving,
+)
 from interstack.report.page import render
-from interstack.report.story import read_stories
-from interstack.tracking.lineage import layer_rows
-from interstack.tracking.step_clock import PARTS
+from interstack.report.run import read_stories
+from interstack.tracking.stage_records import layer_rows
+from interstack.tracking.step_timer import PARTS
 from tests.checkpointing.full_disks import NoSpace
 from tests.target_cache.cached_runs import fit
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import HubertConfig
 
-from interstack.export.directory import export_student
+from interstack.export.huggingface import export_student
 from interstack.models.student import Student
 from tests.superb.small_sets import make_all
 

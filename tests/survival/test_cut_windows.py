@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from interstack.cli import main
-from interstack.data.assembling import BatchDataset
 from interstack.data.batch import Batch
+from interstack.data.dataset import BatchDataset
 from interstack.errors import DataError
 from tests.survival.killed_runs import Run, assert_same_end, small_words
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from interstack.target_cache import precision as precision_file
+from interstack.target_cache import build
 from interstack.tracking.events import read_events
 from tests.target_cache.cached_runs import cache, fit
 
@@ -30,7 +30,7 @@ def test_a_format_that_loses_more_than_rounding_is_refused(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Before anything is stored, and not if the check is off."""
-    monkeypatch.setitem(precision_file.STORAGE_BOUNDS, "int8", 1e-5)
+    monkeypatch.setitem(build.STORAGE_BOUNDS, "int8", 1e-5)
     words = ("--dtype=int8", "--splits=[validation]")
     assert cache(tmp_path / "cache", teacher_directory, *words) == 2
     (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error")]

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from interstack.errors import ConfigurationError, TeacherError
-from interstack.target_cache.record import RECORD_FILE, CacheRecord
-from interstack.target_cache.teacher import CachedTeacher
+from interstack.target_cache.manifest import RECORD_FILE, CacheRecord
+from interstack.target_cache.reader import CachedTeacher
 from tests.checkpointing.full_disks import NoSpace
 from tests.target_cache.cached_runs import SPEECH, cache, fit
 

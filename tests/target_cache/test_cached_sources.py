@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from interstack.cli import main
-from interstack.data import left_out
-from interstack.target_cache.cache import SplitIndex
+from interstack.data import skips
+from interstack.target_cache.reader import SplitIndex
 from tests.target_cache.cached_runs import SPEECH, cache, fit, losses, settings
 
 
@@ -44,7 +44,7 @@ def test_clips_that_are_left_out_are_not_in_the_cache(
 ) -> None:
     """The cache is finished without them and counts them; a run that skips them too takes it."""
     lines: list[str] = []
-    monkeypatch.setattr(left_out._log, "warning", lambda text, *parts: lines.append(text % parts))
+    monkeypatch.setattr(skips._log, "warning", lambda text, *parts: lines.append(text % parts))
     corpus = tmp_path / "speech"
     shutil.copytree(SPEECH, corpus)
     spoilt = sorted((corpus / "LibriSpeech" / "train-clean-100").rglob("*.flac"))[5]

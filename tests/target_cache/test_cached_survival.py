@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from interstack.distillation.module import Distillation
-from interstack.target_cache import filling
-from interstack.target_cache.cache import SplitIndex, TargetCache
+from interstack.target_cache import writer
+from interstack.target_cache.reader import SplitIndex, TargetCache
 from tests.models.families import save
 from tests.target_cache.cached_runs import cache, fit, losses, stopping_at
 
@@ -45,7 +45,7 @@ def test_stopped_caching_keeps_what_is_done(
     """The batches up to the signal are on the disk, and the same command computes the others."""
     output = tmp_path / "cache"
     with monkeypatch.context() as patched:
-        patched.setattr(filling, "ask_teacher", stopping_at(3, filling.ask_teacher))
+        patched.setattr(writer, "ask_teacher", stopping_at(3, writer.ask_teacher))
         assert cache(output, teacher_directory, "--dtype=float32") == 75
     assert "goes on from there" in capsys.readouterr().err
     first = {path: path.stat().st_mtime_ns for path in output.glob("*/*.safetensors")}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from interstack.errors import DataError
-from interstack.target_cache.values import CacheDtype, collate_stored, restore, store
+from interstack.target_cache.format import CacheDtype, collate_stored, restore, store
 
 
 def there_and_back(values: torch.Tensor, dtype: CacheDtype) -> torch.Tensor:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from interstack.target_cache import filling
-from interstack.target_cache.cache import SplitIndex, TargetCache
+from interstack.target_cache import writer
+from interstack.target_cache.reader import SplitIndex, TargetCache
 from tests.target_cache.cached_runs import cache, fit
 
 SMALL_SHARDS = ("--dtype=float32", "--shard_megabytes=0.3")
@@ -39,7 +39,7 @@ def test_a_cache_goes_on_where_it_stopped(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A disk that fills up costs one shard; what had been written is not computed again."""
-    write, written = filling.write_shard, []
+    write, written = writer.write_shard, []
 
     def fill_up(path: Path, *rest: object) -> int:
         if len(written) == 2:
@@ -47,14 +47,14 @@ def test_a_cache_goes_on_where_it_stopped(
         written.append(path)
         return write(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(filling, "write_shard", fill_up)
+    monkeypatch.setattr(writer, "write_shard", fill_up)
     assert cache(tmp_path / "cache", teacher_directory, *SMALL_SHARDS) != 0
     assert "No space left" in capsys.readouterr().err
     first = shards(tmp_path / "cache")
     assert len(first) == 2
     assert not (tmp_path / "cache" / "train" / "index.json").exists()
 
-    monkeypatch.setattr(filling, "write_shard", write)
+    monkeypatch.setattr(writer, "write_shard", write)
     assert cache(tmp_path / "cache", teacher_directory, *SMALL_SHARDS) == 0
     after = shards(tmp_path / "cache")
     assert len(after) > 2

@@ -16,12 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from interstack.distillation.module import Distillation
 from interstack.growth.operators import get_operator, plan_growth
 from interstack.tracking.events import read_events
-from interstack.tracking.lineage import layer_rows
-from interstack.tracking.pictures import similarity_figure
-from interstack.tracking.points import AXES, POINT_METRICS
-from interstack.tracking.run_meters import RunMeters
-from interstack.tracking.step_clock import PARTS
-from interstack.tracking.totals import Totals
+from interstack.tracking.loggers import similarity_figure
+from interstack.tracking.metrics import AXES, POINT_METRICS, RunMeters, Totals
+from interstack.tracking.stage_records import layer_rows
+from interstack.tracking.step_timer import PARTS
 from tests.target_cache.cached_runs import cache, fit, stopping_at
 from tests.tracking.offline_wandb import Offline
 from tests.tracking.told_runs import LAYERS, LONG, SCALARS, of_kind

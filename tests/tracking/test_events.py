@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from interstack.checkpointing.deferred import deferred_writes
 from interstack.errors import ConfigurationError
 from interstack.tracking.events import append_event, read_events, trim_events
 from interstack.tracking.metrics_file import MetricsFile, read_rows, trim_rows
+from interstack.utils.disk import deferred_writes
 from tests.checkpointing.full_disks import NoSpace
 
 

@@ -10,9 +10,8 @@ from itertools import pairwise
 import pytest
 
 from interstack.growth.schedule import Stage
-from interstack.tracking.outlook import Outlook
-from interstack.tracking.progress_bar import StageProgressBar
-from interstack.tracking.throughput import Audio, AudioMeter
+from interstack.tracking.meters import Audio, AudioMeter
+from interstack.tracking.progress_bar import Outlook, StageProgressBar
 from tests.tracking.tracked_runs import DEPTHS, NUM_STEPS, MakeRun
 
 CLOCK = r"(?:\d+:)?\d+:\d\d"

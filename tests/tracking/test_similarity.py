@@ -8,11 +8,10 @@ from transformers import HubertConfig
 
 from interstack.models.student import Student
 from interstack.planning.costs import encoder_macs, front_end_macs
-from interstack.tracking.compute import training_flops
-from interstack.tracking.record import StageRecord
-from interstack.tracking.similarity import linear_cka
-from interstack.tracking.spike import SpikeMeter
-from interstack.tracking.totals import totals_of
+from interstack.tracking.layer_similarity import linear_cka
+from interstack.tracking.meters import SpikeMeter
+from interstack.tracking.metrics import totals_of, training_flops
+from interstack.tracking.stage_records import StageRecord
 
 
 def test_cka_knows_neither_rotation_nor_scale_nor_offset() -> None:

@@ -17,9 +17,9 @@ from interstack.data.batch import Batch
 from interstack.distillation.module import Distillation
 from interstack.growth.plan import GrowthPlan
 from interstack.tracking import stages as stages_module
-from interstack.tracking.record import StageRecord
+from interstack.tracking.meters import Stopwatch
+from interstack.tracking.stage_records import StageRecord
 from interstack.tracking.stages import StageRecorder
-from interstack.tracking.throughput import Stopwatch
 from tests.tracking.tracked_runs import DEPTHS, NUM_STEPS, MakeRun, RandomData, Witness
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from interstack.data.batch import collate
-from interstack.tracking.throughput import AudioMeter, Stopwatch, Throughput
+from interstack.tracking.meters import AudioMeter, Stopwatch, Throughput
 
 
 class FakeClock:

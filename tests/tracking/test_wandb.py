@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from interstack.distillation.module import Distillation
-from interstack.tracking.lineage import COLUMNS
-from interstack.tracking.points import AXES
+from interstack.tracking.metrics import AXES
+from interstack.tracking.stage_records import COLUMNS
 from tests.target_cache.cached_runs import fit, fit_words, stopping_at
 from tests.tracking.offline_wandb import Offline
 from tests.tracking.told_runs import LAYERS, SCALARS, TOLD, of_kind

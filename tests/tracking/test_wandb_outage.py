@@ -25,8 +25,8 @@ from lightning.pytorch.loggers import WandbLogger
 
 from interstack.commands.run_directory import _keep_wandb_id, _wandb_id
 from interstack.errors import ConfigurationError
-from interstack.tracking.boards import WandbBoard
-from interstack.tracking.wandb_run import begin_wandb, finished_wandb
+from interstack.tracking.loggers import WandbBoard
+from interstack.tracking.wandb import begin_wandb, finished_wandb
 from tests.target_cache.cached_runs import fit_words
 from tests.tracking.offline_wandb import Offline
 

@@ -20,10 +20,9 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 from interstack.distillation.module import Distillation
-from interstack.tracking.boards import WandbBoard
+from interstack.tracking.loggers import WandbBoard
 from interstack.tracking.tolerant_loggers import tolerate_failures
-from interstack.tracking.wandb_run import finished_wandb
-from interstack.tracking.wandb_service import read_sync_file
+from interstack.tracking.wandb import finished_wandb, read_sync_file
 from tests.target_cache.cached_runs import fit
 
 

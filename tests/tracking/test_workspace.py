@@ -17,8 +17,8 @@ import wandb
 import wandb_workspaces.workspaces as workspaces
 
 from interstack.cli import main
-from interstack.tracking.event_figures import GROWTH_METRICS
-from interstack.tracking.points import AXES, POINT_METRICS
+from interstack.tracking.events import GROWTH_METRICS
+from interstack.tracking.metrics import AXES, POINT_METRICS
 
 WORDS = ["workspace", "--entity", "somebody", "--project", "growing"]
 

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from interstack.tracking.event_figures import GROWTH_METRICS
-from interstack.tracking.events import read_events
-from interstack.tracking.points import POINT_METRICS, layer_metrics, loss_metrics
+from interstack.tracking.events import GROWTH_METRICS, read_events
+from interstack.tracking.metrics import POINT_METRICS, layer_metrics, loss_metrics
 
 LOGGERS = json.dumps(
     [

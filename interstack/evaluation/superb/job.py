@@ -16,14 +16,9 @@ from typing import Any, Final
 import torch
 import yaml
 
-from interstack.checkpointing.atomic import write_whole
-from interstack.checkpointing.disk import is_there, reason, unread
-from interstack.checkpointing.run_lock import run_lock
-from interstack.checkpointing.signals import StopRequest
-from interstack.data.left_out import report_skipped
-from interstack.data.tolerance import OnCorrupt
+from interstack.data.skips import OnCorrupt, report_skipped
 from interstack.errors import ConfigurationError, InterstackError, RunInterrupted
-from interstack.evaluation.precision import check_at_first_batch
+from interstack.evaluation.clip_reader import check_at_first_batch
 from interstack.evaluation.superb.compatibility import s3prl_supplied
 from interstack.evaluation.superb.layouts import check_layout
 from interstack.evaluation.superb.preparation import prepare
@@ -32,8 +27,12 @@ from interstack.evaluation.superb.tasks import Config, Task, placed
 from interstack.evaluation.superb.training import STATES_FILE, DownstreamTraining
 from interstack.evaluation.superb.upstream import FBANK, Upstream
 from interstack.models.precision import PrecisionReport
-from interstack.surroundings import surroundings
 from interstack.tracking.events import append_event
+from interstack.utils.atomic import write_whole
+from interstack.utils.disk import is_there, reason, unread
+from interstack.utils.environment import surroundings
+from interstack.utils.lock import run_lock
+from interstack.utils.signals import StopRequest
 
 log = logging.getLogger(__name__)
 

@@ -12,14 +12,14 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-from interstack.checkpointing.atomic import write_whole
-from interstack.checkpointing.disk import is_there
+from interstack.data.audio import read_header
 from interstack.data.audio_files import supported_audio
-from interstack.data.tolerance import OnCorrupt
-from interstack.data.utterance import read_header
+from interstack.data.skips import OnCorrupt
 from interstack.errors import DataError
 from interstack.evaluation.superb.sox_effects import load
 from interstack.evaluation.superb.tasks import Config, Task
+from interstack.utils.atomic import write_whole
+from interstack.utils.disk import is_there
 
 _VOWELS: Final = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW"
 _CONSONANTS: Final = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH"

@@ -16,8 +16,8 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from interstack.checkpointing.atomic import write_whole
 from interstack.evaluation.superb.tasks import TASKS, Metric, Task
+from interstack.utils.atomic import write_whole
 
 TABLE_FILE: Final = "results.jsonl"
 Result = Mapping[str, Any]

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from interstack.data.utterance import read_samples
+from interstack.data.audio import read_samples
 from interstack.errors import ConfigurationError
 
 _RMS_WINDOWS_A_SECOND: Final = 50

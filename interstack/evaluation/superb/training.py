@@ -18,20 +18,21 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from interstack.checkpointing.atomic import AtomicCheckpointIO
-from interstack.checkpointing.disk import disk_fault, is_there, unread, write_errors
-from interstack.checkpointing.random_state import random_state, restore_random_state
-from interstack.data.tolerance import OnCorrupt
+from interstack.data.skips import OnCorrupt
 from interstack.data.workers import prepare_worker
 from interstack.errors import CheckpointError, DataError
 from interstack.evaluation.superb.compatibility import without_unreadable
 from interstack.evaluation.superb.reading import (
+    ScalarLog,
+    Scalars,
     Unreadable,
     leave_out_of_scores,
     read_batches,
 )
-from interstack.evaluation.superb.scalars import ScalarLog, Scalars
 from interstack.evaluation.superb.tasks import Config, Metric, Task
+from interstack.utils.atomic import AtomicCheckpointIO
+from interstack.utils.disk import disk_fault, is_there, unread, write_errors
+from interstack.utils.random_state import random_state, restore_random_state
 
 STATES_FILE: Final = "states.ckpt"
 BEST_FILE: Final = "best.ckpt"

@@ -1,0 +1,237 @@
+"""Where an optimizer step's time goes: on this machine, with the run's own batches."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Final, NamedTuple
+
+import lightning as L
+
+from interstack.constants import SAMPLE_RATE
+from interstack.data.batch import Batch
+from interstack.data.datamodule import SpeechDataModule
+from interstack.distillation.module import Distillation
+from interstack.growth.callback import InterleavedStacking
+from interstack.growth.operators import plan_growth
+from interstack.planning.dropout import DropoutCosts, DropoutMeter
+from interstack.planning.predict import StepSplit
+from interstack.planning.timed_step import TimedStep
+
+_PACE_SHARE: Final = 0.6
+"""Share of the time that goes to steps as the run takes them; the rest takes steps apart."""
+
+_PREFETCHED: Final = 2
+"""Batches that torch's DataLoader keeps ready for each worker."""
+
+
+class _Pace(NamedTuple):
+    """A step as the run takes it, while the workers decode.
+
+    Attributes:
+        place: Of its depth.
+        padded: Seconds of padded audio.
+        wait: Seconds until the batch was there.
+        seconds: Of the whole step, the wait included.
+    """
+
+    place: int
+    padded: float
+    wait: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured.
+
+    Attributes:
+        splits: For each depth, an epoch's mean step.
+        wait: Seconds that a step waits for its batch, on average.
+        epoch_wait: Seconds until an epoch's first batch is there.
+        front_end_training: Seconds of a step that sharing the front end would save.
+        teacher_front_end: Seconds of a step in the teacher's front end.
+        validation_rates: For each depth, seconds that validating a second of audio takes.
+        num_batches: Batches on which all depths were taken apart.
+        padding: Share of padding in them.
+        dropout: What dropout takes of a step at the last depth; None where there is none.
+    """
+
+    splits: dict[int, StepSplit]
+    wait: float
+    epoch_wait: float
+    front_end_training: float
+    teacher_front_end: float
+    validation_rates: dict[int, float]
+    num_batches: int
+    padding: float
+    dropout: DropoutCosts | None
+
+
+class StepMeter:
+    """Measures the steps of a run at all of its depths.
+
+    First depths take turns on fresh batches, as fast as the loader gives them: that is the run's
+    pace, with workers that decode beside the step and take processor time from it. Then the loader
+    rests and batches go through every depth, taken apart; neither the batches nor the drift of a
+    busy machine favours a depth. What the pace is slower by is what data costs.
+
+    Args:
+        trainer: Says number format and device, and how gradients are clipped.
+        module: Set up, at the first stage's depth.
+        datamodule: Set up.
+        growth: Grows copies of the student.
+        world_size: Ranks of the run, among which an epoch's batches are shared out.
+    """
+
+    def __init__(
+        self,
+        trainer: L.Trainer,
+        module: Distillation,
+        datamodule: SpeechDataModule,
+        growth: InterleavedStacking,
+        world_size: int,
+    ) -> None:
+        self.datamodule = datamodule
+        self.world_size = world_size
+        device = trainer.strategy.root_device
+        module.teacher.to(device)
+        self._steps = []
+        for each in grown(module, growth):
+            each.to(device).compile_as_asked()
+            self._steps.append(TimedStep(trainer, each))
+        self._dropout = DropoutMeter(self._steps[-1])
+
+    def measure(self, seconds: float) -> Measurement:
+        """Measure for about so many seconds, and on two batches at least.
+
+        What layers take to be compiled comes before.
+        """
+        begin = time.perf_counter()
+        batches = self._batches()
+        first, _ = next(batches)
+        epoch_wait = time.perf_counter() - begin
+        for step in self._steps:
+            step.run(first)  # the first time is slower
+        self._dropout.warm_up(first)
+        begin = time.perf_counter()
+        rates = self._validation_rates()
+        paces, kept = self._pace(batches, begin + _PACE_SHARE * seconds)
+        batches.close()  # the workers end, and leave the processor to the steps
+        measured: list[tuple[Batch, list[StepSplit], tuple[float, float]]] = []
+        for batch in kept:
+            if len(measured) >= 2 and time.perf_counter() - begin >= seconds:
+                break
+            front_ends = self._steps[0].front_ends(batch)
+            splits = [step.run(batch, front_ends) for step in self._steps]
+            training = self._steps[0].front_end_training(batch)
+            self._dropout.measure(batch)
+            measured.append((batch, splits, (training, front_ends[0])))
+        return self._summarise(measured, paces, epoch_wait, rates)
+
+    def _batches(self) -> Generator[tuple[Batch, bool]]:
+        """Yield training batches without end, and whether each begins an epoch."""
+        while True:
+            for number, batch in enumerate(self.datamodule.train_dataloader()):
+                yield batch, number == 0
+
+    def _pace(
+        self, batches: Generator[tuple[Batch, bool]], until: float
+    ) -> tuple[list[_Pace], list[Batch]]:
+        """Take steps as the run does, two at every depth at least; return them and some batches."""
+        for _ in range(_PREFETCHED * self.datamodule.num_workers):
+            self._steps[0].run(next(batches)[0])  # decoded ahead: they cost less than those to come
+        paces: list[_Pace] = []
+        kept: list[Batch] = []
+        while len(paces) < 2 * len(self._steps) or time.perf_counter() < until:
+            place = len(paces) % len(self._steps)
+            begin = time.perf_counter()
+            batch, begins_epoch = next(batches)
+            wait = time.perf_counter() - begin
+            self._steps[place].run(batch)
+            seconds = time.perf_counter() - begin
+            if begins_epoch:  # its wait is the epoch's, and was measured
+                continue
+            paces.append(_Pace(place, _padded_seconds(batch), wait, seconds))
+            kept.append(batch)
+        return paces, kept
+
+    def _validation_rates(self) -> dict[int, float]:
+        """Measure a validation batch at every depth."""
+        loader = iter(self.datamodule.val_dataloader())
+        batch = next(loader)
+        del loader
+        seconds = float(batch.seconds)
+        self._steps[-1].validate(batch)  # the first time is slower
+        return {step.depth: step.validate(batch) / seconds for step in self._steps}
+
+    def _summarise(
+        self,
+        measured: Sequence[tuple[Batch, list[StepSplit], tuple[float, float]]],
+        paces: Sequence[_Pace],
+        epoch_wait: float,
+        rates: dict[int, float],
+    ) -> Measurement:
+        padded = [_padded_seconds(batch) for batch, _, _ in measured]
+        valid = sum(float(batch.seconds) for batch, _, _ in measured)
+        # A step's time goes with its padded audio; the sample's batches need not be the epoch's.
+        mean = self.datamodule.mean_batch_seconds(self.world_size)
+        batch_seconds = mean if mean is not None else fmean(padded)
+        scale = batch_seconds / sum(padded)
+        wait = batch_seconds * sum(each.wait for each in paces) / sum(each.padded for each in paces)
+        parts = StepSplit._fields
+        splits = {}
+        for place, step in enumerate(self._steps):
+            sums = {
+                part: scale * sum(getattr(row[place], part) for _, row, _ in measured)
+                for part in parts
+            }
+            split = StepSplit(**sums)
+            own = [each for each in paces if each.place == place]
+            pace = batch_seconds * sum(each.seconds for each in own)
+            pace /= sum(each.padded for each in own)
+            data = split.data + max(wait, pace - split.step)
+            splits[step.depth] = split._replace(data=data)
+        training, of_teacher = (
+            scale * sum(times[place] for _, _, times in measured) for place in range(2)
+        )
+        padding = 1 - valid / sum(padded)
+        return Measurement(
+            splits,
+            wait,
+            epoch_wait,
+            training,
+            of_teacher,
+            rates,
+            len(measured),
+            padding,
+            self._dropout.costs(scale, splits[self._steps[-1].depth].step),
+        )
+
+
+def grown(module: Distillation, growth: InterleavedStacking) -> Iterator[Distillation]:
+    """Yield a module of every stage's depth; they share the teacher.
+
+    Args:
+        module: Of the first stage's depth; it is left as it is.
+        growth: Says depths and operator.
+    """
+    for depth in growth.depths:
+        module = copy_of(module)
+        if depth > module.depth:
+            module.grow(plan_growth(growth.operator, module.lineage, depth))
+        yield module
+
+
+def copy_of(module: Distillation) -> Distillation:
+    """Return a copy of a module that shares the teacher."""
+    shared = [module.teacher, module._trainer]
+    return copy.deepcopy(module, {id(each): each for each in shared})
+
+
+def _padded_seconds(batch: Batch) -> float:
+    """Return what a batch's model computes on: utterances × longest."""
+    return len(batch.ids) * int(batch.num_samples.max()) / SAMPLE_RATE

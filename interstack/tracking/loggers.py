@@ -1,0 +1,308 @@
+"""Where a run's news goes: its own file, every logger, and what loggers can show beside scalars."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import lightning as L
+import numpy as np
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from numpy.typing import ArrayLike
+from PIL import Image
+
+from interstack.tracking.events import (
+    Event,
+    EventKind,
+    append_event,
+    event_figures,
+    read_events,
+    step_index,
+)
+from interstack.tracking.stage_records import COLUMNS
+from interstack.tracking.stages import STAGE_COLUMNS
+from interstack.tracking.wandb import while_service_runs
+from interstack.utils.disk import try_or_defer
+
+_EDGES: Final = "#2fb7c4"
+"""Seen on every shade of the map."""
+
+
+def similarity_figure(event: Event) -> Figure:
+    """Draw layers against each other and against the teacher's.
+
+    Args:
+        event: Of the kind ``similarity``.
+    """
+    names = event["layers"]
+    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    for axes, values, columns in zip(
+        figure.subplots(1, 2),
+        (event["student"], event["teacher"]),
+        (names, teacher_names(event["teacher_layers"])),
+        strict=True,
+    ):
+        image = draw_map(axes, values, names, columns, lowest=float(np.min(values)))
+        figure.colorbar(image, ax=axes, label="linear CKA", shrink=0.9)
+        axes.set_ylabel("student's layer, by block and place")
+    axes.set_xlabel("teacher's layer")
+    return figure
+
+
+def similarity_picture(event: Event) -> Image.Image:
+    """Return the same as pixels."""
+    buffer = io.BytesIO()
+    similarity_figure(event).savefig(buffer, format="png", dpi=110)
+    buffer.seek(0)
+    return Image.open(buffer).convert("RGB")
+
+
+def teacher_names(layers: Sequence[int]) -> list[str]:
+    """Return what a teacher's hidden states are called."""
+    return ["input" if layer == 0 else str(layer) for layer in layers]
+
+
+def draw_map(
+    axes: Axes,
+    values: ArrayLike,
+    names: Sequence[str],
+    columns: Sequence[str],
+    *,
+    lowest: float = 0.0,
+    font_size: float = 7.0,
+) -> AxesImage:
+    """Draw a similarity map, with lines between the student's blocks.
+
+    Args:
+        axes: Where to.
+        values: Similarities, (1 + layers, columns); the first row is the encoder's input.
+        names: Of the student's layers, bottom first, by block and place.
+        columns: The same names, if they are the columns as well; else the teacher's.
+        lowest: Similarity that is the darkest: layers are so alike that blocks would not show if
+            that were 0.
+        font_size: Of the layers' names.
+
+    Returns:
+        The image, for a colour bar.
+    """
+    image = axes.imshow(values, vmin=lowest, vmax=1, cmap="magma", origin="lower", aspect="auto")
+    across = ["input", *names] if columns is names else columns
+    axes.set_xticks(range(len(across)), across, rotation=90, fontsize=font_size)
+    axes.set_yticks(range(len(names) + 1), ["input", *names], fontsize=font_size)
+    for edge in _block_edges(names):
+        axes.axhline(edge, color=_EDGES, linewidth=1.2)
+        if columns is names:
+            axes.axvline(edge, color=_EDGES, linewidth=1.2)
+    return image
+
+
+def _block_edges(names: Sequence[str]) -> list[float]:
+    """Return where a layer of one block lies above another's, or above the input.
+
+    In a stack that has not grown each layer is a block; lines around all of them would say nothing.
+    """
+    blocks = ["input", *(name.partition(".")[0] for name in names)]
+    if len(set(blocks)) == len(blocks):
+        return []
+    return [place - 0.5 for place in range(1, len(blocks)) if blocks[place] != blocks[place - 1]]
+
+
+_STEP = "trainer/global_step"
+
+
+class Board(Protocol):
+    """A logger that can show more than scalars."""
+
+    def define(self, metrics: Sequence[str]) -> None:
+        """Announce metrics by their exact names."""
+
+    def catch_up(self, history: Sequence[Event]) -> None:
+        """Learn what the run told before it was cut."""
+
+    def show(self, event: Event) -> None:
+        """Show what scalars can't tell: lineages, tables of stages, maps of similarity."""
+
+
+def open_boards(trainer: L.Trainer) -> list[Board]:
+    """Return a board for each of the Trainer's loggers that can show more; rank zero alone has any.
+
+    Other loggers get the same scalars, and everything is in ``events.jsonl`` in any case.
+    """
+    if not trainer.is_global_zero:
+        return []
+    boards = (_board(logger) for logger in trainer.loggers)
+    return [board for board in boards if board is not None]
+
+
+def _board(logger: Logger) -> Board | None:
+    if isinstance(logger, WandbLogger):
+        return WandbBoard(logger)
+    return TensorBoardBoard(logger) if isinstance(logger, TensorBoardLogger) else None
+
+
+class WandbBoard:
+    """Weights & Biases: tables, pictures, an alert a growth; everything offline as well.
+
+    Args:
+        logger: Lightning's.
+    """
+
+    def __init__(self, logger: WandbLogger) -> None:
+        self._logger = logger
+        self._stages: list[Event] = []
+        self._waiting: list[Event] = []  # for space, since W&B copies tables and pictures
+
+    def define(self, metrics: Sequence[str]) -> None:
+        """Let each metric be drawn against the optimizer step; any of the axes serves as well.
+
+        Exact names: Lightning's logger binds ``*`` to the same step first.
+        """
+        while_service_runs(self._logger, lambda: self._define(metrics))
+
+    def _define(self, metrics: Sequence[str]) -> None:
+        run = self._logger.experiment
+        run.define_metric(_STEP)
+        for name in metrics:
+            run.define_metric(name, step_metric=_STEP)
+
+    def catch_up(self, history: Sequence[Event]) -> None:
+        """Log what the run in W&B lacks of its own beginning.
+
+        A run that goes on offline is a new directory of the same id, which takes the place of the
+        earlier one when it is synced: so it has to hold everything. Online it lacks what was logged
+        while W&B could not be reached.
+        """
+        while_service_runs(self._logger, lambda: self._catch_up(history))
+
+    def _catch_up(self, history: Sequence[Event]) -> None:
+        run = self._logger.experiment
+        known = run.summary.get(_STEP) if run.resumed and not run.offline else None
+        for event in history:
+            if known is None or step_index(event) > known:
+                if figures := event_figures(event):
+                    self._log(event, figures)
+                self._show(event)
+            elif event["kind"] == "stage":
+                self._stages.append(event)
+
+    def show(self, event: Event) -> None:
+        """Log tables and pictures, and an alert at a growth; later where the disk is full."""
+        self._waiting.append(event)
+        path = Path(self._logger.experiment.dir)
+        try_or_defer(path, lambda: while_service_runs(self._logger, self._show_waiting))
+
+    def _show_waiting(self) -> None:
+        while self._waiting:
+            self._show_one(self._waiting[0])
+            self._waiting.pop(0)
+
+    def _show_one(self, event: Event) -> None:
+        self._show(event)
+        if event["kind"] == "growth":
+            before, after = event["validation_before"], event["validation_after"]
+            known = before is not None and after is not None
+            loss = f": validation {before:.4f} → {after:.4f}" if known else ""
+            title = f"grown from {event['from_depth']} to {event['to_depth']} layers"
+            text = f"step {event['step']:,}, {event['operator']}{loss}"
+            self._logger.experiment.alert(title, text)
+
+    def _show(self, event: Event) -> None:
+        import wandb
+
+        match event["kind"]:
+            case "growth":
+                rows = [[row[column] for column in COLUMNS] for row in event["layers"]]
+                table = wandb.Table([*COLUMNS], rows)
+                self._log(event, {f"growth/lineage_{event['to_depth']}": table})
+            case "stage":
+                if event not in self._stages:  # else it is tried again
+                    self._stages.append(event)
+                rows = [[stage[column] for column in STAGE_COLUMNS] for stage in self._stages]
+                self._log(event, {"stages/summary": wandb.Table([*STAGE_COLUMNS], rows)})
+            case "similarity":
+                self._log(event, {"similarity/layers": wandb.Image(similarity_picture(event))})
+
+    def _log(self, event: Event, content: Mapping[str, Any]) -> None:
+        self._logger.experiment.log({**content, _STEP: step_index(event)})
+
+
+class TensorBoardBoard:
+    """TensorBoard: pictures and a line of text a growth.
+
+    Args:
+        logger: Lightning's.
+    """
+
+    def __init__(self, logger: TensorBoardLogger) -> None:
+        self._logger = logger
+
+    def define(self, metrics: Sequence[str]) -> None:
+        """Nothing: TensorBoard has its steps."""
+
+    def catch_up(self, history: Sequence[Event]) -> None:
+        """Nothing: the earlier part's file is beside this one's."""
+
+    def show(self, event: Event) -> None:
+        """Write tables and pictures."""
+        writer, step = self._logger.experiment, step_index(event)
+        match event["kind"]:
+            case "growth":
+                rows = [COLUMNS, ["---"] * len(COLUMNS)]
+                rows += [[str(row[column]) for column in COLUMNS] for row in event["layers"]]
+                table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
+                writer.add_text("growth/lineage", table, step)
+            case "stage":
+                lines = [f"- {column}: {event[column]}" for column in STAGE_COLUMNS]
+                writer.add_text("stages/summary", "\n".join(lines), step)
+            case "similarity":
+                import numpy as np
+
+                picture = np.asarray(similarity_picture(event))
+                writer.add_image("similarity/layers", picture, step, dataformats="HWC")
+
+
+class Outlets:
+    """Tells news wherever somebody may look; rank zero alone does.
+
+    Args:
+        trainer: Whose run it is.
+    """
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        self._trainer = trainer
+        self._speaks = trainer.is_global_zero
+        self._directory = Path(trainer.default_root_dir)
+        self._boards = open_boards(trainer)
+
+    def define(self, metrics: Sequence[str]) -> None:
+        """Announce metrics by their exact names."""
+        for board in self._boards:
+            board.define(metrics)
+
+    def catch_up(self) -> None:
+        """Let boards know what the run told before it was cut, if it goes on now."""
+        if self._boards and self._trainer.global_step > 0:
+            history = read_events(self._directory)
+            for board in self._boards:
+                board.catch_up(history)
+
+    def tell(self, kind: EventKind, **content: Any) -> None:  # noqa: ANN401, what JSON holds
+        """Tell an event.
+
+        Loggers are given the scalars of growths and recoveries here; those of points and
+        validations come to them from Lightning, as what the module has logged.
+        """
+        if not self._speaks:
+            return
+        event: Event = {"kind": kind, "step": self._trainer.global_step, **content}
+        append_event(self._directory, event)
+        if kind in ("growth", "recovery"):
+            for logger in self._trainer.loggers:
+                logger.log_metrics(event_figures(event), step_index(event))
+        for board in self._boards:
+            board.show(event)

@@ -1,0 +1,1 @@
+"""What several packages need: whole files, locks, signals, random state, ranks, the terminal."""
