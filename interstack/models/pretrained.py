@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -223,11 +223,27 @@ class Source:
             ) from error
 
 
-def bake_weight_norm(model: nn.Module) -> None:
-    """Fold parametrised weights of a frozen model, to compute them once and not at every step."""
+def bake_weight_norm(model: nn.Module) -> dict[nn.Module, bytes]:
+    """Fold parametrised weights of a frozen model, to compute them once and not at every step.
+
+    Returns:
+        SHA-256 of the parameters that each folded weight was computed from. The weight itself is
+        no witness: its norm is a sum whose last bit depends on the threads that computed it.
+    """
+    digests = {}
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
+            digests[module] = _digest(module.state_dict())
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    return digests
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> bytes:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.digest()
 
 
 @contextmanager

@@ -150,7 +150,7 @@ class Teacher(FrontEndWeights, nn.Module):
         pretrained = origin.load(self.config)
         self.normalises_waveform = pretrained.normalises_waveform
         model: Any = pretrained.model
-        bake_weight_norm(model)
+        self._folded = bake_weight_norm(model)
         model.to(DTYPES[dtype])
         self.body: _WaveformBody | WhisperBody
         if self.takes_waveform:
@@ -195,6 +195,7 @@ class Teacher(FrontEndWeights, nn.Module):
         """SHA-256 of what the targets depend on, wherever the model lies.
 
         That is the architecture, the kept weights and their precision, normalisation and padding.
+        It is the same on every machine.
         """
         fields = self.config.to_dict()
         for unrelated in _UNRELATED:
@@ -203,9 +204,15 @@ class Teacher(FrontEndWeights, nn.Module):
         if self.pad_to_30s:  # without it, what was computed before this option existed
             fields["pad_to_30s"] = True
         digest = hashlib.sha256(json.dumps(fields, sort_keys=True, default=str).encode())
+        folded = {
+            f"{name}.weight": self._folded[module]
+            for name, module in self.body.named_modules()
+            if module in self._folded
+        }
         for name, tensor in sorted(self.body.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+            values = tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
+            digest.update(folded.get(name, values))
         return digest.hexdigest()
 
     def forward(

@@ -232,3 +232,29 @@ def test_the_fingerprint_tells_weights_apart_wherever_they_lie(tmp_path: Path) -
 
     edit_weights(directory, nudge)
     assert Teacher(str(directory), [2]).fingerprint() != fingerprint
+
+
+def test_the_fingerprint_is_the_same_for_any_number_of_threads() -> None:
+    """A cache made with all of a machine's cores serves a run that has one of them."""
+    threads, fingerprints = torch.get_num_threads(), set()
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            fingerprints.add(Teacher("assets/teacher", [12]).fingerprint())
+    finally:
+        torch.set_num_threads(threads)
+    assert len(fingerprints) == 1
+
+
+def test_the_fingerprint_tells_folded_weights_apart(tmp_path: Path) -> None:
+    """The positional convolution's weight is computed from two parameters: both count."""
+    directory = save("hubert-base", tmp_path)
+    fingerprints = {Teacher(str(directory), [2]).fingerprint()}
+    for parameter in ("original0", "original1"):
+
+        def nudge(tensors: dict[str, Tensor], parameter: str = parameter) -> None:
+            tensors[f"encoder.pos_conv_embed.conv.parametrizations.weight.{parameter}"] *= 1.01
+
+        edit_weights(directory, nudge)
+        fingerprints.add(Teacher(str(directory), [2]).fingerprint())
+    assert len(fingerprints) == 3
