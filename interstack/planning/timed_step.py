@@ -51,7 +51,7 @@ class TimedStep:
         module = self.module
         moved, move = self._timed(lambda: module.transfer_batch_to_device(batch, self._device, 0))
         with self._precision.forward_context():
-            told, telling = self._timed(lambda: module.tell(moved))
+            told, telling = self._timed(lambda: module.teacher_forward(moved))
             loss, learning = self._timed(
                 lambda: rank_loss(module.batch_loss(moved, told).sums, module.objective, 1)
             )

@@ -102,7 +102,7 @@ def measure_similarity(trainer: L.Trainer, module: Distillation) -> LayerSimilar
     ):
         moved = strategy.batch_to_device(precision.convert_input(batch))
         told, layers = _ask_every_layer(module, moved)
-        output, states = module.study(moved, told)
+        output, states = module.student_forward(moved, told)
     student = [_frames(each, output.mask) for each in output.hidden_states]
     teacher = [_frames(each, output.mask) for each in states]
     return LayerSimilarity(
@@ -114,8 +114,8 @@ def _ask_every_layer(module: Distillation, batch: Batch) -> tuple[TeacherOutput,
     """Return what the teacher says of a batch at all its layers, or what is cached of that."""
     teacher = module.teacher
     if not isinstance(teacher, Teacher):
-        return module.tell(batch), module.student.teacher_taps
-    return module.tell(batch, every_layer=True), tuple(range(teacher.taps[-1] + 1))
+        return module.teacher_forward(batch), module.student.teacher_taps
+    return module.teacher_forward(batch, every_layer=True), tuple(range(teacher.taps[-1] + 1))
 
 
 def _first_validation_batch(trainer: L.Trainer) -> Batch | None:
