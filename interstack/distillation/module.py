@@ -430,7 +430,7 @@ class Distillation(L.LightningModule):
 
         Args:
             batch: The batch.
-            teacher_output: What the teacher says of it; asked if None.
+            teacher_output: The teacher's output for it; computed here by default.
         """
         output, targets = (
             self(batch) if teacher_output is None else self.student_forward(batch, teacher_output)
