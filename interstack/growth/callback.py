@@ -1,4 +1,4 @@
-"""All contact with the Trainer's strategy: rebuilding what hangs on the module's parameters."""
+"""The Lightning callback that grows a module, and all contact with the Trainer's strategy."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What the growth section's options have in common: names there are, options that need each other.
-
-The command line refuses unknown names by itself; a slip in Python must not train something else.
-"""
+"""What all callbacks that grow layers have in common: settings, growth steps, schedule."""
 
 from __future__ import annotations
 

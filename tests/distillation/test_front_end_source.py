@@ -172,7 +172,7 @@ def test_a_resumed_run_ends_as_one_that_was_never_cut(models: Path, tmp_path: Pa
     other = make_module(teacher, models / "other")
     save("hubert-base", tmp_path).rename(models / "other")
     shift_front_end(models / "other")
-    with pytest.raises(ConfigurationError, match=r"front_end_source is .*other, but the run was started"):
+    with pytest.raises(ConfigurationError, match=r"front_end_source is .*other, but the run was"):
         fit_module(make_trainer(EMAWeightAveraging(), max_epochs=2), other, batches, path)
 
 
