@@ -18,8 +18,8 @@ from interstack.data.loader import SpeechLoader
 from interstack.distillation.averaging import (
     KeepAverages,
     averaging_callback,
+    check_averaging_continues,
     check_callbacks,
-    check_goes_on,
 )
 from interstack.distillation.learning_rate_search import (
     check_rate_was_found,
@@ -82,12 +82,12 @@ class Distillation(L.LightningModule):
         initial_depth: Encoder layers of the first stage; the command line takes it from
             ``growth.depths``.
         non_finite: What a training batch whose loss is not finite does: ``stop`` the run and name
-            the utterances, or ``skip``: it is left out, named in the log and counted in
+            the utterances, or ``skip``: it is skipped, named in the log and counted in
             ``train/skipped_batches``. Validation and test always stop. A GPU is kept waiting by
             ``skip`` at each batch, by ``stop`` now and then.
-        compile_layers: Compile the layers of student and teacher when a fit begins. What is trained
+        compile_layers: Compile the layers of student and teacher when a fit starts. What is trained
             is the same, so a resumed run may change it.
-        precision_check: When a fit begins, or a cache, compare one batch in the chosen number
+        precision_check: When a fit or a cache starts, compare one batch in the chosen number
             formats with float32, layer by layer, and stop where the difference is more than
             rounding. It takes seconds, and nothing where all is float32; false is refused there.
     """
@@ -135,7 +135,7 @@ class Distillation(L.LightningModule):
         self._found_learning_rate: float | None = None
         self.window = AccumulationWindow()
         # No hyper-parameter: those of a checkpoint overrule the command line, and a run that has
-        # stopped at a batch has to go on without it.
+        # stopped at a batch has to continue without it.
         self.non_finite = NonFiniteBatches(non_finite)
         self.compile_layers = compile_layers
         self.precision_check = precision_check
@@ -185,7 +185,7 @@ class Distillation(L.LightningModule):
         self.student.grow(plan)
 
     def on_growth_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look at the losses of the last stage before ``InterleavedStacking`` grows the student."""
+        """Check the losses of the last stage before ``InterleavedStacking`` grows the student."""
         del trainer, pl_module
         self.check_pending()
 
@@ -235,8 +235,8 @@ class Distillation(L.LightningModule):
             targets.with_features = self.student.freeze_front_end
         if datamodule is not None:
             # what is to be predicted is the student's alone
-            asked = self._teacher[0] if self._teacher and stage != "predict" else None
-            check_lengths(datamodule, self.student, asked)
+            teacher = self._teacher[0] if self._teacher and stage != "predict" else None
+            check_lengths(datamodule, self.student, teacher)
 
     def _build(self) -> None:
         """Make a fresh student, unless there is one."""
@@ -275,7 +275,7 @@ class Distillation(L.LightningModule):
         self.test_loss = DistillationLoss(self.objective, num_taps)
 
     def on_fit_start(self) -> None:
-        """Move the teacher, compile the layers, measure the targets' channels: as is asked for.
+        """Move the teacher; compile layers, check precision and measure channels where required.
 
         Raises:
             ConfigurationError: If a search for a learning rate has found none.
@@ -302,7 +302,7 @@ class Distillation(L.LightningModule):
         """Compile the layers of student and teacher, on the device that they are used on.
 
         Raises:
-            ConfigurationError: If it is asked for and can't be done here.
+            ConfigurationError: If it is required and can't be done here.
         """
         if self.compile_layers:
             check_can_compile(self.device.type)
@@ -324,7 +324,7 @@ class Distillation(L.LightningModule):
         """Add the student's structure and the number of skipped batches.
 
         Raises:
-            DataError: If the run is to stop at a batch that was trained on, but not looked at.
+            DataError: If the run is to stop at a batch that was trained on, but not checked.
         """
         self.check_pending()
         checkpoint[CHECKPOINT_KEY] = student_structure(self.student)
@@ -356,7 +356,7 @@ class Distillation(L.LightningModule):
             self.learning_rate = checkpoint[FOUND_RATE_KEY]
         self.non_finite.load(checkpoint)
         if self._trainer is not None:
-            check_goes_on(self._trainer, checkpoint)
+            check_averaging_continues(self._trainer, checkpoint)
             for average in averages_of(self._trainer, self):
                 assert isinstance(average.module, Distillation)
                 average.module._adopt(copy.deepcopy(self.student))
@@ -485,7 +485,7 @@ class Distillation(L.LightningModule):
         self.latest_loss, by_tap = self.window.add(loss, self.objective)
         if step_is_logged(self.trainer):
             self._log_losses("train", self.latest_loss, by_tap, on_step=True)
-        else:  # for whoever asks the Trainer for it
+        else:  # for callbacks that read it from the Trainer
             self.log("train/loss", self.latest_loss, on_step=True, on_epoch=False, batch_size=1)
         return loss.to_minimise
 
@@ -501,12 +501,12 @@ class Distillation(L.LightningModule):
             self._log_numbers({"train/skipped_batches": self.non_finite.skipped})
 
     def check_pending(self) -> None:
-        """Wait for the device if losses of training batches are still to be looked at.
+        """Wait for the device if losses of training batches are still to be checked.
 
         Raises:
             DataError: On all ranks, if one of them is not finite.
         """
-        self.non_finite.look(self._recompute_loss)
+        self.non_finite.check(self._recompute_loss)
 
     @torch.no_grad()
     def _recompute_loss(self, batch: Batch) -> BatchLoss:
@@ -515,7 +515,7 @@ class Distillation(L.LightningModule):
             return self.batch_loss(batch)
 
     def on_train_end(self) -> None:
-        """Look at the last losses."""
+        """Check the last losses."""
         self.check_pending()
 
     # Validation, test, prediction -----------------------------------------------------------------
