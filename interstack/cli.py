@@ -42,6 +42,12 @@ def _inspect(arguments: Arguments) -> None:
     run_inspect(arguments)
 
 
+def _features(arguments: Arguments) -> None:
+    from interstack.commands.features import run_features
+
+    run_features(arguments)
+
+
 def _pack(arguments: Arguments) -> None:
     from interstack.commands.pack import run_pack
 
@@ -90,6 +96,7 @@ COMMANDS: dict[str, tuple[Callable[[Arguments], None], str]] = {
     "workspace": (_workspace, "panels for Weights & Biases, laid out for a growing run"),
     "export": (_export, "a checkpoint's student as a Hugging Face directory, and as ONNX"),
     "inspect": (_inspect, "what models cost: parameters, GMACs, real-time factor on this machine"),
+    "features": (_features, "an encoder's hidden states for a folder of audio, as files"),
     "pack": (_pack, "pack a folder of speech into tar shards that can be streamed"),
     "probe": (_probe, "what models know of phones, prompts and speakers: linear probes"),
     "superb": (_superb, "SUPERB's tasks by s3prl's own recipes, beside the published rows"),

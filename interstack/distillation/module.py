@@ -571,7 +571,11 @@ class Distillation(L.LightningModule):
         if window is not None and batch.waveforms.shape[1] > window:
             (waveform,) = batch.waveforms  # what is longer than a batch is a batch of its own
             return WindowedOutput(
-                self.student, waveform, window, self.trainer.precision_plugin.predict_step_context
+                self.student.model,
+                waveform,
+                window,
+                normalises_waveform=self.student.normalises_waveform,
+                precision=self.trainer.precision_plugin.predict_step_context,
             )
         output: StudentOutput = self.student(batch.waveforms, batch.num_samples)
         return output

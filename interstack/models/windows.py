@@ -17,10 +17,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from interstack.errors import ConfigurationError
 from interstack.models.encoder import encode, project
@@ -35,7 +35,6 @@ from interstack.models.front_end import (
     receptive_field,
     utterance_moments,
 )
-from interstack.models.student import Student
 
 _CONTEXT: Final = 1 / 8
 """Context on either side, as a share of the window."""
@@ -83,6 +82,24 @@ def plan_windows(frames: int, window: int, context: int) -> list[Window]:
     ]
 
 
+class EncoderParts(Protocol):
+    """A speech encoder over waveforms: the student's model, or a teacher's body."""
+
+    config: Any
+
+    @property
+    def feature_extractor(self) -> nn.Module:
+        """Convolutions, from waveforms to features."""
+
+    @property
+    def feature_projection(self) -> nn.Module:
+        """From features to the encoder's width."""
+
+    @property
+    def encoder(self) -> Any:  # noqa: ANN401, of one of several families
+        """The encoder, with its ``layers``."""
+
+
 class WindowedOutput:
     """Hidden states of one long utterance, computed while they are iterated over.
 
@@ -90,9 +107,10 @@ class WindowedOutput:
     have `num_frames` frames; no more than one window is computed at a time.
 
     Args:
-        student: In eval mode.
-        waveform: (num_samples,), 16 kHz in [-1, 1], on the student's device.
+        model: In eval mode.
+        waveform: (num_samples,), 16 kHz in [-1, 1], on the model's device.
         window_samples: Samples of a window at most.
+        normalises_waveform: Bring the whole waveform to zero mean and unit variance first.
         precision: Makes the context to compute in, as for mixed precision.
 
     Raises:
@@ -101,26 +119,29 @@ class WindowedOutput:
 
     def __init__(
         self,
-        student: Student,
+        model: EncoderParts,
         waveform: Tensor,
         window_samples: int,
+        *,
+        normalises_waveform: bool,
         precision: Callable[[], AbstractContextManager[object]] = nullcontext,
     ) -> None:
-        config = student.config
+        config = model.config
         window = int(num_frames(config, torch.tensor(window_samples)))
         if not window:
-            needed = receptive_field(config)
             raise ConfigurationError(
-                f"data.validation_batch_seconds allows {window_samples} samples at a time, but the "
-                f"front end needs {needed} to make one frame: raise it"
+                f"windows of {window_samples} samples (data.validation_batch_seconds, or "
+                "--window-seconds of features) are shorter than the front end's receptive "
+                f"field of {receptive_field(config)}: give longer ones"
             )
         self.num_frames = int(num_frames(config, torch.tensor(len(waveform))))
         self.width: int = config.hidden_size
-        self.num_hidden_states = student.depth + 1
+        self.num_hidden_states = len(model.encoder.layers) + 1
         self.windows = plan_windows(
-            self.num_frames, window, context_frames(window, config.num_conv_pos_embeddings)
+            self.num_frames, window, context_frames(window, positional_kernel(config))
         )
-        self._student = student
+        self._model = model
+        self._normalises_waveform = normalises_waveform
         self._waveform = waveform
         self._window_samples = window_samples
         self._precision = precision
@@ -134,11 +155,11 @@ class WindowedOutput:
     @torch.no_grad()
     def _prepared(self) -> tuple[Tensor, Moments | None]:
         """Return the waveform normalised as a whole, and the whole's statistics."""
-        student, waveform = self._student, self._waveform[None]
+        waveform = self._waveform[None]
         lengths = torch.tensor([len(self._waveform)], device=waveform.device)
-        if student.normalises_waveform:
+        if self._normalises_waveform:
             waveform = normalise_waveform(waveform, lengths)
-        extractor = student.model.feature_extractor
+        extractor = self._model.feature_extractor
         if not has_norm_over_time(extractor):
             return waveform[0], None
         waveform = centre(waveform, lengths)
@@ -148,9 +169,9 @@ class WindowedOutput:
     @torch.no_grad()
     def _piece(self, window: Window, waveform: Tensor, moments: Moments | None) -> Tensor:
         """Return what is kept of a window, (depth + 1, frames, width)."""
-        model, hop = self._student.model, frame_hop(self._student.config)
+        model, hop = self._model, frame_hop(self._model.config)
         begin, end = window.begin * hop, (window.end - 1) * hop
-        part = waveform[None, begin : end + receptive_field(self._student.config)]
+        part = waveform[None, begin : end + receptive_field(model.config)]
         lengths = torch.tensor([part.shape[1]], device=part.device)
         with self._precision():
             features = extract_features(model.feature_extractor, part, lengths, moments)
@@ -159,6 +180,18 @@ class WindowedOutput:
             hidden_states = encode(model.encoder, projected, mask)
         kept = slice(window.first - window.begin, window.last - window.begin)
         return torch.stack([hidden[0, kept] for hidden in hidden_states])
+
+
+def positional_kernel(config: Any) -> int:  # noqa: ANN401, of one of several families
+    """Return the frames that the positional convolution of one frame sees.
+
+    One convolution, or, in data2vec-audio, several stacked ones.
+    """
+    layers: int = config.num_conv_pos_embeddings
+    if config.model_type == "data2vec-audio":
+        kernel: int = config.conv_pos_kernel_size
+        return layers * (kernel - 1) + 1
+    return layers
 
 
 def context_frames(window: int, positional_kernel: int) -> int:

@@ -37,6 +37,12 @@ def small_student(norm: str = "group", **changes: object) -> Student:
     return student.eval()
 
 
+def windowed(student: Student, waveform: Tensor, window_samples: int) -> WindowedOutput:
+    """The hidden states of an utterance, window by window."""
+    normalises = student.normalises_waveform
+    return WindowedOutput(student.model, waveform, window_samples, normalises_waveform=normalises)
+
+
 def with_a_pause() -> Tensor:
     """Five seconds of speech whose middle is nearly silent, with an offset."""
     (speech,) = read_speech(5.0)
@@ -71,7 +77,7 @@ def test_all_but_attention_is_as_if_the_whole_were_computed(norm: str) -> None:
         for layer in student.layers:
             layer.attention.out_proj.weight.zero_()
     expected = whole(student, waveform)
-    output = WindowedOutput(student, waveform, 16_000)
+    output = windowed(student, waveform, 16_000)
     pieces = list(output)
     assert len(pieces) == len(output.windows) > 6
     joined = torch.cat(pieces, dim=1)
@@ -85,7 +91,7 @@ def test_with_attention_the_encoders_input_is_exact_and_the_rest_is_near() -> No
     expected = whole(student, waveform)
     errors = []
     for seconds in (1, 3, 5):
-        joined = torch.cat(list(WindowedOutput(student, waveform, seconds * 16_000)), dim=1)
+        joined = torch.cat(list(windowed(student, waveform, seconds * 16_000)), dim=1)
         torch.testing.assert_close(joined[0], expected[0], rtol=1e-4, atol=1e-4)
         errors.append(float((joined[-1] - expected[-1]).norm() / expected[-1].norm()))
     assert errors[0] > errors[1] > errors[2]
@@ -105,12 +111,12 @@ def test_no_more_than_a_window_is_computed_at_a_time() -> None:
     first = student.model.feature_extractor.conv_layers[0]
     assert isinstance(first.conv, nn.Conv1d)
     first.conv.register_forward_pre_hook(note)
-    for piece in WindowedOutput(student, waveform, 16_000):
+    for piece in windowed(student, waveform, 16_000):
         assert piece.shape[1] <= 49
     assert 15_000 < longest <= 16_000
 
 
 def test_a_window_without_a_frame_is_refused() -> None:
-    """By the setting's name."""
-    with pytest.raises(ConfigurationError, match=r"validation_batch_seconds allows 399 samples"):
-        WindowedOutput(small_student(), with_a_pause(), 399)
+    """By the settings' names."""
+    with pytest.raises(ConfigurationError, match=r"windows of 399 samples \(data\.valid"):
+        windowed(small_student(), with_a_pause(), 399)
