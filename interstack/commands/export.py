@@ -14,12 +14,14 @@ from torch import Tensor
 from interstack.checkpointing.inspect import CONFIG_KEY
 from interstack.commands.dry_run import describe_run
 from interstack.errors import ConfigurationError, InterstackError
+from interstack.export.hub import HubRepository
 from interstack.export.huggingface import (
     load_student,
     validation_clips,
     write_export,
     written_whole,
 )
+from interstack.settings import check_effect
 from interstack.utils.disk import write_errors
 
 log = logging.getLogger(__name__)
@@ -48,12 +50,23 @@ def run_export(arguments: Sequence[str]) -> None:
         action="store_true",
         help="do not compare model.onnx with the student on speech",
     )
+    parser.add_argument(
+        "--push-to-hub",
+        metavar="OWNER/NAME",
+        help="also upload the directory, with its card, to this repository of the Hugging Face hub",
+    )
+    parser.add_argument("--private", action="store_true", help="make that repository private")
     options = parser.parse_args(arguments)
     if options.no_precision_check and not options.onnx:
         raise ConfigurationError(
             "--no-precision-check is given without --onnx, and only a graph is checked: leave it "
             "out"
         )
+    repository = None
+    if options.push_to_hub is None:
+        check_effect("--private", options.private, False, "without --push-to-hub")
+    else:
+        repository = HubRepository(options.push_to_hub, private=options.private)
     student, content = load_student(options.checkpoint)
     with written_whole(options.output) as directory:
         clips = _clips(content)
@@ -69,6 +82,11 @@ def run_export(arguments: Sequence[str]) -> None:
         f"the student of {student.depth} layers is in {options.output}: "
         f'AutoModel.from_pretrained("{options.output}")'
     )
+    if repository is not None:
+        try:
+            print(f"it is on the hub: {repository.upload(options.output)}")
+        except InterstackError as error:
+            raise InterstackError(f"{error} (the export is in {options.output})") from error
 
 
 def _clips(content: Mapping[str, Any]) -> list[Tensor]:
