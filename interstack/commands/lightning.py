@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from interstack.checkpointing.callback import Checkpoints
 from interstack.checkpointing.inspect import SavedRun
 from interstack.commands.checks import check_run, check_sections
+from interstack.commands.overlays import without_empty_configs
 from interstack.commands.refusals import one_line_parse_errors, one_line_refusals
 from interstack.commands.resuming import checkpoint_of, with_saved_config
 from interstack.commands.run_directory import (
@@ -89,8 +90,12 @@ class InterstackCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
         """Parse a command line; what the parser refuses is one line."""
+        commands: dict[str, LightningArgumentParser] = getattr(self, "_subcommand_parsers", {})
+        words = without_empty_configs(args, commands.get(self.command, parser))
+        if commands:
+            words = with_saved_config(words, self.scratch)
         with one_line_parse_errors(self.command):
-            super().parse_arguments(parser, args)
+            super().parse_arguments(parser, words)
 
     def _parse_ckpt_path(self) -> None:
         """Do not lay a checkpoint's settings over what the user says, as LightningCLI would."""
@@ -221,6 +226,6 @@ def run_lightning(arguments: Sequence[str], *, run: bool = True) -> InterstackCL
             save_config_kwargs={"save_to_log_dir": False, "command": command},
             trainer_defaults={**TRAINER_DEFAULTS, "callbacks": own_callbacks},
             auto_configure_optimizers=False,
-            args=with_saved_config(arguments, scratch) if run else list(arguments),
+            args=list(arguments),
             run=run,
         )

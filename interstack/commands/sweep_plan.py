@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interstack.commands.overlays import without_empty_configs
 from interstack.errors import ConfigurationError, InterstackError
 from interstack.sweep.caches import SHARED_FRONT_END, cache_job, cache_name, why_not_cached
 from interstack.sweep.records import Job, check_same_settings
@@ -86,7 +85,7 @@ def _resolve(words: Sequence[str]) -> dict[str, Any]:
 
     logging.disable(logging.WARNING)  # each run says this again when it begins
     try:
-        config = describe_run("sweep", without_empty_configs(words), trains=True).config
+        config = describe_run("sweep", words, trains=True).config
     finally:
         logging.disable(logging.NOTSET)
     if config.checkpoint.dirpath is not None:
