@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import json
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModel
 
 from interstack.constants import SAMPLE_RATE
 from interstack.distillation.muon import newton_schulz_flops
@@ -15,7 +19,10 @@ from interstack.distillation.optimizer import OptimizerKind
 from interstack.models.config import StudentConfig, student_hubert_config
 from interstack.models.student import Student
 
-_MEBIBYTE = 2**20
+_MEBIBYTE: Final = 2**20
+_WHISPER_FRAME_RATE: Final = 50.0
+_FRONT_ENDS: Final = (".feature_extractor", ".conv1", ".conv2")
+"""Ends of the names of front ends: of waveform models, and Whisper's two convolutions."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,7 @@ def student_costs(
             shared.
         num_taps: Distillation heads.
         teacher_width: Channels of their output.
-        seconds: Length of the utterances, on which attention's share depends.
+        seconds: Length of the utterances, on which the cost of attention depends.
         optimizer: What trains it.
     """
     own = student.front_end == "own"
@@ -75,8 +82,9 @@ def student_costs(
         )
     trained = sum(each.numel() for each in shape.parameters() if each.requires_grad)
     computes = student.front_end != "shared" or student.front_end_source is not None
-    macs = front_end_macs(config) if computes else 0.0
-    macs += encoder_macs(config, depth, seconds)
+    front_end, macs = forward_macs(config, depth, seconds)
+    if computes:
+        macs += front_end
     macs += num_taps * config.hidden_size * teacher_width * frame_rate(config)
     muons = layer_matrices(shape.layers) if optimizer == "muon" else []
     state = 2 * trained - sum(each.numel() for each in muons)
@@ -101,66 +109,69 @@ def layer_matrices(layers: nn.Module) -> list[nn.Parameter]:
     return [each for each in layers.parameters() if each.ndim == 2]
 
 
-def teacher_gigamacs(
-    config: Any,  # noqa: ANN401, as above
-    num_layers: int,
-    seconds: float,
-    *,
-    pad_to_30s: bool = False,
-) -> tuple[float, float]:
-    """Return a teacher's front end and the rest of it, in 10⁹ multiply-accumulates a second.
-
-    Args:
-        config: Its transformers configuration.
-        num_layers: Layers that are run.
-        seconds: Length of the utterances.
-        pad_to_30s: Whether it is a Whisper that pads each of them.
-    """
-    if pad_to_30s:
-        padded = config.max_source_positions / 50.0
-        front_end, layers = teacher_gigamacs(config, num_layers, padded)
-        return front_end * padded / seconds, layers * padded / seconds
-    if config.model_type == "whisper":
-        width, mels = config.d_model, config.num_mel_bins
-        convolutions = 100.0 * 3 * mels * width + 50.0 * 3 * width * width
-        layers = num_layers * _layer_macs(width, config.encoder_ffn_dim, 50.0, seconds)
-        return convolutions / 1e9, layers / 1e9
-    return front_end_macs(config) / 1e9, encoder_macs(config, num_layers, seconds) / 1e9
-
-
 def frame_rate(config: Any) -> float:  # noqa: ANN401, as above
     """Return the frames a second of a waveform model."""
     return SAMPLE_RATE / int(prod(config.conv_stride))
 
 
-def front_end_macs(config: Any) -> float:  # noqa: ANN401, as above
-    """Return a convolutional front end's multiply-accumulates for a second of audio.
+class ForwardMacs(NamedTuple):
+    """Multiply-accumulates of a forward pass, for a second of audio.
 
-    An output of a convolution takes kernel × input channels for each output channel.
+    Attributes:
+        front_end: Of the convolutions that read waveform or log-mel.
+        encoder: Of all that comes after them.
     """
-    total, rate, channels = 0.0, float(SAMPLE_RATE), 1
-    shapes = zip(config.conv_dim, config.conv_kernel, config.conv_stride, strict=True)
-    for width, kernel, stride in shapes:
-        rate /= stride
-        total += rate * kernel * channels * width
-        channels = width
-    return total
+
+    front_end: float
+    encoder: float
+
+    @property
+    def gigamacs(self) -> float:
+        """Both, in 10⁹."""
+        return (self.front_end + self.encoder) / 1e9
 
 
-def encoder_macs(config: Any, num_layers: int, seconds: float) -> float:  # noqa: ANN401, as above
-    """Return the same of feature projection, positional convolution and encoder layers."""
-    width, rate = config.hidden_size, frame_rate(config)
-    projection = config.conv_dim[-1] * width
-    group = width // config.num_conv_pos_embedding_groups
-    stacked = getattr(config, "num_conv_pos_embeddings", 128)
-    if config.model_type == "data2vec-audio":
-        stacked = config.num_conv_pos_embeddings * config.conv_pos_kernel_size
-    positions = stacked * group * width
-    layers = num_layers * _layer_macs(width, config.intermediate_size, rate, seconds)
-    return float(rate * (projection + positions) + layers)
+def forward_macs(
+    config: Any,  # noqa: ANN401, as above
+    num_layers: int,
+    seconds: float,
+    *,
+    pad_to_30s: bool = False,
+) -> ForwardMacs:
+    """Return what torch's counter finds in a model of a configuration; nothing is allocated.
+
+    Args:
+        config: The transformers configuration.
+        num_layers: Encoder layers that are run.
+        seconds: Length of the utterance, on which the cost of attention depends.
+        pad_to_30s: Whether it is a Whisper that pads each utterance to its number of positions.
+    """
+    length = config.max_source_positions / _WHISPER_FRAME_RATE if pad_to_30s else seconds
+    counted = _count_macs(config.to_json_string(use_diff=False), num_layers, length)
+    return ForwardMacs(*(macs / seconds for macs in counted))
 
 
-def _layer_macs(width: int, intermediate: int, rate: float, seconds: float) -> float:
-    """Return a transformer layer's: four projections, two of the network, scores and their sum."""
-    attention = 2 * width * rate * seconds
-    return rate * (4 * width * width + 2 * width * intermediate + attention)
+@functools.cache
+def _count_macs(settings: str, num_layers: int, seconds: float) -> tuple[float, float]:
+    """Count the multiply-accumulates of an utterance, in the front end and after it."""
+    config: Any = AutoConfig.for_model(**json.loads(settings))
+    config._attn_implementation = "eager"  # the counter does not see into fused attention
+    with (
+        torch.random.fork_rng(devices=[]),  # initialising draws numbers on the meta device too
+        torch.device("meta"),
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+    ):
+        if config.model_type == "whisper":
+            config.encoder_layers = num_layers
+            config.max_source_positions = round(_WHISPER_FRAME_RATE * seconds)
+            network: nn.Module = AutoModel.from_config(config, dtype=torch.float32).encoder
+            audio = torch.empty(1, config.num_mel_bins, 2 * config.max_source_positions)
+        else:
+            config.num_hidden_layers = num_layers
+            network = AutoModel.from_config(config, dtype=torch.float32)
+            audio = torch.empty(1, round(seconds * SAMPLE_RATE))
+        network.eval()(audio)
+    flops = {name: sum(each.values()) for name, each in counter.get_flop_counts().items()}
+    front_end = sum(each for name, each in flops.items() if name.endswith(_FRONT_ENDS))
+    return front_end / 2, (flops["Global"] - front_end) / 2

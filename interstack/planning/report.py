@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from interstack.data.global_batch import BatchSplit
-from interstack.planning.costs import DepthCosts
+from interstack.planning.costs import DepthCosts, ForwardMacs
 from interstack.planning.measure import Measurement
 from interstack.planning.predict import Prediction, StepSplit, Worth
 
@@ -21,8 +21,7 @@ class Plan:
 
     Attributes:
         costs: Of the student at each stage's depth.
-        teacher_gigamacs: The teacher's front end and the rest of it, 10⁹ a second of audio; None
-            where its targets are cached.
+        teacher_macs: Of the teacher; None where its targets are cached.
         measurement: What was measured.
         prediction: What follows from it.
         world_size: Ranks of the run; one of them was measured.
@@ -33,7 +32,7 @@ class Plan:
     """
 
     costs: tuple[DepthCosts, ...]
-    teacher_gigamacs: tuple[float, float] | None
+    teacher_macs: ForwardMacs | None
     measurement: Measurement
     prediction: Prediction
     world_size: int
@@ -57,7 +56,9 @@ class Plan:
             },
             "remarks": list(self.remarks),
             "costs": [asdict(each) for each in self.costs],
-            "teacher_gigamacs_per_second": self.teacher_gigamacs,
+            "teacher_gigamacs_per_second": None
+            if self.teacher_macs is None
+            else [macs / 1e9 for macs in self.teacher_macs],
             "measured": measured,
             "predicted": self.prediction.to_primitives(),
         }
@@ -142,9 +143,8 @@ def _stage_table(plan: Plan) -> Table:
             str(stage.steps),
             clock(stage.seconds),
         )
-    if plan.teacher_gigamacs is not None:
-        front_end, rest = plan.teacher_gigamacs
-        macs = f"{front_end + rest:.2f}"
+    if plan.teacher_macs is not None:
+        macs = f"{plan.teacher_macs.gigamacs:.2f}"
         table.add_row("", "", "teacher", "", macs, *[""] * 5)
     return table
 

@@ -15,13 +15,7 @@ from interstack.distillation.module import Distillation
 from interstack.distillation.muon import newton_schulz_flops
 from interstack.models.student import Student
 from interstack.models.teacher import Teacher
-from interstack.planning.costs import (
-    encoder_macs,
-    frame_rate,
-    front_end_macs,
-    layer_matrices,
-    teacher_gigamacs,
-)
+from interstack.planning.costs import forward_macs, frame_rate, layer_matrices
 from interstack.tracking.meters import SpikeMeter
 from interstack.tracking.stage_records import StageRecord, block_names
 from interstack.tracking.stages import StageRecorder
@@ -53,17 +47,15 @@ def training_flops(
     """
     config: Any = student.config
     heads = len(student.teacher_taps) * config.hidden_size * student.teacher_width
-    trained = encoder_macs(config, depth, seconds) + frame_rate(config) * heads
-    total = _WITH_BACKWARD * trained
+    macs = forward_macs(config, depth, seconds)
+    total = _WITH_BACKWARD * (macs.encoder + frame_rate(config) * heads)
     if not student.freeze_front_end:
-        total += _WITH_BACKWARD * front_end_macs(config)
+        total += _WITH_BACKWARD * macs.front_end
     elif extracts_features:
-        total += front_end_macs(config)
+        total += macs.front_end
     if teacher is not None:
-        macs = teacher_gigamacs(
-            teacher.config, teacher.taps[-1], seconds, pad_to_30s=teacher.pad_to_30s
-        )
-        total += 1e9 * sum(macs)
+        config, top_tap = teacher.config, teacher.taps[-1]
+        total += sum(forward_macs(config, top_tap, seconds, pad_to_30s=teacher.pad_to_30s))
     return float(2 * total)
 
 

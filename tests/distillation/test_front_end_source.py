@@ -22,7 +22,7 @@ from interstack.errors import ConfigurationError
 from interstack.export.huggingface import load_student
 from interstack.models.config import TeacherConfig
 from interstack.models.pretrained_front_end import PretrainedFrontEnd
-from interstack.planning.costs import front_end_macs
+from interstack.planning.costs import forward_macs
 from interstack.tracking.metrics import step_flops
 from tests.distillation.small_runs import (
     SaveAfterFirstEpoch,
@@ -127,7 +127,11 @@ def test_the_teacher_itself_as_source_is_no_source(front_end: FrontEnd, models: 
     without = make_module(teacher, None, front_end)
     pairs = zip(losses_by_tap(with_source), losses_by_tap(without), strict=True)
     assert all(torch.equal(*pair) for pair in pairs)
-    more = 2 * front_end_macs(with_source.student.config) if front_end == "shared" else 0.0
+    more = (
+        2 * forward_macs(with_source.student.config, 2, 10.0).front_end
+        if front_end == "shared"
+        else 0.0
+    )
     assert step_flops(with_source, 2) - step_flops(without, 2) == pytest.approx(more)
 
 

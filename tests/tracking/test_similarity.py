@@ -7,7 +7,7 @@ import torch
 from transformers import HubertConfig
 
 from interstack.models.student import Student
-from interstack.planning.costs import encoder_macs, front_end_macs
+from interstack.planning.costs import forward_macs
 from interstack.tracking.layer_similarity import linear_cka
 from interstack.tracking.meters import SpikeMeter
 from interstack.tracking.metrics import totals_of, training_flops
@@ -89,8 +89,8 @@ def test_training_is_three_forward_passes_of_what_is_trained(frozen: bool) -> No
     )
     student = Student(config, [2, 4], 12, freeze_front_end=frozen)
     for depth in (2, 3):  # the one that it has, and one that it will have
-        trained = encoder_macs(config, depth, 5.0) + 50 * 2 * 16 * 12
-        trained += 0 if frozen else front_end_macs(config)
+        macs = forward_macs(config, depth, 5.0)
+        trained = macs.encoder + 50 * 2 * 16 * 12 + (0 if frozen else macs.front_end)
         assert training_flops(student, None, depth, 5.0) == pytest.approx(6 * trained)
 
 
