@@ -125,11 +125,10 @@ class StepMeter:
         for batch in kept:
             if len(measured) >= 2 and time.perf_counter() - begin >= seconds:
                 break
-            front_ends = self._steps[0].front_ends(batch)
-            splits = [step.run(batch, front_ends) for step in self._steps]
-            training = self._steps[0].front_end_training(batch)
+            splits = [step.run(batch) for step in self._steps]
+            trained = self._steps[0].trained_front_end(batch)
             self._dropout.measure(batch)
-            measured.append((batch, splits, (training, front_ends[0])))
+            measured.append((batch, splits, trained))
         return self._summarise(measured, paces, epoch_wait, rates)
 
     def _batches(self) -> Generator[tuple[Batch, bool]]:
@@ -195,16 +194,16 @@ class StepMeter:
             pace /= sum(each.padded for each in own)
             data = split.data + max(wait, pace - split.step)
             splits[step.depth] = split._replace(data=data)
-        training, of_teacher = (
-            scale * sum(times[place] for _, _, times in measured) for place in range(2)
+        forward, backward = (
+            scale * sum(trained[part] for _, _, trained in measured) for part in range(2)
         )
         padding = 1 - valid / sum(padded)
         return Measurement(
             splits,
             wait,
             epoch_wait,
-            training,
-            of_teacher,
+            forward + backward,
+            max(0.0, splits[self._steps[0].depth].front_end - forward),
             rates,
             len(measured),
             padding,

@@ -29,8 +29,8 @@ class StepSplit(NamedTuple):
             next ones take from the processor.
         front_end: Forward passes of all front ends: the teacher's, and the student's own if it has
             one.
-        teacher: The teacher above its front end; with cached targets unpacking them.
-        student_forward: The student above its front end, and the loss.
+        teacher: The teacher above its front end.
+        student_forward: The student above its front end, unpacking cached targets, and the loss.
         backward: All of it.
         optimizer: Clipping and the update.
     """
