@@ -66,8 +66,8 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class Worth:
-    """What a way of running costs, and what growth is worth in it.
+class Speedup:
+    """What growing gains in one way of running.
 
     Attributes:
         seconds: Predicted training time of the run.
@@ -78,8 +78,8 @@ class Worth:
     full_depth_seconds: float
 
     @property
-    def growth(self) -> float:
-        """How many times faster growing is."""
+    def speedup(self) -> float:
+        """How many times faster growing is than full depth throughout."""
         return self.full_depth_seconds / self.seconds
 
 
@@ -91,17 +91,17 @@ class Prediction:
         stages: Its stages.
         training_seconds: All of them, and the waits at the beginnings of epochs.
         validation_seconds: All validations.
-        worth: The run as it is configured.
-        ceiling: What growth would be worth if nothing but encoder layers took time.
+        configured: The run as it is configured.
+        ceiling: The speedup of growing if nothing but encoder layers took time.
         levers: The same with the front end shared, or targets cached; only what isn't so already.
     """
 
     stages: tuple[StagePlan, ...]
     training_seconds: float
     validation_seconds: float
-    worth: Worth
+    configured: Speedup
     ceiling: float
-    levers: Mapping[str, Worth]
+    levers: Mapping[str, Speedup]
 
     @property
     def wall_clock(self) -> float:
@@ -110,15 +110,15 @@ class Prediction:
 
     def to_primitives(self) -> dict[str, Any]:
         """Return everything as JSON has it."""
-        worths = {"as configured": self.worth, **self.levers}
+        speedups = {"as configured": self.configured, **self.levers}
         return {
             "stages": [asdict(stage) for stage in self.stages],
             "training_seconds": self.training_seconds,
             "validation_seconds": self.validation_seconds,
             "wall_clock_seconds": self.wall_clock,
-            "growth_ceiling": self.ceiling,
-            "worth": {
-                name: asdict(worth) | {"growth": worth.growth} for name, worth in worths.items()
+            "speedup_ceiling": self.ceiling,
+            "speedups": {
+                name: asdict(each) | {"speedup": each.speedup} for name, each in speedups.items()
             },
         }
 
@@ -159,25 +159,25 @@ def predict(
         for depth, length in zip(depths, lengths, strict=True)
     )
 
-    def worth(saved: float) -> Worth:
+    def speedup(saved: float) -> Speedup:
         grown = sum(map(seconds, lengths, depths, [saved] * len(depths)))
         full = sum(seconds(length, depths[-1], saved) for length in lengths)
-        return Worth(grown + waits_seconds, full + waits_seconds)
+        return Speedup(grown + waits_seconds, full + waits_seconds)
 
     return Prediction(
         stages,
         sum(stage.seconds for stage in stages),
         validation_seconds,
-        worth(0.0),
-        growth_ceiling(depths, [length.batches for length in lengths]),
-        {name: worth(saved) for name, saved in savings.items()},
+        speedup(0.0),
+        speedup_ceiling(depths, [length.batches for length in lengths]),
+        {name: speedup(saved) for name, saved in savings.items()},
     )
 
 
-def growth_ceiling(depths: Sequence[int], batches: Sequence[int]) -> float:
-    """Return full depth over the mean depth: growth's worth if only encoder layers took time.
+def speedup_ceiling(depths: Sequence[int], batches: Sequence[int]) -> float:
+    """Return full depth over mean depth: the speedup of growing if only encoder layers took time.
 
-    The paper's: 1.60 for EQL over 3, 6, 9 and 12 layers, 1.33, 1.20 and 1.13 for PROP-1 to 3.
+    The paper has 1.60 for EQL over 3, 6, 9 and 12 layers, 1.33, 1.20 and 1.13 for PROP-1 to 3.
     """
     layers = sum(depth * number for depth, number in zip(depths, batches, strict=True))
     return depths[-1] * sum(batches) / layers

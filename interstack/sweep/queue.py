@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 from interstack.errors import RunInterrupted
 from interstack.sweep.records import Job, Status, read_record, write_record
+from interstack.utils.console import clock_time
 from interstack.utils.disk import reason, write_errors
 from interstack.utils.signals import StopRequest
 
@@ -251,17 +252,14 @@ class Queue:
             write_record(job, status, exit_status)
         finally:
             os.close(each.claim)
-        minutes, seconds = divmod(round(time.monotonic() - each.began), 60)
+        duration = clock_time(time.monotonic() - each.began)
         if status == "finished":
             self.outcome.finished.add(job.name)
             done = len(self.outcome.finished)
-            log.info(
-                "%s is finished after %d:%02d min (%d of %d)",
-                *(job.name, minutes, seconds, done, self._total),
-            )
+            log.info("%s is finished after %s (%d of %d)", job.name, duration, done, self._total)
         elif status == "interrupted":
             self.outcome.interrupted.add(job.name)
-            log.info("%s is interrupted after %d:%02d min", job.name, minutes, seconds)
+            log.info("%s is interrupted after %s", job.name, duration)
         else:
             self.outcome.failed[job.name] = f"{_last_line(job.log)} ({job.log})"
             log.warning("%s has failed: %s", job.name, self.outcome.failed[job.name])

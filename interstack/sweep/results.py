@@ -11,7 +11,6 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Final
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from interstack.errors import ConfigurationError
@@ -19,6 +18,7 @@ from interstack.report.run import Story
 from interstack.sweep.study import PlannedRun
 from interstack.tracking.metrics import WALL_CLOCK
 from interstack.utils.atomic import write_whole
+from interstack.utils.console import make_table
 
 RUNS_FILE: Final = "runs.csv"
 TABLE_FILE: Final = "table.csv"
@@ -161,19 +161,17 @@ def results_table(rows: Sequence[Row], metric: str, baseline: str | None) -> Tab
     caption = f"{metric} at the end of a run, mean ± standard deviation over seeds"
     if baseline is not None:
         caption += f"; p: Welch's two-sided t-test against {baseline}"
-    table = Table(title="sweep", box=SIMPLE_HEAD, caption=caption)
-    table.add_column("arm", overflow="fold")
-    for name in ("n", metric, *(() if baseline is None else ("difference", "p")), "hours"):
-        table.add_column(name, justify="right")
+    compared = () if baseline is None else ("difference", "p")
+    table = make_table(("arm", "n", metric, *compared, "hours"), title="sweep", caption=caption)
     for row in rows:
         spread = "" if row.spread is None else f" ± {row.spread:.4f}"
-        tested = (_written(row.difference, "+.4f"), _written(row.p_value, ".2g"))
+        tested = (_format(row.difference, "+.4f"), _format(row.p_value, ".2g"))
         table.add_row(
             row.group,
             str(row.num_runs),
-            _written(row.mean, ".4f") + spread,
+            _format(row.mean, ".4f") + spread,
             *(() if baseline is None else tested),
-            _written(row.hours, ".3f"),
+            _format(row.hours, ".3f"),
         )
     return table
 
@@ -205,5 +203,5 @@ def _csv(names: Sequence[str], lines: Sequence[Sequence[Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _written(value: float | None, form: str) -> str:
+def _format(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)

@@ -18,6 +18,7 @@ from interstack.growth.schedule import Stage
 from interstack.tracking.meters import AudioMeter, Clock, Throughput
 from interstack.tracking.metrics import step_flops
 from interstack.tracking.position import run_position, stage_number, stages_left
+from interstack.utils.console import clock_time
 from interstack.utils.progress import Display, Reading, RunPosition, open_display
 
 Cost = Callable[[int], float]
@@ -239,8 +240,9 @@ class StageProgressBar(ProgressBar):
         left = self._outlook.time_left(done, stages, cost)
         if left is None:
             return ()
-        ends = f"ends in {_clock_time(left.run)}"
-        return (f"grows in {_clock_time(left.stage)}", ends) if grows else (ends,)
+        growth, end = (clock_time(each).removeprefix("0:").removeprefix("0") for each in left)
+        ends = f"ends in {end}"
+        return (f"grows in {growth}", ends) if grows else (ends,)
 
     # Validation, test and prediction on their own -----------------------------------------------
 
@@ -328,10 +330,3 @@ def _alike(depth: int) -> float:
     """Take all depths to cost the same, where nothing is known of them."""
     del depth
     return 1.0
-
-
-def _clock_time(seconds: float) -> str:
-    minutes, left = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}:{left:02}"
-    return f"{minutes // 60}:{minutes % 60:02}:{left:02}"

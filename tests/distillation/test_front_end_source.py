@@ -244,7 +244,7 @@ def test_a_plan_counts_the_front_end_apart(models: Path, tmp_path: Path) -> None
     given = [*words(models), "--trainer.max_steps=4", "--seconds=0.1", f"--json={report}"]
     assert main(["plan", *settings(models / "whisper", *given)]) == 0
     plan = json.loads(report.read_text())
-    assert list(plan["predicted"]["worth"]) == ["as configured", "targets cached"]
+    assert list(plan["predicted"]["speedups"]) == ["as configured", "targets cached"]
     assert all(split["front_end"] > 0 for split in plan["measured"]["splits"].values())
 
 
