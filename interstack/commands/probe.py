@@ -23,7 +23,7 @@ TASKS = ("phones", "domain", "speaker")
 
 
 def run_probe(arguments: Sequence[str]) -> None:
-    """Probe what the command line names, print a table a task, and write JSON if asked to.
+    """Probe what the command line names, print a table a task, and write JSON with ``--json``.
 
     Args:
         arguments: The words after ``probe``.
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _with_untrained(upstreams: Sequence[str]) -> list[str]:
-    """Say what ``random`` is a copy of."""
+    """Complete ``random`` by the model of which it is a copy."""
     trained = [name for name in upstreams if name.partition(":")[0] not in (LOG_MEL, RANDOM)]
     copied = f"{RANDOM}:{trained[0]}" if trained else RANDOM
     return [copied if name == RANDOM else name for name in upstreams]

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from interstack.constants import SAMPLE_RATE
 from interstack.errors import ConfigurationError
+from interstack.models.flops import forward_macs
 from interstack.models.pretrained import WEIGHT_FILES, Source
 from interstack.models.teacher import Teacher
-from interstack.planning.costs import forward_macs
 
 
 @dataclass(frozen=True)

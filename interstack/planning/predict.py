@@ -1,4 +1,4 @@
-"""From a measured step to a run's wall-clock: arithmetic alone."""
+"""The wall-clock of a run from its measured steps: arithmetic alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from interstack.growth.schedule import GrowthSchedule, RunLength
 
 
 class StageLength(NamedTuple):
-    """How long a stage is.
+    """The length of a stage.
 
     Attributes:
         steps: Optimizer steps.
@@ -22,11 +22,11 @@ class StageLength(NamedTuple):
 
 
 class StepSplit(NamedTuple):
-    """Where the time of an optimizer step of one batch goes at some depth, in seconds.
+    """The parts of an optimizer step of one batch at some depth, in seconds.
 
     Attributes:
-        data: Waiting for the batch, moving it to the device, and what the workers that decode the
-            next ones take from the processor.
+        data: Waiting for the batch, moving it to the device, and the processor time that workers
+            take for decoding the next ones.
         front_end: Forward passes of all front ends: the teacher's, and the student's own if it has
             one.
         teacher: The teacher above its front end.
@@ -56,7 +56,7 @@ class StagePlan:
         depth: Encoder layers.
         steps: Optimizer steps.
         share: Share of the run's steps.
-        seconds: Predicted training time, validations left out.
+        seconds: Predicted training time, without validations.
     """
 
     depth: int
@@ -85,7 +85,7 @@ class Speedup:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a run will take.
+    """The predicted times of a run.
 
     Attributes:
         stages: Its stages.
@@ -93,7 +93,7 @@ class Prediction:
         validation_seconds: All validations.
         configured: The run as it is configured.
         ceiling: The speedup of growing if nothing but encoder layers took time.
-        levers: The same with the front end shared, or targets cached; only what isn't so already.
+        alternatives: The same with the front end shared, or targets cached, if they are not yet.
     """
 
     stages: tuple[StagePlan, ...]
@@ -101,16 +101,20 @@ class Prediction:
     validation_seconds: float
     configured: Speedup
     ceiling: float
-    levers: Mapping[str, Speedup]
+    alternatives: Mapping[str, Speedup]
 
     @property
     def wall_clock(self) -> float:
         """Seconds in all."""
         return self.training_seconds + self.validation_seconds
 
+    @property
+    def speedups(self) -> dict[str, Speedup]:
+        """The run as it is configured, and the alternatives, by name."""
+        return {"as configured": self.configured, **self.alternatives}
+
     def to_primitives(self) -> dict[str, Any]:
         """Return everything as JSON has it."""
-        speedups = {"as configured": self.configured, **self.levers}
         return {
             "stages": [asdict(stage) for stage in self.stages],
             "training_seconds": self.training_seconds,
@@ -118,7 +122,8 @@ class Prediction:
             "wall_clock_seconds": self.wall_clock,
             "speedup_ceiling": self.ceiling,
             "speedups": {
-                name: asdict(each) | {"speedup": each.speedup} for name, each in speedups.items()
+                name: asdict(each) | {"speedup": each.speedup}
+                for name, each in self.speedups.items()
             },
         }
 
@@ -137,10 +142,10 @@ def predict(
     Args:
         depths: Of the stages.
         lengths: Of the stages.
-        splits: Where the time of a step of one batch goes at each depth.
-        savings: What a lever takes off every batch, in seconds, by its name.
-        waits_seconds: Spent at the beginnings of epochs in all.
-        validation_seconds: Spent in validations in all.
+        splits: The parts of a step of one batch at each depth.
+        savings: Seconds of every batch that an alternative saves, by its name.
+        waits_seconds: Of all waits at the beginnings of epochs.
+        validation_seconds: Of all validations.
     """
     total = sum(length.steps for length in lengths)
 
@@ -186,7 +191,7 @@ def speedup_ceiling(depths: Sequence[int], batches: Sequence[int]) -> float:
 def measure_stages(
     schedule: GrowthSchedule, run: RunLength, batches: int, window: Callable[[int], int]
 ) -> list[StageLength]:
-    """Go through a run as growth does, which asks for the depth before each optimizer step.
+    """Return the length of each stage, whose depth is decided before each optimizer step.
 
     Args:
         schedule: The stages.
@@ -201,7 +206,7 @@ def measure_stages(
         >>> measure_stages(stages, RunLength(2, "epochs"), 4, lambda epoch: 2 if epoch else 1)
         [StageLength(steps=4, batches=4), StageLength(steps=2, batches=4)]
     """
-    steps, heard = ([0] * len(schedule.stages) for _ in range(2))
+    steps, batches_of = ([0] * len(schedule.stages) for _ in range(2))
     step = epoch = 0
     while (step if run.unit == "steps" else epoch) < run.total:
         size = window(epoch)
@@ -211,7 +216,7 @@ def measure_stages(
                 break
             stage = schedule.stage_at(done / run.total)
             steps[stage] += 1
-            heard[stage] += min(size, batches - begin)
+            batches_of[stage] += min(size, batches - begin)
             step += 1
         epoch += 1
-    return list(map(StageLength, steps, heard))
+    return list(map(StageLength, steps, batches_of))

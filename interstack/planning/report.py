@@ -1,4 +1,4 @@
-"""A plan for people, as tables, and for programs, as JSON."""
+"""A plan as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from interstack.data.global_batch import BatchSplit
-from interstack.planning.costs import DepthCosts, ForwardMacs
+from interstack.models.flops import ForwardMacs
+from interstack.planning.costs import DepthCosts
 from interstack.planning.measure import Measurement
 from interstack.planning.predict import Prediction, StepSplit
 from interstack.utils.console import clock_time, make_table
@@ -18,17 +19,17 @@ from interstack.utils.console import clock_time, make_table
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is known of a run before it begins.
+    """The cost of a run, before it starts.
 
     Attributes:
         costs: Of the student at each stage's depth.
         teacher_macs: Of the teacher; None where its targets are cached.
-        measurement: What was measured.
-        prediction: What follows from it.
+        measurement: Times of its steps.
+        prediction: Times of the run.
         world_size: Ranks of the run; one of them was measured.
-        splits: How the audio of an optimizer step is divided over ranks and micro-batches, by the
-            epoch from which on it is divided so.
-        remarks: What a reader has to know.
+        splits: Division of an optimizer step's audio over ranks and micro-batches, by the epoch
+            from which it holds.
+        remarks: Lines below the tables.
         surroundings: Machine and versions.
     """
 
@@ -94,7 +95,7 @@ def print_comparison(
     Args:
         prediction: The prediction.
         stages: Of the run's ``stages.json``.
-        console: Where to.
+        console: The console.
     """
     rows: list[tuple[Any, Any, Any, float, float]] = [
         (number, stage.depth, real["steps"], stage.seconds, float(real["training_seconds"]))
@@ -176,7 +177,7 @@ def _speedup_table(prediction: Prediction) -> Table:
                 f"{each.speedup:.2f}×",
                 f"{prediction.configured.seconds / each.seconds:.2f}×",
             )
-            for name, each in {"as configured": prediction.configured, **prediction.levers}.items()
+            for name, each in prediction.speedups.items()
         ),
         title="what would be faster (training)",
     )

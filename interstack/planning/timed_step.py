@@ -51,7 +51,7 @@ class TimedStep:
             module.student,
             extracts_features=module.extracts_features,
         )
-        clock.rest()
+        clock.skip_time()
         moved = module.transfer_batch_to_device(batch, self._device, 0)
         clock.begin(True)
         with self._precision.forward_context():
@@ -61,7 +61,7 @@ class TimedStep:
         clock.mark("backward")
         self._update()
         parts = clock.end()
-        clock.leave()
+        clock.unwatch()
         return StepSplit(**parts)
 
     def validate(self, batch: Batch) -> float:

@@ -21,9 +21,9 @@ from interstack.distillation.module import Distillation
 from interstack.errors import ConfigurationError
 from interstack.export.huggingface import load_student
 from interstack.models.config import TeacherConfig
+from interstack.models.flops import forward_macs
 from interstack.models.pretrained_front_end import PretrainedFrontEnd
-from interstack.planning.costs import forward_macs
-from interstack.tracking.metrics import step_flops
+from interstack.tracking.flops import training_flops
 from tests.distillation.small_runs import (
     SaveAfterFirstEpoch,
     make_batch,
@@ -132,7 +132,7 @@ def test_the_teacher_itself_as_source_is_no_source(front_end: FrontEnd, models: 
         if front_end == "shared"
         else 0.0
     )
-    assert step_flops(with_source, 2) - step_flops(without, 2) == pytest.approx(more)
+    assert training_flops(with_source, 2) - training_flops(without, 2) == pytest.approx(more)
 
 
 @pytest.mark.parametrize("source", ["hubert-base", "hubert-large"])

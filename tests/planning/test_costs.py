@@ -23,8 +23,9 @@ from transformers import (
 from interstack.distillation.muon import newton_schulz_flops, orthogonalise
 from interstack.distillation.optimizer import OptimizerConfig, OptimizerKind, make_optimizer
 from interstack.models.config import StudentConfig, student_hubert_config
+from interstack.models.flops import forward_macs
 from interstack.models.student import Student
-from interstack.planning.costs import forward_macs, student_costs
+from interstack.planning.costs import student_costs
 from tests.models.families import DATA2VEC, LARGE, TRANSFORMER, WIDTH
 
 SECONDS = 8

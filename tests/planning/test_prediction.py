@@ -87,7 +87,7 @@ def split(batch: float, optimizer: float) -> StepSplit:
 
 
 def test_a_prediction_is_batches_and_updates_times_seconds() -> None:
-    """Two stages, of which the second accumulates; waits and validations, and one lever."""
+    """Two stages, of which the second accumulates; waits and validations, and one alternative."""
     prediction = predict(
         (3, 6),
         [StageLength(10, 10), StageLength(30, 60)],
@@ -103,5 +103,5 @@ def test_a_prediction_is_batches_and_updates_times_seconds() -> None:
     assert prediction.configured.full_depth_seconds == 129.0
     assert prediction.configured.speedup == pytest.approx(129 / 119)
     assert prediction.ceiling == pytest.approx(6 * 70 / (3 * 10 + 6 * 60))
-    lever = prediction.levers["targets cached"]
-    assert (lever.seconds, lever.full_depth_seconds) == (84.0, 94.0)
+    cached = prediction.alternatives["targets cached"]
+    assert (cached.seconds, cached.full_depth_seconds) == (84.0, 94.0)
