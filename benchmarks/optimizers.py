@@ -27,7 +27,7 @@ from interstack.distillation.optimizer import OptimizerConfig, OptimizerKind, ma
 from interstack.errors import InterstackError
 from interstack.models.config import StudentConfig, student_hubert_config
 from interstack.models.student import Student
-from interstack.planning.costs import layer_matrices
+from interstack.tracking.flops import layer_matrices
 from interstack.utils.environment import surroundings
 
 KIND: Final = "optimizers"

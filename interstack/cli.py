@@ -4,112 +4,69 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
-from typing import TextIO
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Final, TextIO
 
 from interstack.errors import InterstackError, RunInterrupted
 
-Arguments = Sequence[str]
-
-
-def _lightning(arguments: Arguments) -> None:
-    from interstack.commands.lightning import run_lightning
-
-    run_lightning(arguments)
-
-
-def _cache(arguments: Arguments) -> None:
-    from interstack.commands.cache import run_cache
-
-    run_cache(arguments)
-
-
-def _plan(arguments: Arguments) -> None:
-    from interstack.commands.plan import run_plan
-
-    run_plan(arguments)
-
-
-def _export(arguments: Arguments) -> None:
-    from interstack.commands.export import run_export
-
-    run_export(arguments)
-
-
-def _inspect(arguments: Arguments) -> None:
-    from interstack.commands.inspect import run_inspect
-
-    run_inspect(arguments)
-
-
-def _features(arguments: Arguments) -> None:
-    from interstack.commands.features import run_features
-
-    run_features(arguments)
-
-
-def _pack(arguments: Arguments) -> None:
-    from interstack.commands.pack import run_pack
-
-    run_pack(arguments)
-
-
-def _probe(arguments: Arguments) -> None:
-    from interstack.commands.probe import run_probe
-
-    run_probe(arguments)
-
-
-def _report(arguments: Arguments) -> None:
-    from interstack.commands.report import run_report
-
-    run_report(arguments)
-
-
-def _superb(arguments: Arguments) -> None:
-    from interstack.commands.superb import run_superb
-
-    run_superb(arguments)
-
-
-def _sweep(arguments: Arguments) -> None:
-    from interstack.commands.sweep import run_sweep
-
-    run_sweep(arguments)
-
-
-def _workspace(arguments: Arguments) -> None:
-    from interstack.commands.workspace import run_workspace
-
-    run_workspace(arguments)
-
-
-COMMANDS: dict[str, tuple[Callable[[Arguments], None], str]] = {
-    "fit": (_lightning, "distil a teacher into a growing student"),
-    "validate": (_lightning, "the validation loss of a checkpoint"),
-    "test": (_lightning, "the test loss of a checkpoint"),
-    "predict": (_lightning, "write a checkpoint's hidden states of the test split"),
-    "plan": (_plan, "what a run will cost, before it is begun: stages, step split, wall-clock"),
-    "cache": (_cache, "compute the teacher's targets of a corpus once, for runs without a teacher"),
-    "sweep": (_sweep, "compare recipes: arms, seeds and values as runs of fit, and their table"),
-    "report": (_report, "runs as one HTML file: losses, stages, lineage, step split, similarity"),
-    "workspace": (_workspace, "panels for Weights & Biases, laid out for a growing run"),
-    "export": (_export, "a checkpoint's student as a Hugging Face directory, and as ONNX"),
-    "inspect": (_inspect, "what models cost: parameters, GMACs, real-time factor on this machine"),
-    "features": (_features, "an encoder's hidden states for a folder of audio, as files"),
-    "pack": (_pack, "pack a folder of speech into tar shards that can be streamed"),
-    "probe": (_probe, "what models know of phones, prompts and speakers: linear probes"),
-    "superb": (_superb, "SUPERB's tasks by s3prl's own recipes, beside the published rows"),
+_LIGHTNING: Final = "interstack.commands.lightning.run_lightning"
+COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "fit": (_LIGHTNING, "distil a teacher into a growing student"),
+    "validate": (_LIGHTNING, "the validation loss of a checkpoint"),
+    "test": (_LIGHTNING, "the test loss of a checkpoint"),
+    "predict": (_LIGHTNING, "write a checkpoint's hidden states of the test split"),
+    "plan": (
+        "interstack.commands.plan.run_plan",
+        "what a run will cost, before it starts: stages, step split, wall-clock",
+    ),
+    "cache": (
+        "interstack.commands.cache.run_cache",
+        "compute the teacher's targets of a corpus once, for runs without a teacher",
+    ),
+    "sweep": (
+        "interstack.commands.sweep.run_sweep",
+        "compare recipes: arms, seeds and values as runs of fit, and their table",
+    ),
+    "report": (
+        "interstack.commands.report.run_report",
+        "runs as one HTML file: losses, stages, lineage, step split, similarity",
+    ),
+    "workspace": (
+        "interstack.commands.workspace.run_workspace",
+        "panels for Weights & Biases, laid out for a growing run",
+    ),
+    "export": (
+        "interstack.commands.export.run_export",
+        "a checkpoint's student as a Hugging Face directory, and as ONNX",
+    ),
+    "inspect": (
+        "interstack.commands.inspect.run_inspect",
+        "what models cost: parameters, GMACs, real-time factor on this machine",
+    ),
+    "features": (
+        "interstack.commands.features.run_features",
+        "an encoder's hidden states for a folder of audio, as files",
+    ),
+    "pack": (
+        "interstack.commands.pack.run_pack",
+        "pack a folder of speech into tar shards that can be streamed",
+    ),
+    "probe": (
+        "interstack.commands.probe.run_probe",
+        "what models know of phones, prompts and speakers: linear probes",
+    ),
+    "superb": (
+        "interstack.commands.superb.run_superb",
+        "SUPERB's tasks by s3prl's own recipes, beside the published rows",
+    ),
 }
-
-
-_CONFIGURED = (_lightning, _plan, _cache, _pack)
-"""Commands that take configuration files."""
+"""Of each command the function that runs it, imported when it is called, and its summary."""
 
 
 def overview() -> str:
-    """Return what the command line offers."""
-    lines = [f"  {name:<9} {purpose}" for name, (_, purpose) in COMMANDS.items()]
+    """Return the help of the command line as a whole."""
+    lines = [f"  {name:<9} {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
         [
             "interstack: distil a speech foundation model into a student that grows in depth.",
@@ -118,23 +75,22 @@ def overview() -> str:
             "",
             *lines,
             "",
-            "COMMAND --help explains every option; begin with",
+            "COMMAND --help explains every option; start with",
             "  python -m interstack.cli fit --config configs/interleaved.yaml",
         ]
     )
 
 
 class _StandardError(logging.StreamHandler[TextIO]):
-    """Writes to what is the standard error when a message comes, which may be redirected."""
+    """Writes to the present standard error, which may be redirected after the handler is made."""
 
     @property
     def stream(self) -> TextIO:
-        """The present standard error."""
         return sys.stderr
 
     @stream.setter
     def stream(self, stream: TextIO) -> None:
-        """Ignore the one of when the handler was made."""
+        pass
 
 
 def _log_to_terminal() -> None:
@@ -146,10 +102,10 @@ def _log_to_terminal() -> None:
         logger.propagate = False
 
 
-def _say_stopped(stop: RunInterrupted) -> int:
-    """Let the first process speak for all, and return the exit status.
+def _report_stop(stop: RunInterrupted) -> int:
+    """Print why a run has stopped, on the first process alone, and return the exit status.
 
-    Lightning's launcher kills the others as soon as it sees one that has failed.
+    Lightning's launcher kills the other processes as soon as it sees one that has failed.
     """
     from interstack.commands.run_directory import is_first_process
 
@@ -159,15 +115,15 @@ def _say_stopped(stop: RunInterrupted) -> int:
     return stop.exit_status
 
 
-def main(arguments: Arguments | None = None) -> int:
-    """Run a command; print a mendable error as one line.
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; print an error that the user can fix as one line.
 
     Args:
         arguments: Words of the command line; those of the process if None.
 
     Returns:
-        The exit status: 0; 2 after a mendable error; 75 where a signal has stopped a run that can
-        go on, 130 where it was Ctrl-C.
+        The exit status: 0; 2 after such an error; 75 where a signal has stopped a run that can be
+        resumed, 130 where it was Ctrl-C.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
@@ -176,16 +132,14 @@ def main(arguments: Arguments | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"error: there is no command {words[0]!r}\n\n{overview()}", file=sys.stderr)
         return 2
-    from interstack.commands.overlays import without_empty_configs
-
     _log_to_terminal()
-    run, _ = COMMANDS[words[0]]
+    function, _ = COMMANDS[words[0]]
+    module, _, name = function.rpartition(".")
     try:
-        if run in _CONFIGURED:
-            words = without_empty_configs(words)
-        run(words if run is _lightning else words[1:])
+        run = getattr(import_module(module), name)
+        run(words if function == _LIGHTNING else words[1:])
     except RunInterrupted as stop:
-        return _say_stopped(stop)
+        return _report_stop(stop)
     except InterstackError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -196,7 +150,7 @@ def main(arguments: Arguments | None = None) -> int:
             raise  # a defect of ours
         named = f"{error.filename} " if error.filename else "a file "
         print(
-            f"error: {named}can't be read or written ({reason(error)}): mend that (free space on a "
+            f"error: {named}can't be read or written ({reason(error)}): fix that (free space on a "
             "full disk, or get permission), then give the same command again",
             file=sys.stderr,
         )

@@ -13,7 +13,7 @@ from typing import Any
 from interstack.errors import ConfigurationError
 
 Owners = Mapping[str, tuple[str, tuple[object, ...]]]
-"""For an option's name, the option that it belongs to and the choices there that need it."""
+"""By an option's name the option that it belongs to, and the values of that which need it."""
 
 
 def idle_options(settings: Mapping[str, Any], owners: Owners) -> list[str]:
@@ -21,7 +21,7 @@ def idle_options(settings: Mapping[str, Any], owners: Owners) -> list[str]:
 
     Args:
         settings: A section's options by name.
-        owners: What they belong to.
+        owners: The options that they belong to.
     """
     return [name for name, (owner, choices) in owners.items() if settings[owner] not in choices]
 
@@ -40,7 +40,7 @@ def check_effects(
         section: Its dotted name, such as ``model.objective``.
         settings: Its options by name.
         defaults: Their defaults.
-        owners: What they belong to.
+        owners: The options that they belong to.
 
     Raises:
         ConfigurationError: With the first such option, its value and the fix.
@@ -69,10 +69,10 @@ def check_effect(option: str, value: object, default: object, where: str, fix: s
 
     Args:
         option: Its full name, dotted or with dashes as the command at hand has it.
-        value: What it is.
-        default: What it is if it is not given.
-        where: Why it has no effect, as words that follow "has no effect".
-        fix: What would give it one, as words that follow "leave it out, or"; may be empty.
+        value: Its value.
+        default: Its default.
+        where: Why it has no effect, as words after "has no effect".
+        fix: How it would have one, as words after "leave it out, or"; may be empty.
 
     Raises:
         ConfigurationError: If the value is not the default.
@@ -87,12 +87,12 @@ def check_effect(option: str, value: object, default: object, where: str, fix: s
 
 
 def _plain(value: object) -> object:
-    """Return a list for a tuple: a configuration file can't tell them apart."""
+    """Return a list for a tuple: a configuration file does not distinguish them."""
     return [_plain(each) for each in value] if isinstance(value, tuple | list) else value
 
 
 def _written(value: object) -> str:
-    """Write a value as a configuration file has it."""
-    return (
-        str(value).lower() if isinstance(value, bool) else "null" if value is None else f"{value}"
-    )
+    """Return a value as a configuration file has it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "null" if value is None else f"{value}"

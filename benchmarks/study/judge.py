@@ -17,6 +17,7 @@ import torch
 import yaml
 
 from benchmarks.study.records import RECORDS, RunRecord, curves_of
+from interstack.sweep.records import is_finished
 from interstack.sweep.study import PlannedRun, Study
 from interstack.utils.environment import surroundings
 
@@ -28,8 +29,7 @@ def finished_runs(output: Path, files: Path = FILES) -> Iterator[tuple[str, Plan
     for path in sorted(files.glob("*.yaml")):
         study = Study.from_primitives(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
         for run in study.runs():
-            job = output / "runs" / f"{run.name}.json"
-            if job.is_file() and json.loads(job.read_text())["status"] == "finished":
+            if is_finished(output / "runs" / f"{run.name}.json"):
                 yield path.stem, run
 
 

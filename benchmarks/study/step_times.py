@@ -39,7 +39,6 @@ from interstack.distillation.module import Distillation
 from interstack.errors import ConfigurationError, InterstackError
 from interstack.growth.operators import plan_growth
 from interstack.models.factory import load_front_end, load_teacher
-from interstack.models.teacher import Teacher
 from interstack.planning.measure import copy_of, grown
 from interstack.planning.timed_step import TimedStep
 from interstack.sweep.caches import why_not_cached
@@ -54,7 +53,7 @@ from interstack.target_cache.reader import (
     write_front_end,
 )
 from interstack.target_cache.writer import ask_teacher
-from interstack.tracking.metrics import optimizer_flops, training_flops
+from interstack.tracking.flops import optimizer_flops, training_flops
 from interstack.utils.environment import surroundings
 
 _SPLIT: Final = "train"
@@ -289,7 +288,11 @@ def _time_steps(
         window * mean,
         times,
         [window * each.seconds * mean / of for each, of in zip(loaded, padded, strict=True)],
-        {each.depth: _flops(each, clip, window * mean) for each in modules},
+        {
+            each.depth: window * mean * training_flops(each, each.depth, clip)
+            + optimizer_flops(each, each.depth)
+            for each in modules
+        },
         growth,
     )
 
@@ -303,15 +306,6 @@ def _growth_seconds(run: DescribedRun, module: Distillation, depth: int, batch: 
     growing = time.perf_counter() - begin
     first, usual = step.run(batch).step, step.run(batch).step
     return growing + max(0.0, first - usual)
-
-
-def _flops(module: Distillation, clip: float, audio: float) -> float:
-    teacher = module.teacher if isinstance(module.teacher, Teacher) else None
-    extracts = module.extracts_features
-    of_audio = training_flops(
-        module.student, teacher, module.depth, clip, extracts_features=extracts
-    )
-    return audio * of_audio + optimizer_flops(module, module.depth)
 
 
 def _padded_seconds(batch: Batch) -> float:

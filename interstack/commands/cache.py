@@ -1,4 +1,4 @@
-"""cache: what the teacher says of a corpus, computed once."""
+"""cache: the teacher's targets of a corpus, computed once."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run_cache(arguments: Sequence[str]) -> None:
     options = _options(run.config, datamodule.target_cache, module)
     if options.dtype == "float32" and device_format(options.device) == "float32":
         check_precision_option(run.trainer, module, cached=False)
-    datamodule.target_cache = None  # what is being made can't be used yet
+    datamodule.target_cache = None  # it is not filled yet
     source = module.student_config.front_end_source
     if source is not None:
         only_local = module.teacher_config.local_files_only
@@ -96,7 +96,7 @@ def _add_options(parser: LightningArgumentParser) -> None:
 def _options(config: Namespace, target_cache: str | None, module: Distillation) -> CacheOptions:
     output = config.output or target_cache
     if output is None:
-        raise ConfigurationError("the cache needs a place: give --output a directory")
+        raise ConfigurationError("data.target_cache is null: give --output a directory")
     if config.shard_megabytes <= 0:
         raise ConfigurationError(f"--shard_megabytes {config.shard_megabytes} must be above 0")
     return CacheOptions(

@@ -1,4 +1,4 @@
-"""What a whole run is held against before its directory, data or teacher is touched."""
+"""Checks of a whole run, before its directory is changed, or data and teacher are loaded."""
 
 from __future__ import annotations
 
@@ -64,17 +64,17 @@ def _is_online_wandb(logger: Any) -> bool:  # noqa: ANN401, a class and its argu
 def check_monitors(trainer: L.Trainer, teacher_taps: Sequence[int] | None) -> None:
     """Refuse callbacks that wait for a metric which the run does not log, or not by then.
 
-    A metric of ours may come later than the first look at it, as what is logged every few steps
-    does: a callback then waits for it instead of stopping the run.
+    A metric may be logged after a callback first reads it, as it is every few steps only: an
+    EarlyStopping then waits for it instead of stopping the run.
 
     Args:
         trainer: The run's.
-        teacher_taps: The teacher's hidden states, which losses are logged for; None where the
-            teacher has to be loaded to know them.
+        teacher_taps: The teacher's hidden states for which losses are logged; None if they depend
+            on the teacher.
 
     Raises:
-        ConfigurationError: With the metrics that there are. A callback of another package may log
-            what it likes: with one, Lightning has to find a missing metric itself.
+        ConfigurationError: With the known metrics. A callback of another package may log others:
+            with one, a missing metric is left to Lightning.
     """
     known = [*loss_metrics(teacher_taps or ()), *POINT_METRICS, *AXES]
     callbacks = callbacks_of(trainer)
@@ -103,7 +103,7 @@ def check_monitors(trainer: L.Trainer, teacher_taps: Sequence[int] | None) -> No
 def _check_validates(
     trainer: L.Trainer, callback: EarlyStopping | ModelCheckpoint, name: str
 ) -> None:
-    """Refuse to wait for validations that never come, or to look at each more than once."""
+    """Refuse to wait for validations that never come, or to read each more than once."""
     if trainer.limit_val_batches == 0:
         raise ConfigurationError(
             f"trainer.callbacks: {name}.monitor is {callback.monitor}, but "
@@ -121,7 +121,7 @@ def _check_validates(
 
 
 def _is_known(callback: L.Callback) -> bool:
-    """Return whether a callback logs no metrics that are not known here."""
+    """Return whether all metrics of a callback are known here."""
     return type(callback).__module__.startswith(("lightning.", "interstack."))
 
 
@@ -131,7 +131,7 @@ def check_run(
     datamodule: SpeechDataModule,
     growth: InterleavedStacking,
 ) -> None:
-    """Refuse a fit that would be refused later, when an earlier run has been moved aside for it.
+    """Refuse a fit that would be refused later, after an earlier run was moved aside for it.
 
     Args:
         trainer: With the callbacks of the run.

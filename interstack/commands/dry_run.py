@@ -1,4 +1,4 @@
-"""The run that `fit` would make of the same words, described but not begun."""
+"""The run of a command line of `fit`, instantiated but not started."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from interstack.commands.checks import check_run, check_sections
 from interstack.commands.lightning import TRAINER_DEFAULTS, InterstackCLI
-from interstack.commands.trainer_settings import settle_trainer
+from interstack.commands.trainer_settings import normalise_trainer
 from interstack.data.datamodule import SpeechDataModule
 from interstack.distillation.module import Distillation
 from interstack.growth.callback import InterleavedStacking, callbacks_of
@@ -24,8 +24,8 @@ from interstack.utils.console import hush_lightning
 
 _REFUSING: Final = ("enable_checkpointing", "enable_progress_bar")
 """Switches that contradict some callbacks."""
-_ASKED: Final = (GradientAccumulationScheduler,)
-"""Callbacks that are asked how many batches a step has."""
+_KEPT: Final = (GradientAccumulationScheduler,)
+"""Callbacks that decide how many batches a step has."""
 
 OwnOptions = Callable[[LightningArgumentParser], None]
 """Adds a command's own options to those of `fit`."""
@@ -33,14 +33,14 @@ OwnOptions = Callable[[LightningArgumentParser], None]
 
 @dataclass(frozen=True)
 class DescribedRun:
-    """What `fit` would work with.
+    """The objects of `fit`.
 
     Attributes:
         trainer: On one device, without logger, progress bar or anything else that writes; of its
-            callbacks those that say how a run goes.
+            callbacks only those that decide how many batches a step has.
         module: Not set up.
         datamodule: Not set up.
-        growth: The callback that would grow the student.
+        growth: The callback that grows the student.
         config: All settings as parsed, the command's own options among them.
     """
 
@@ -58,15 +58,15 @@ def describe_run(
     *,
     trains: bool = False,
 ) -> DescribedRun:
-    """Parse a command line as `fit` does, and instantiate what it describes.
+    """Parse a command line as `fit` does, and instantiate the run.
 
     Nothing is written: no run directory, no log, no lock.
 
     Args:
         command: The command's name, for its help.
-        words: What follows it.
+        words: The words after it.
         add_options: Adds the command's own options.
-        trains: Hold the run as a whole against all that `fit` does, which needs its length.
+        trains: Check the run as a whole as `fit` does, which needs its length.
 
     Raises:
         ConfigurationError: As `fit` would.
@@ -79,15 +79,15 @@ def describe_run(
 
         def before_instantiate_classes(self) -> None:
             check_sections(self.config)
-            settle_trainer(self.config, "fit", self.scratch)
+            normalise_trainer(self.config, "fit", self.scratch)
             trainer = self.config.trainer
             self.as_given = {name: trainer[name] for name in _REFUSING}
             for name in ("logger", *_REFUSING):
                 trainer[name] = False
 
         def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:  # noqa: ANN401, Lightning's
-            # Callbacks are there to be refused as `fit` does, and to be asked, not to be called.
-            # And one device of this machine stands for all that the run may have elsewhere.
+            # Callbacks are made so that they are refused as by `fit`; they are never called. One
+            # device of this machine stands for all that the run may have elsewhere.
             alone = {"devices": 1, "num_nodes": 1, "strategy": "auto", **self.as_given}
             settings = self.config_init.trainer.as_dict() | alone | kwargs
             return L.Trainer(**settings)
@@ -111,7 +111,7 @@ def describe_run(
     growth: InterleavedStacking = cli.config_init.growth
     if trains:
         check_run(cli.trainer, cli.model, cli.datamodule, growth)
-    kept = [each for each in callbacks_of(cli.trainer) if isinstance(each, _ASKED)]
+    kept = [each for each in callbacks_of(cli.trainer) if isinstance(each, _KEPT)]
     vars(cli.trainer)["callbacks"] = kept
     cli.trainer._data_connector.attach_datamodule(cli.model, cli.datamodule)
     cli.model.trainer = cli.trainer

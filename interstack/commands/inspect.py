@@ -44,7 +44,7 @@ def run_inspect(arguments: Sequence[str]) -> None:
         "an export's teacher is measured too",
     )
     parser.add_argument("--seconds", type=float, default=10.0, help="length of the utterance")
-    parser.add_argument("--rounds", type=int, default=5, help="how often each hears it")
+    parser.add_argument("--rounds", type=int, default=5, help="forward passes of each model")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="what computes")
     parser.add_argument("--json", type=Path, help="file for everything")
     options = parser.parse_args(arguments)
@@ -67,17 +67,17 @@ def run_inspect(arguments: Sequence[str]) -> None:
 
 
 def _models(names: Sequence[str], scratch: Path) -> Iterator[tuple[str, str]]:
-    """Yield what is measured: what it is called, and where transformers can load it from."""
+    """Yield the name of each model, and where transformers can load it from."""
     teachers = []
     for number, name in enumerate(names):
         path = Path(name).expanduser()
         if path.suffix == ".ckpt" or (path / "checkpoints").is_dir():
             student, content = load_student(path)
-            place = scratch / str(number)
-            with write_errors(place, "free space there, or set TMPDIR to another directory"):
-                export_student(student, place)
+            directory = scratch / str(number)
+            with write_errors(directory, "free space there, or set TMPDIR to another directory"):
+                export_student(student, directory)
             teachers.append(str(content["hyper_parameters"]["teacher"]["source"]))
-            yield name, str(place)
+            yield name, str(directory)
             continue
         yield name, name
         teacher = teacher_of(path)

@@ -18,16 +18,17 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from interstack.checkpointing.callback import Checkpoints
 from interstack.checkpointing.inspect import SavedRun
 from interstack.commands.checks import check_run, check_sections
+from interstack.commands.overlays import without_empty_configs
 from interstack.commands.refusals import one_line_parse_errors, one_line_refusals
 from interstack.commands.resuming import checkpoint_of, with_saved_config
 from interstack.commands.run_directory import (
     SaveConfig,
     is_first_process,
-    point_loggers,
+    prepare_directory,
     run_directory,
-    settle_in,
+    set_logger_directories,
 )
-from interstack.commands.trainer_settings import has_progress_bar, settle_trainer
+from interstack.commands.trainer_settings import has_progress_bar, normalise_trainer
 from interstack.data.datamodule import SpeechDataModule
 from interstack.distillation.module import Distillation
 from interstack.evaluation.predictions import SaveHiddenStates
@@ -36,7 +37,7 @@ from interstack.growth.callback import InterleavedStacking, callbacks_of
 from interstack.tracking.dashboard import Dashboard
 from interstack.tracking.progress_bar import StageProgressBar
 from interstack.tracking.stages import StageRecorder
-from interstack.tracking.wandb import Tracking, begin_wandb, finished_wandb
+from interstack.tracking.wandb import Tracking, finished_wandb, start_wandb
 from interstack.utils.console import hush_lightning
 from interstack.utils.disk import deferred_writes, write_errors
 from interstack.utils.lock import run_lock
@@ -45,7 +46,7 @@ log = logging.getLogger(__name__)
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "default_root_dir": "runs/interstack",
-    # the data module splits over ranks itself, and draws each epoch's batches anew
+    # the data module divides data among ranks itself, and draws new batches for each epoch
     "use_distributed_sampler": False,
     "reload_dataloaders_every_n_epochs": 1,
     "enable_model_summary": False,
@@ -57,8 +58,8 @@ class InterstackCLI(LightningCLI):
 
     Args:
         command: The command's name.
-        resources: What is held as long as the command runs.
-        scratch: A directory that goes with the command.
+        resources: Contexts that last as long as the command.
+        scratch: A temporary directory of the command.
         **settings: LightningCLI's.
     """
 
@@ -77,7 +78,7 @@ class InterstackCLI(LightningCLI):
         super().__init__(**settings)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add growth, checkpoints and tracking; let the model begin at the first depth."""
+        """Add growth, checkpoints and tracking; the model starts at the first depth."""
         parser.add_lightning_class_args(InterleavedStacking, "growth")
         parser.add_lightning_class_args(Checkpoints, "checkpoint")
         parser.add_class_arguments(Tracking, "tracking")
@@ -89,17 +90,21 @@ class InterstackCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:  # noqa: ANN401
         """Parse a command line; what the parser refuses is one line."""
+        commands: dict[str, LightningArgumentParser] = getattr(self, "_subcommand_parsers", {})
+        words = without_empty_configs(args, commands.get(self.command, parser))
+        if commands:
+            words = with_saved_config(words, self.scratch)
         with one_line_parse_errors(self.command):
-            super().parse_arguments(parser, args)
+            super().parse_arguments(parser, words)
 
     def _parse_ckpt_path(self) -> None:
-        """Do not lay a checkpoint's settings over what the user says, as LightningCLI would."""
+        """Do nothing: a checkpoint's settings must not override the user's, as in LightningCLI."""
 
     def before_instantiate_classes(self) -> None:
-        """Settle what the classes are made with; nothing of an earlier run is touched yet."""
+        """Check and complete the settings; nothing of an earlier run is changed yet."""
         config = self.config if self.subcommand is None else self.config[self.subcommand]
         check_sections(config)
-        settle_trainer(config, self.subcommand or "fit", self.scratch)
+        normalise_trainer(config, self.subcommand or "fit", self.scratch)
         if has_progress_bar(config.trainer):
             self._leave_out(StageProgressBar)
         if config.trainer.barebones:
@@ -110,16 +115,16 @@ class InterstackCLI(LightningCLI):
             if is_first_process():
                 self.resources.enter_context(run_lock(run_directory(config)))
             self.resumed = checkpoint_of(config, "fit")
-            point_loggers(config, self.resumed)
+            set_logger_directories(config, self.resumed)
         else:
             checkpoint_of(config, self.subcommand)
-            config.trainer.logger = False  # what is judged is printed; the run's own log stays
+            config.trainer.logger = False  # results are printed; the run's own log stays as it is
         if self.subcommand == "predict":
             config.return_predictions = False  # they go to disk, not all into memory
 
     def before_fit(self) -> None:
-        """Begin the W&B run before Lightning does, which would let an outage stop the training."""
-        begin_wandb(self.trainer.loggers, self.config.fit.tracking.wandb_outage)
+        """Start the W&B run before Lightning does, which would let an outage stop the training."""
+        start_wandb(self.trainer.loggers, self.config.fit.tracking.wandb_outage)
 
     def _leave_out(self, kind: type[L.Callback]) -> None:
         """Make the Trainer without one of our callbacks."""
@@ -150,7 +155,7 @@ class InterstackCLI(LightningCLI):
         with one_line_refusals(vars(self._settings()), "run"):
             if subcommand == "fit":
                 check_run(self.trainer, self.model, self.datamodule, self.config_init.fit.growth)
-                settle_in(self.config.fit, self.resumed)
+                prepare_directory(self.config.fit, self.resumed)
                 if self.config.fit.ckpt_path is not None:
                     _keep_learning_rate(self.trainer)
             super()._run_subcommand(subcommand)
@@ -161,16 +166,16 @@ class InterstackCLI(LightningCLI):
 
 
 def _keep_learning_rate(trainer: L.Trainer) -> None:
-    """Search for no learning rate in a run that is resumed: its checkpoint has the rate."""
+    """Remove the search for a learning rate from a resumed run: its checkpoint has the rate."""
     callbacks = callbacks_of(trainer)
     kept = [callback for callback in callbacks if not isinstance(callback, LearningRateFinder)]
     if len(kept) < len(callbacks):
-        log.info("the run is resumed with the learning rate that it began with: none is searched")
+        log.info("the run is resumed with its own learning rate: none is searched")
         vars(trainer)["callbacks"] = kept
 
 
 def _first(depths: Sequence[int]) -> int:
-    """Return the first stage's depth; an empty list is the growth callback's to refuse."""
+    """Return the first stage's depth; an empty list is refused by the growth callback."""
     return depths[0] if depths else 1
 
 
@@ -194,14 +199,14 @@ def run_lightning(arguments: Sequence[str], *, run: bool = True) -> InterstackCL
         SaveHiddenStates(),
     ]
     with warnings.catch_warnings(), ExitStack() as resources:
-        # Lightning 2.6 against torch 2.14: nothing that a user could mend
+        # Lightning 2.6 with torch 2.14: nothing that a user could fix
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
         # it warns that arguments come from Python although there is a command line: they are it
         warnings.filterwarnings("ignore", message="LightningCLI's args parameter")
         # losses of validation and test are of all ranks already, and their axes rank zero's alone
         on_epochs = r"It is recommended to use `self.log\('(val|test|progress)/"
         warnings.filterwarnings("ignore", message=on_epochs)
-        # predictions are written by utterance, so nobody asks for a batch's indices
+        # predictions are written by utterance: a batch's indices are not needed
         warnings.filterwarnings("ignore", message="Couldn't infer the batch indices")
         # trainer.barebones: nothing is logged, as the user wants it
         warnings.filterwarnings("ignore", message=r"You are trying to `self\.log")
@@ -221,6 +226,6 @@ def run_lightning(arguments: Sequence[str], *, run: bool = True) -> InterstackCL
             save_config_kwargs={"save_to_log_dir": False, "command": command},
             trainer_defaults={**TRAINER_DEFAULTS, "callbacks": own_callbacks},
             auto_configure_optimizers=False,
-            args=with_saved_config(arguments, scratch) if run else list(arguments),
+            args=list(arguments),
             run=run,
         )

@@ -1,4 +1,4 @@
-"""plan: what a run will cost, before it is begun."""
+"""plan: what a run will cost, before it starts."""
 
 from __future__ import annotations
 

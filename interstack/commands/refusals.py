@@ -1,4 +1,4 @@
-"""What Lightning and the parser refuse of a user's settings, as one line of ours."""
+"""Errors of Lightning and of the parser about a user's settings, each as one line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 Phase = Literal["construction", "run"]
 
 _OF_SETTINGS: Final = (ValueError, TypeError, RuntimeError, ImportError, OSError)
-"""What constructors raise at a setting that they can't take."""
+"""Exceptions of constructors at a setting that they refuse."""
 
 _PARTS: Final = ("lightning.pytorch.callbacks", "lightning.pytorch.loggers")
 """Modules of Lightning whose classes a user adds to a run by their names."""
@@ -43,17 +43,17 @@ _LISTS: Final = (
     "a class path (str)",
     "a dict with",
 )
-"""What jsonargparse's reasons begin with that say nothing of what is wrong."""
+"""Beginnings of jsonargparse's reasons that do not explain the error."""
 
 
 @contextmanager
 def one_line_refusals(settings: Mapping[str, Any], phase: Phase) -> Iterator[None]:
     """Turn what Lightning refuses into an error that names the setting.
 
-    Lightning's are: what it raises on purpose; what passes through a callback or a logger that the
-    user has added; and, while the configured classes are made, whatever constructors raise. None
-    of these is a user's where code of interstack lies between the command and the exception: that
-    is a defect of ours, which keeps its traceback, as everything else does.
+    These are exceptions that Lightning raises on purpose; those that pass through a callback or a
+    logger that the user has added; and, while the configured classes are made, those of
+    constructors. Where code of interstack lies between the command and the exception, it is a
+    defect of ours, which keeps its traceback, as everything else does.
 
     Args:
         settings: The ``trainer`` section.
@@ -81,7 +81,7 @@ def one_line_refusals(settings: Mapping[str, Any], phase: Phase) -> Iterator[Non
 
 @contextmanager
 def one_line_parse_errors(command: str) -> Iterator[None]:
-    """Turn what a parser with ``exit_on_error=False`` refuses into one line.
+    """Turn errors of a parser with ``exit_on_error=False`` into one line.
 
     Args:
         command: The command's name, whose help explains every option.
@@ -98,7 +98,7 @@ def one_line_parse_errors(command: str) -> Iterator[None]:
 
 
 def _parse_line(message: str) -> str:
-    """Write an option, its value and what the parser says of it, without its lists and classes."""
+    """Return an option, its value and the parser's reason, without its lists and classes."""
     named = re.match(r'Parser key "([^"]+)":\s*', message)
     option, rest = (named[1], message[named.end() :]) if named else ("", message)
     value = re.search(
@@ -106,15 +106,15 @@ def _parse_line(message: str) -> str:
     )
     rest = re.sub(r"\s*(Got value|Given value type): .*", "", rest, flags=re.DOTALL)
     reasons = [" ".join(each.split()) for each in re.split(r"(?:\A|\n)\s*- ", rest)]
-    told = [each for each in reasons if each and not each.startswith(_LISTS)]
-    exact = [each for each in told if not each.startswith("Expected a <class")] or told
+    found = [each for each in reasons if each and not each.startswith(_LISTS)]
+    exact = [each for each in found if not each.startswith("Expected a <class")] or found
     reason = re.sub(r"<class '([\w.]+)'>", r"\1", "; ".join(dict.fromkeys(exact))).rstrip(".")
     given = "" if value is None else f" is {' '.join((value[1] or value[2]).split())}"
     return f"{option}{given}: {reason}" if option else reason
 
 
 def _line(error: Exception, part: str | None, settings: Mapping[str, Any]) -> str:
-    """Write the setting, its value, what Lightning says of it and the fix."""
+    """Return the setting, its value, Lightning's reason and the fix."""
     message = _message(error)
     named = _named(message, settings) or (None if part else _of_module(error, settings))
     if named is None and part is not None:
@@ -161,8 +161,7 @@ def _message(error: Exception) -> str:
     words = str(error)
     if "Union subtypes" in words:
         reasons = re.split(r"\n\s*- ", words.partition("Errors:")[2].partition("\nGiven value")[0])
-        told = [reason for reason in reasons if reason.strip()]
-        words = told[0] if told else words
+        words = next((reason for reason in reasons if reason.strip()), words)
     return " ".join(words.split()).rstrip(".") or type(error).__name__
 
 
@@ -205,7 +204,7 @@ def _is_ours(module: str) -> bool:
 
 
 def _part_of(traceback: TracebackType | None) -> str | None:
-    """Return the class of the callback or logger of Lightning's that was at work, if one was."""
+    """Return the class of Lightning's callback or logger that has raised, if one has."""
     for frame, _ in _walk(traceback):
         module = str(frame.f_globals.get("__name__", ""))
         owner = frame.f_locals.get("self")

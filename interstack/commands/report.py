@@ -8,7 +8,7 @@ from pathlib import Path
 
 from interstack.errors import ConfigurationError
 from interstack.report.page import render
-from interstack.report.run import Story, read_stories
+from interstack.report.run import Run, read_runs
 from interstack.tracking.events import EVENTS_FILE
 from interstack.utils.disk import write_output
 
@@ -37,15 +37,15 @@ def run_report(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.loss is not None and not options.loss > 0:
         raise ConfigurationError(f"--loss {options.loss:g} has to be above 0")
-    write_report(read_stories(options.runs), options.loss, options.output, "-o")
+    write_report(read_runs(options.runs), options.loss, options.output, "-o")
     print(f"the report is in {options.output}")
 
 
-def write_report(stories: Sequence[Story], loss: float | None, output: Path, option: str) -> None:
+def write_report(runs: Sequence[Run], loss: float | None, output: Path, option: str) -> None:
     """Write runs as one HTML file.
 
     Args:
-        stories: The runs.
+        runs: The runs.
         loss: Validation loss that they are compared at; the lowest that all reach if None.
         output: The file.
         option: What names it, for messages.
@@ -55,7 +55,7 @@ def write_report(stories: Sequence[Story], loss: float | None, output: Path, opt
         InterstackError: If the page can't be written.
     """
     try:
-        page = render(stories, loss)
+        page = render(runs, loss)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigurationError(
             f"the runs' {EVENTS_FILE} can't be drawn ({type(error).__name__}: {error}): one is "

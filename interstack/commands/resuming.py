@@ -1,4 +1,4 @@
-"""Which checkpoint a command takes up, and whether it fits what the command is told."""
+"""The checkpoint of a command, and whether it fits the command's settings."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from interstack.utils.disk import write_errors
 log = logging.getLogger(__name__)
 
 _MAY_MOVE = ("teacher.source", "teacher.revision", "teacher.cache_dir", "teacher.local_files_only")
-"""Where the same teacher is found; that it is the same one is the user's to know."""
+"""Where the same teacher is found; the user knows that it is the same."""
 _FRONT_END_SOURCE = "student.front_end_source"
-"""May move too, from one place to another."""
+"""May change too, but not to or from null."""
 _MAY_CHANGE = (*_MAY_MOVE, "non_finite", "compile_layers")
 _JUDGES = ("student.", "teacher.taps", "initial_depth")
-"""What a student is, whatever it is judged by."""
+"""Settings that a checkpoint's student must share with validation, test and prediction."""
 
 
 def checkpoint_of(config: Namespace, command: str) -> SavedRun | None:
-    """Return the checkpoint that a command is to take up; None for a run that begins anew.
+    """Return the checkpoint of a command; None for a run that starts from its first step.
 
     Args:
         config: The command's parsed configuration; ``ckpt_path`` becomes a file's path.
@@ -42,14 +42,14 @@ def checkpoint_of(config: Namespace, command: str) -> SavedRun | None:
 
     Raises:
         CheckpointError: If it is missing or damaged, or none of those that are there can be read.
-        ConfigurationError: If none is named where one is needed, or it does not fit the settings.
+        ConfigurationError: If none is given where one is needed, or it does not fit the settings.
     """
     wanted = config.ckpt_path
     if wanted is None:
         if command == "fit":
             return None
         raise ConfigurationError(
-            f"{command} judges a checkpoint: give --ckpt_path a file, or last for the newest one "
+            f"{command} needs a checkpoint: give --ckpt_path a file, or last for the newest one "
             "in the run's directory"
         )
     if str(wanted) == "last":
@@ -72,13 +72,13 @@ def _newest(config: Namespace, command: str) -> SavedRun | None:
     if run is not None:
         return run
     if command == "fit":  # so that a job's script is the same for its first run and the others
-        log.info("no checkpoint in %s yet: the run begins anew", directory)
+        log.info("no checkpoint in %s yet: the run starts from its first step", directory)
         return None
     raise CheckpointError(f"there is no checkpoint in {directory}")
 
 
 def check_same_schedule(config: Namespace, run: SavedRun) -> None:
-    """Refuse a schedule other than the one that the run began with, before anything is touched.
+    """Refuse a schedule other than that of the run's first step, before anything is changed.
 
     Raises:
         ConfigurationError: With both schedules.
@@ -96,8 +96,8 @@ def check_same_model(settings: Mapping[str, Any], run: SavedRun, *, resumes: boo
     Args:
         settings: The model's settings now.
         run: The checkpoint.
-        resumes: A run that goes on has to go on as it began; else only the student has to be the
-            same.
+        resumes: Whether training is resumed, for which all settings have to be the same; else only
+            the student's.
 
     Raises:
         ConfigurationError: With every difference.
@@ -111,18 +111,18 @@ def check_same_model(settings: Mapping[str, Any], run: SavedRun, *, resumes: boo
         if name != _FRONT_END_SOURCE or None in (then, now[name])
     ]
     if differences:
-        mend = (
-            "give the settings that it began with, or begin a new run in another directory"
+        fix = (
+            "give the settings that it started with, or start a new run in another directory"
             if resumes
-            else "leave the configuration away, the checkpoint knows its own"
+            else "leave the configuration out, the checkpoint has its own"
         )
         raise ConfigurationError(
-            f"the run of {run.path} has other settings: {'; '.join(differences)}: {mend}"
+            f"the run of {run.path} has other settings: {'; '.join(differences)}: {fix}"
         )
 
 
 def _effective(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings by dotted name, with what stands for those that an earlier version lacks."""
+    """Return settings by dotted name, with defaults for those that an earlier version lacks."""
     optimizer = {f"optimizer.{name}": value for name, value in asdict(OptimizerConfig()).items()}
     lacking = {_FRONT_END_SOURCE: None, "teacher.pad_to_30s": False}
     flat = optimizer | lacking | dict(_flat(model))
@@ -137,7 +137,7 @@ def _matters(name: str, resumes: bool) -> bool:
 
 
 def _idle(model: Mapping[str, Any]) -> set[str]:
-    """Return the options that had no effect on the run, whose values an older version let be."""
+    """Return the options that had no effect on the run, which an older version did not refuse."""
     owners = {"student": StudentConfig.OWNERS, "objective": ObjectiveConfig.OWNERS}
     return {
         f"{section}.{name}"
@@ -156,14 +156,14 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 
 def with_saved_config(words: Sequence[str], directory: Path) -> list[str]:
-    """Let a checkpoint's path stand for the configuration of its run, where none is given.
+    """Return a command line with the configuration of its checkpoint, if it has none.
 
     Args:
         words: The command line, the subcommand first.
-        directory: A directory for a file that lives as long as the command.
+        directory: For a file that is needed as long as the command runs.
 
     Returns:
-        The command line, with the checkpoint's own configuration put before everything else.
+        The command line, with the checkpoint's own configuration before all options.
     """
     path = _option(words, "--ckpt_path")
     given = any(word.split("=")[0] in ("-c", "--config") for word in words)
@@ -182,9 +182,9 @@ def with_saved_config(words: Sequence[str], directory: Path) -> list[str]:
 def _option(words: Sequence[str], name: str) -> str | None:
     """Return an option's value, written with or without an equals sign."""
     value = None
-    for place, word in enumerate(words):
+    for index, word in enumerate(words):
         if word.startswith(f"{name}="):
             value = word.partition("=")[2]
-        elif word == name and place + 1 < len(words):
-            value = words[place + 1]
+        elif word == name and index + 1 < len(words):
+            value = words[index + 1]
     return value

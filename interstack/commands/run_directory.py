@@ -41,11 +41,11 @@ CONFIG_FILE = "config.yaml"
 CHECKPOINTS = "checkpoints"
 WANDB_ID_FILE = "wandb_id"
 HERE = "."
-_FIX = "mend that (free space on a full disk), or give another trainer.default_root_dir"
+_FIX = "fix that (free space on a full disk), or give another trainer.default_root_dir"
 _OF_A_RUN = (CONFIG_FILE, EVENTS_FILE, METRICS_FILE, RECORD_NAME, CHECKPOINTS)
-"""What tells that a run has been in a directory; any of them may lack after a fault."""
+"""Names by which the directory of a run is recognised; any may be missing after a fault."""
 _OF_ONE_CALL = ("ckpt_path", "weights_only")
-"""Settings that say how a run is begun or taken up, and so are none of the run's own."""
+"""Settings of a single command, which are not saved with the run's."""
 
 
 def run_directory(config: Namespace) -> Path:
@@ -60,9 +60,9 @@ def checkpoint_directory(config: Namespace) -> Path:
 
 
 def is_first_process() -> bool:
-    """Tell whether this process is rank zero, before Lightning has worked it out.
+    """Return whether this process is rank zero, before Lightning has determined it.
 
-    torchrun gives the global rank; Lightning's own launcher the rank on the node, and the user the
+    torchrun sets the global rank; Lightning's own launcher the rank on the node, and the user the
     node's; srun the global rank again.
     """
     if "RANK" in os.environ:
@@ -72,14 +72,14 @@ def is_first_process() -> bool:
     return int(os.environ.get("SLURM_PROCID", 0)) == 0
 
 
-def point_loggers(config: Namespace, resumed: SavedRun | None) -> None:
-    """Point loggers at the run's directory, before they are made; nothing is written.
+def set_logger_directories(config: Namespace, resumed: SavedRun | None) -> None:
+    """Set the directories of loggers, before they are made; nothing is written.
 
     Args:
         config: The subcommand's parsed configuration; changed in place. A logger whose ``save_dir``
             is ``.`` gets the run's directory, a W&B logger without an id the run's, which is
             ``WANDB_RUN_ID`` if that is set.
-        resumed: The checkpoint that the run goes on from.
+        resumed: The checkpoint from which the run is resumed.
 
     Raises:
         InterstackError: If what an earlier run left there can't be read.
@@ -95,14 +95,14 @@ def point_loggers(config: Namespace, resumed: SavedRun | None) -> None:
                     arguments.id = _wandb_id(None if begins else directory)
 
 
-def settle_in(config: Namespace, resumed: SavedRun | None) -> None:
-    """Make room for the run in its directory.
+def prepare_directory(config: Namespace, resumed: SavedRun | None) -> None:
+    """Prepare the run's directory.
 
     Args:
-        config: The subcommand's parsed configuration, after ``point_loggers``.
-        resumed: The checkpoint that the run goes on from. What lies beyond it is moved aside, and
-            the metrics go on behind it. Without one the run begins anew, and an earlier one in the
-            directory is moved aside. Nothing is ever overwritten.
+        config: The subcommand's parsed configuration, after ``set_logger_directories``.
+        resumed: The checkpoint from which the run is resumed. Later checkpoints are moved aside,
+            and later records removed. Without one an earlier run in the directory is moved aside.
+            Nothing is ever overwritten.
 
     Raises:
         ConfigurationError: If the directory can't be written.
@@ -118,7 +118,7 @@ def settle_in(config: Namespace, resumed: SavedRun | None) -> None:
                     move_aside(path)
             check_writable(directory)
             if resumed is not None:
-                _go_back_to(resumed, directory, checkpoints)
+                _rewind(resumed, directory, checkpoints)
         for logger in filter(is_wandb, loggers_of(config)):
             arguments = logger.get("init_args") or {}
             if arguments.get("id") and str(arguments.get("save_dir")) == str(directory):
@@ -177,8 +177,8 @@ def check_writable(directory: Path) -> None:
         ) from error
 
 
-def _go_back_to(resumed: SavedRun, directory: Path, checkpoints: Path) -> None:
-    """Move aside what the run left beyond the checkpoint that it goes on from.
+def _rewind(resumed: SavedRun, directory: Path, checkpoints: Path) -> None:
+    """Move aside later checkpoints than that of a resumed run, and remove later records.
 
     Raises:
         CheckpointReadError: If the disk or file server fails to read a later checkpoint, which may
@@ -190,7 +190,7 @@ def _go_back_to(resumed: SavedRun, directory: Path, checkpoints: Path) -> None:
     for path in unread:
         if written_at(path) >= written_at(resumed.path):
             raise CheckpointReadError(
-                f"{errors[path]}, or move it away for {resumed.path} to go on from step "
+                f"{errors[path]}, or move it away to resume from {resumed.path} at step "
                 f"{resumed.step} instead"
             )
     if not resumed.finished:
@@ -199,7 +199,7 @@ def _go_back_to(resumed: SavedRun, directory: Path, checkpoints: Path) -> None:
     for run in runs:
         if run.step > resumed.step and not run.path.samefile(resumed.path):
             move_aside(run.path)
-    for path in errors.keys() - unread:  # may be worth a repair, and would be overwritten
+    for path in errors.keys() - unread:  # a user may repair them, and they would be overwritten
         move_aside(path)
     if resumed.finished:
         return  # nothing is trained again, so that nothing would be recorded again
@@ -216,7 +216,7 @@ def _go_back_to(resumed: SavedRun, directory: Path, checkpoints: Path) -> None:
 
 
 def _check_readable(path: Path) -> None:
-    """Refuse a record that is there, or may be, and can't be read; before anything is moved."""
+    """Refuse a record that can't be read, before anything is moved."""
     try:
         fault = disk_fault(path) if is_there(path) else None
     except OSError as error:
@@ -228,10 +228,10 @@ def _check_readable(path: Path) -> None:
 def _wandb_id(directory: Path | None) -> str:
     """Return the id under which all parts of a run are one run in W&B.
 
-    ``WANDB_RUN_ID``, which launchers and agents of sweeps set, goes before the run's own.
+    ``WANDB_RUN_ID``, which launchers and agents of sweeps set, takes precedence.
 
     Args:
-        directory: The run's; None: it will be another one.
+        directory: The run's; None for a new run.
     """
     known = "" if directory is None else _known_wandb_id(directory)
     return os.environ.get("WANDB_RUN_ID") or known or uuid.uuid4().hex[:8]
@@ -255,7 +255,7 @@ class SaveConfig(SaveConfigCallback):
 
     Args:
         *positional: SaveConfigCallback's.
-        command: The command line as it was given.
+        command: The command line.
         **named: SaveConfigCallback's.
     """
 
@@ -273,7 +273,7 @@ class SaveConfig(SaveConfigCallback):
             if is_there(path):
                 if path.read_bytes() == text:
                     return
-                path.rename(free_name(path))  # the run goes on with other settings
+                path.rename(free_name(path))  # the run is resumed with other settings
             write_whole(path, text)
 
     def on_save_checkpoint(
@@ -281,7 +281,7 @@ class SaveConfig(SaveConfigCallback):
     ) -> None:
         """Add the configuration, so that a checkpoint's path is all that a command needs.
 
-        And what has written it, for the card of an export.
+        The command line and versions are for the card of an export.
         """
         del trainer, pl_module
         checkpoint[CONFIG_KEY] = self._text()

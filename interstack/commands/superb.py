@@ -1,4 +1,4 @@
-"""superb: an upstream on SUPERB's tasks, beside the published rows."""
+"""superb: upstreams on SUPERB's tasks, beside the published rows."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         "--data-root",
         type=Path,
         required=True,
-        help="folder of all corpora; what is missing is said",
+        help="folder of all corpora; missing ones are named",
     )
     parser.add_argument("--output", type=Path, default=Path("runs/superb"), help="for all jobs")
     parser.add_argument("--seeds", type=int, default=1, help="jobs for each task (default 1)")
@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _jobs(options: argparse.Namespace) -> list[Job]:
-    """Return all jobs, in the order in which they are shared out."""
+    """Return all jobs, in the order in which they are divided among processes."""
     changes = dict(_change(text) for text in options.set)
     workers = options.num_workers
     most = max(1, (os.cpu_count() or 2) - 1) if workers is None else workers
@@ -207,7 +207,7 @@ def _change(text: str) -> tuple[str, Any]:
 
 
 def _check(jobs: Sequence[Job]) -> None:
-    """Find everything that would end a job early, before the first is begun."""
+    """Raise all that would end a job early, before the first job starts."""
     problems = []
     for job in jobs:
         try:

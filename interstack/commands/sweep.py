@@ -1,4 +1,4 @@
-"""sweep: recipes compared, as runs of `fit` that a queue brings to their ends."""
+"""sweep: recipes compared, as runs of `fit` in a queue."""
 
 from __future__ import annotations
 
@@ -16,13 +16,12 @@ import yaml
 from interstack.commands.report import write_report
 from interstack.commands.sweep_plan import SweepPlan, plan_sweep
 from interstack.errors import ConfigurationError, InterstackError, RunInterrupted, first_line
-from interstack.report.run import Story, read_stories
+from interstack.report.run import Run, read_runs
 from interstack.settings import check_effect
 from interstack.sweep.queue import Outcome, Queue, machine_environments
-from interstack.sweep.records import Job, read_record
+from interstack.sweep.records import Job, is_finished, read_record
 from interstack.sweep.results import (
     VALIDATION_LOSS,
-    Row,
     RunResult,
     results_table,
     rows_of,
@@ -48,7 +47,7 @@ def run_sweep(arguments: Sequence[str]) -> None:
         arguments: The words after ``sweep``.
 
     Raises:
-        ConfigurationError: If the study or one of its runs can't be begun as it is.
+        ConfigurationError: If the study or one of its runs is refused.
         InterstackError: If a run has failed; the others are finished then.
         RunInterrupted: After a signal, with every run saved.
     """
@@ -159,7 +158,7 @@ def _study(options: argparse.Namespace) -> Study:
 
 
 def _content(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what a study file would have in place of the options."""
+    """Return the content of a study file for the options."""
     content: dict[str, Any] = {"config": options.config, "seeds": options.seeds}
     if options.arms is not None:
         arms: dict[str, list[str]] = {}
@@ -201,7 +200,7 @@ def _print_plan(runs: Sequence[tuple[PlannedRun, Job]], caches: Mapping[str, Job
     needed = {job.needs for _, job in runs}
     jobs = [*(caches[name] for name in caches if name in needed), *(job for _, job in runs)]
     for job in jobs:
-        record = read_record(job)
+        record = read_record(job.record)
         status = "new" if record is None else record.status
         print(
             f"{job.name} ({status}): {shlex.join(['python', '-m', 'interstack.cli', *job.words])}"
@@ -210,30 +209,26 @@ def _print_plan(runs: Sequence[tuple[PlannedRun, Job]], caches: Mapping[str, Job
 
 
 def _show(plan: SweepPlan, output: Path, metric: str) -> None:
-    """Print and write what the finished runs have found."""
-    finished = [
-        (run, job)
-        for run, job in plan.runs
-        if (record := read_record(job)) is not None and record.status == "finished"
-    ]
+    """Print and write the results of finished runs."""
+    finished = [(run, job) for run, job in plan.runs if is_finished(job.record)]
     results: list[RunResult] = []
-    stories: list[Story] = []
+    records: list[Run] = []
     for run, job in finished:
         try:
-            [story] = read_stories([job.directory])
+            [record] = read_runs([job.directory])
         except ConfigurationError as error:  # the others are shown
-            log.warning("%s is left out of the table: %s", run.name, error)
+            log.warning("%s is not in the table: %s", run.name, error)
             continue
-        stories.append(story)
-        results.append(run_result(run, story, metric))
+        records.append(record)
+        results.append(run_result(run, record, metric))
         if results[-1].metric is None:
-            log.warning("%s has no %s: let its validation take place", run.name, metric)
+            log.warning("%s has no %s: enable its validation", run.name, metric)
     baseline = plan.study.baseline
     groups = {
         run.group: None if baseline is None else plan.study.group_of(baseline, run)
         for run, _ in plan.runs
     }
-    rows: list[Row] = rows_of(groups, results)
+    rows = rows_of(groups, results)
     console = table_console()
     console.print(results_table(rows, metric, baseline))
     missing = len(plan.runs) - len(finished)
@@ -244,7 +239,7 @@ def _show(plan: SweepPlan, output: Path, metric: str) -> None:
     fix = "free space, then give the same command again, which only makes the table"
     with write_errors(output, fix):
         write_results(output, rows, results, metric)
-    write_report(stories, None, output / REPORT_FILE, "--output")
+    write_report(records, None, output / REPORT_FILE, "--output")
     console.print(f"the report is in {output / REPORT_FILE}", soft_wrap=True)
 
 

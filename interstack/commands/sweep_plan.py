@@ -1,4 +1,4 @@
-"""What a sweep will do: every run's settings resolved, every mistake found before the first run."""
+"""The plan of a sweep: every run's settings resolved, all mistakes found before the first run."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from interstack.commands.overlays import without_empty_configs
 from interstack.errors import ConfigurationError, InterstackError
 from interstack.sweep.caches import SHARED_FRONT_END, cache_job, cache_name, why_not_cached
 from interstack.sweep.records import Job, check_same_settings
@@ -21,12 +20,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SweepPlan:
-    """All that a sweep does.
+    """The jobs of a sweep.
 
     Attributes:
         study: The study.
         runs: Its runs and their jobs.
-        caches: Jobs that make the caches that these need, by name.
+        caches: Jobs that fill the caches that these need, by name.
     """
 
     study: Study
@@ -84,9 +83,9 @@ def _resolve(words: Sequence[str]) -> dict[str, Any]:
     """
     from interstack.commands.dry_run import describe_run
 
-    logging.disable(logging.WARNING)  # each run says this again when it begins
+    logging.disable(logging.WARNING)  # each run logs this again when it starts
     try:
-        config = describe_run("sweep", without_empty_configs(words), trains=True).config
+        config = describe_run("sweep", words, trains=True).config
     finally:
         logging.disable(logging.NOTSET)
     if config.checkpoint.dirpath is not None:
@@ -122,7 +121,7 @@ def _caches(
     resolved: Mapping[str, Mapping[str, Any]],
     output: Path,
 ) -> dict[str, Job]:
-    """Return jobs that make the caches; runs that share the front end need its features too.
+    """Return jobs that fill the caches; runs that share the front end need its features too.
 
     Raises:
         ConfigurationError: If no arm can use one.

@@ -1,4 +1,4 @@
-"""The trainer section, before a Trainer is made of it: what belongs together, what is refused."""
+"""The trainer section of a configuration: checked, and in the form that a Trainer takes."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ from interstack.growth.callback import check_strategy_class
 from interstack.settings import check_effect
 
 _DURATIONS = ("duration", "max_time", "val_check_interval")
-"""What may be a string, or a dictionary of parts."""
+"""Settings that may be a string, or a dictionary of parts."""
 
 _LEARNING_RATE = ("", "learning_rate", "optimizer.learning_rate", "model.optimizer.learning_rate")
-"""What ``attr_name`` of a LearningRateFinder may be."""
+"""Values that ``attr_name`` of a LearningRateFinder may have."""
 
 
-def settle_trainer(config: Namespace, command: str, scratch: Path) -> None:
+def normalise_trainer(config: Namespace, command: str, scratch: Path) -> None:
     """Bring the trainer section into the form that a Trainer takes; refuse what can't work.
 
     Args:
         config: The command's parsed configuration; changed in place.
         command: ``fit``, ``validate``, ``test`` or ``predict``.
-        scratch: A directory that goes with the command.
+        scratch: A temporary directory of the command.
 
     Raises:
         ConfigurationError: If a setting can't work here, or would do nothing.
     """
     trainer = config.trainer
-    _write_as_words(trainer)
+    _write_as_strings(trainer)
     _check_strategy(trainer.strategy)
     _check_numbers(trainer, command)
     if command == "fit":
@@ -80,7 +80,7 @@ def callbacks_in(trainer: Namespace) -> list[Any]:
 
 
 def _check_strategy(strategy: Any) -> None:  # noqa: ANN401, what the user gives
-    """Refuse a strategy by its name, since making it may fail for a reason that misleads."""
+    """Refuse a strategy by its name, since making it may fail with a misleading message."""
     if isinstance(strategy, str) and strategy in StrategyRegistry:
         entry = StrategyRegistry[strategy]
         method = entry["init_params"].get("start_method", "popen")
@@ -91,7 +91,7 @@ def _check_strategy(strategy: Any) -> None:  # noqa: ANN401, what the user gives
 
 
 def _check_numbers(trainer: Namespace, command: str) -> None:
-    """Refuse numbers that Lightning lets through, and that would stop a run or do nothing."""
+    """Refuse numbers that Lightning accepts, but that would stop a run or have no effect."""
     accumulated = trainer.accumulate_grad_batches
     if accumulated < 1:
         raise ConfigurationError(
@@ -111,7 +111,7 @@ def _check_numbers(trainer: Namespace, command: str) -> None:
 
 
 def _check_effects(trainer: Namespace) -> None:
-    """Refuse options that would do nothing beside the others, or in any run of interstack."""
+    """Refuse options that have no effect beside the others, or in any run of interstack."""
     clips = trainer.gradient_clip_val
     if clips is not None and clips < 0:
         raise ConfigurationError(
@@ -161,7 +161,7 @@ def _check_callbacks(trainer: Namespace, command: str) -> None:
 
 
 def _check_search(settings: Namespace) -> None:
-    """Refuse a LearningRateFinder that can find no rate, or do nothing with it."""
+    """Refuse a LearningRateFinder that can find no rate, or would not use it."""
     name, steps = "trainer.callbacks: LearningRateFinder", settings.get("num_training_steps", 100)
     attribute = settings.get("attr_name", "")
     if attribute not in _LEARNING_RATE:
@@ -191,11 +191,11 @@ def _class_of(setting: Any) -> Any:  # noqa: ANN401, what the user gives
     return getattr(import_module(module), name, None)
 
 
-def _write_as_words(settings: Namespace) -> None:
-    """Put words in the place of what the saved configuration would not give back.
+def _write_as_strings(settings: Namespace) -> None:
+    """Replace values that a saved configuration would not restore by strings.
 
-    Enumerations, which are defaults of Lightning's, no YAML can hold; a duration in parts, such as
-    ``{hours: 1}``, is written as the words of a dictionary.
+    YAML can't hold enumerations, which are defaults of Lightning's; a duration in parts, such as
+    ``{hours: 1}``, is saved as the text of a dictionary.
     """
     for owner, key, value in list(_leaves(settings)):
         if isinstance(value, Enum):
@@ -205,7 +205,7 @@ def _write_as_words(settings: Namespace) -> None:
 
 
 def _duration(parts: dict[str, Any]) -> object:
-    """Return a duration as DD:HH:MM:SS; parts that make none are Lightning's to refuse."""
+    """Return a duration as DD:HH:MM:SS; other parts are returned for Lightning to refuse."""
     try:
         length = timedelta(**parts)
     except TypeError:

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from interstack.constants import SAMPLE_RATE
 from interstack.errors import ConfigurationError
+from interstack.models.flops import forward_macs
 from interstack.models.pretrained import WEIGHT_FILES, Source
 from interstack.models.teacher import Teacher
-from interstack.planning.costs import teacher_gigamacs
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class _Measured:
             width=self._model.width,
             num_parameters=self.num_parameters,
             megabytes=None if self.directory is None else _megabytes(self.directory),
-            gigamacs_per_second=sum(teacher_gigamacs(self.config, depth, seconds)),
+            gigamacs_per_second=forward_macs(self.config, depth, seconds).gigamacs,
             real_time_factors=tuple(taken / seconds for taken in self.times[1:]),
         )
 

@@ -13,6 +13,7 @@ import yaml
 from interstack.checkpointing.inspect import CONFIG_KEY, ORIGIN_KEY
 from interstack.distillation.averaging import AVERAGING_KEY
 from interstack.models.student import CHECKPOINT_KEY
+from interstack.tracking.lineage import block_positions
 from interstack.tracking.stage_records import StageRecord
 from interstack.tracking.stages import StageRecorder
 
@@ -155,11 +156,9 @@ def _layers(
 ) -> tuple[Layer, ...]:
     """Say of every layer what it descends from; the first one of a block is the original."""
     layer_taps = [tap for tap in teacher_taps if tap > 0]
-    seen: dict[int, int] = {}
     layers = []
-    for layer, ancestor in enumerate(lineage):
-        seen[ancestor] = seen.get(ancestor, 0) + 1
-        kind: LayerKind = "original" if seen[ancestor] == 1 else "clone"
+    for layer, (block, place) in enumerate(block_positions(lineage)):
+        kind: LayerKind = "original" if place == 1 else "clone"
         tied = [tap for at, tap in zip(tap_layers, layer_taps, strict=True) if at == layer]
-        layers.append(Layer(ancestor + 1, seen[ancestor], kind, tuple(tied)))
+        layers.append(Layer(block, place, kind, tuple(tied)))
     return tuple(layers)

@@ -1,1 +1,1 @@
-"""What a run will cost, before it is begun: sizes from formulas, times measured on this machine."""
+"""What a run will cost: sizes by its configuration, times measured on this machine."""

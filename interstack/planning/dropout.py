@@ -1,4 +1,4 @@
-"""What each kind of dropout takes of a training step: measured by leaving it out."""
+"""The time of each kind of dropout in a training step, measured by steps without it."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _KINDS: Final[tuple[DropoutKind, ...]] = get_args(DropoutKind)
 
 @dataclass(frozen=True)
 class DropoutCost:
-    """What one kind takes.
+    """The cost of one kind of dropout.
 
     Attributes:
         kind: Of attention weights, of activations within feed-forward networks, of hidden states.
-        probability: As the student has it.
-        seconds: Of a step.
+        probability: The student's.
+        seconds: Its part of a step.
     """
 
     kind: DropoutKind
@@ -34,13 +34,13 @@ class DropoutCost:
 
 @dataclass(frozen=True)
 class DropoutCosts:
-    """What all kinds take of a step of the deepest student.
+    """The cost of all kinds of dropout, for the deepest student.
 
     Attributes:
         depth: Its encoder layers.
         step: Seconds of the whole step.
-        kinds: Those whose probability is not 0; each was left out after the ones before it, so that
-            they add up.
+        kinds: Those whose probability is not 0; each was switched off after the ones before it, so
+            that they add up.
     """
 
     depth: int
@@ -49,11 +49,10 @@ class DropoutCosts:
 
     @property
     def seconds(self) -> float:
-        """What a step without dropout would save."""
+        """Seconds that a step without dropout would be shorter."""
         return sum(each.seconds for each in self.kinds)
 
     def __str__(self) -> str:
-        """Write it as a sentence."""
         parts = ", ".join(
             f"{each.kind} {each.probability:g}: {_milliseconds(each.seconds)} ms"
             for each in self.kinds
@@ -65,7 +64,7 @@ class DropoutCosts:
 
 
 class DropoutMeter:
-    """Measures what each kind of dropout takes; nothing where there is none.
+    """Measures the time of each kind of dropout.
 
     Args:
         step: Takes the steps.
@@ -79,40 +78,40 @@ class DropoutMeter:
         self._is_forward = True
 
     def warm_up(self, batch: Batch) -> None:
-        """Take a first step with each setting, which is slower."""
-        for left_out in range(1, len(self._sums)):
-            self._run(batch, left_out)
+        """Take the first step without each kind, which is slower."""
+        for switched_off in range(1, len(self._sums)):
+            self._run(batch, switched_off)
 
     def measure(self, batch: Batch) -> None:
-        """Take a step with all kinds and one with each setting that has one kind less.
+        """Take a step with all kinds, then one more for every kind that is switched off.
 
-        The order is turned round from batch to batch, so that a machine's drift favours none.
+        The order is reversed from batch to batch, so that a machine's drift favours none.
         """
         if not self._probabilities:
             return
         order = range(len(self._sums))
-        for left_out in order if self._is_forward else reversed(order):
-            self._sums[left_out] += self._run(batch, left_out)
+        for switched_off in order if self._is_forward else reversed(order):
+            self._sums[switched_off] += self._run(batch, switched_off)
         self._is_forward = not self._is_forward
 
     def costs(self, scale: float, step_seconds: float) -> DropoutCosts | None:
-        """Return what was measured; None where there is no dropout.
+        """Return the costs; None where there is no dropout.
 
         Args:
-            scale: What brings the sum over the batches to a step.
+            scale: Brings the sum over the batches to a step.
             step_seconds: Of the whole step.
         """
         if not self._probabilities:
             return None
         kinds = tuple(
-            DropoutCost(kind, probability, scale * (self._sums[place] - self._sums[place + 1]))
-            for place, (kind, probability) in enumerate(self._probabilities.items())
+            DropoutCost(kind, probability, scale * (self._sums[number] - self._sums[number + 1]))
+            for number, (kind, probability) in enumerate(self._probabilities.items())
         )
         return DropoutCosts(self._step.depth, step_seconds, kinds)
 
-    def _run(self, batch: Batch, left_out: int) -> float:
-        """Return the seconds of forward and backward without the first so many kinds."""
-        with without_dropout(self._student, list(self._probabilities)[:left_out]):
+    def _run(self, batch: Batch, switched_off: int) -> float:
+        """Return the seconds of forward and backward without the first kinds."""
+        with without_dropout(self._student, list(self._probabilities)[:switched_off]):
             split = self._step.run(batch)
         return split.student_forward + split.backward
 
@@ -127,24 +126,24 @@ def dropout_probabilities(student: Student) -> dict[DropoutKind, float]:
 
 @contextmanager
 def without_dropout(student: Student, kinds: Sequence[DropoutKind]) -> Iterator[None]:
-    """Let a student have no dropout of some kinds for a while.
+    """Switch some kinds of dropout off in this context.
 
     Args:
-        student: It is changed in place and put back.
-        kinds: What is left out.
+        student: Changed in place, and restored.
+        kinds: The kinds.
     """
-    places = [place for kind in kinds for place in _places(student, kind)]
-    before = [getattr(*place) for place in places]
-    for place in places:
-        setattr(*place, 0.0)
+    attributes = [each for kind in kinds for each in _attributes(student, kind)]
+    before = [getattr(*each) for each in attributes]
+    for each in attributes:
+        setattr(*each, 0.0)
     try:
         yield
     finally:
-        for place, probability in zip(places, before, strict=True):
-            setattr(*place, probability)
+        for each, probability in zip(attributes, before, strict=True):
+            setattr(*each, probability)
 
 
-def _places(student: Student, kind: DropoutKind) -> list[tuple[nn.Module, str]]:
+def _attributes(student: Student, kind: DropoutKind) -> list[tuple[nn.Module, str]]:
     """Return the modules that drop, and the name of their probability."""
     encoder: Any = student.model.encoder
     layers: list[Any] = list(encoder.layers)

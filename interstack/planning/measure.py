@@ -1,4 +1,4 @@
-"""Where an optimizer step's time goes: on this machine, with the run's own batches."""
+"""The time of an optimizer step at every depth: on this machine, with the run's own batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from interstack.planning.predict import StepSplit
 from interstack.planning.timed_step import TimedStep
 
 _PACE_SHARE: Final = 0.6
-"""Share of the time that goes to steps as the run takes them; the rest takes steps apart."""
+"""Share of the time for steps as the run takes them; the rest is for steps timed part by part."""
 
 _PREFETCHED: Final = 2
 """Batches that torch's DataLoader keeps ready for each worker."""
@@ -32,13 +32,13 @@ class _Pace(NamedTuple):
     """A step as the run takes it, while the workers decode.
 
     Attributes:
-        place: Of its depth.
+        stage: Index of the stage whose depth it has.
         padded: Seconds of padded audio.
         wait: Seconds until the batch was there.
         seconds: Of the whole step, the wait included.
     """
 
-    place: int
+    stage: int
     padded: float
     wait: float
     seconds: float
@@ -46,18 +46,18 @@ class _Pace(NamedTuple):
 
 @dataclass(frozen=True)
 class Measurement:
-    """What was measured.
+    """Times of a run's steps.
 
     Attributes:
         splits: For each depth, an epoch's mean step.
         wait: Seconds that a step waits for its batch, on average.
         epoch_wait: Seconds until an epoch's first batch is there.
-        front_end_training: Seconds of a step that sharing the front end would save.
+        front_end_training: Seconds of a step in a front end of the student's own that is trained.
         teacher_front_end: Seconds of a step in the teacher's front end.
-        validation_rates: For each depth, seconds that validating a second of audio takes.
-        num_batches: Batches on which all depths were taken apart.
+        validation_rates: For each depth, seconds of validation for a second of audio.
+        num_batches: Batches on which all depths were timed part by part.
         padding: Share of padding in them.
-        dropout: What dropout takes of a step at the last depth; None where there is none.
+        dropout: The cost of dropout at the last depth; None where there is none.
     """
 
     splits: dict[int, StepSplit]
@@ -74,17 +74,17 @@ class Measurement:
 class StepMeter:
     """Measures the steps of a run at all of its depths.
 
-    First depths take turns on fresh batches, as fast as the loader gives them: that is the run's
+    First, depths take turns on fresh batches, as fast as the loader yields them: that is the run's
     pace, with workers that decode beside the step and take processor time from it. Then the loader
-    rests and batches go through every depth, taken apart; neither the batches nor the drift of a
-    busy machine favours a depth. What the pace is slower by is what data costs.
+    stops, and every batch goes through all depths, timed part by part; neither the batches nor the
+    drift of a busy machine favours a depth. The difference of both is the cost of data.
 
     Args:
-        trainer: Says number format and device, and how gradients are clipped.
+        trainer: Has number format and device, and how gradients are clipped.
         module: Set up, at the first stage's depth.
         datamodule: Set up.
-        growth: Grows copies of the student.
-        world_size: Ranks of the run, among which an epoch's batches are shared out.
+        growth: Has depths and operator.
+        world_size: Ranks of the run, among which an epoch's batches are divided.
     """
 
     def __init__(
@@ -106,10 +106,7 @@ class StepMeter:
         self._dropout = DropoutMeter(self._steps[-1])
 
     def measure(self, seconds: float) -> Measurement:
-        """Measure for about so many seconds, and on two batches at least.
-
-        What layers take to be compiled comes before.
-        """
+        """Measure for some seconds, and on two batches at least; layers are compiled before."""
         begin = time.perf_counter()
         batches = self._batches()
         first, _ = next(batches)
@@ -120,20 +117,19 @@ class StepMeter:
         begin = time.perf_counter()
         rates = self._validation_rates()
         paces, kept = self._pace(batches, begin + _PACE_SHARE * seconds)
-        batches.close()  # the workers end, and leave the processor to the steps
+        batches.close()  # ends the workers, which would take processor time from the steps
         measured: list[tuple[Batch, list[StepSplit], tuple[float, float]]] = []
         for batch in kept:
             if len(measured) >= 2 and time.perf_counter() - begin >= seconds:
                 break
-            front_ends = self._steps[0].front_ends(batch)
-            splits = [step.run(batch, front_ends) for step in self._steps]
-            training = self._steps[0].front_end_training(batch)
+            splits = [step.run(batch) for step in self._steps]
+            trained = self._steps[0].trained_front_end(batch)
             self._dropout.measure(batch)
-            measured.append((batch, splits, (training, front_ends[0])))
+            measured.append((batch, splits, trained))
         return self._summarise(measured, paces, epoch_wait, rates)
 
     def _batches(self) -> Generator[tuple[Batch, bool]]:
-        """Yield training batches without end, and whether each begins an epoch."""
+        """Yield training batches without end, and whether each is the first of an epoch."""
         while True:
             for number, batch in enumerate(self.datamodule.train_dataloader()):
                 yield batch, number == 0
@@ -143,19 +139,19 @@ class StepMeter:
     ) -> tuple[list[_Pace], list[Batch]]:
         """Take steps as the run does, two at every depth at least; return them and some batches."""
         for _ in range(_PREFETCHED * self.datamodule.num_workers):
-            self._steps[0].run(next(batches)[0])  # decoded ahead: they cost less than those to come
+            self._steps[0].run(next(batches)[0])  # decoded ahead: they cost less than later ones
         paces: list[_Pace] = []
         kept: list[Batch] = []
         while len(paces) < 2 * len(self._steps) or time.perf_counter() < until:
-            place = len(paces) % len(self._steps)
+            stage = len(paces) % len(self._steps)
             begin = time.perf_counter()
-            batch, begins_epoch = next(batches)
+            batch, starts_epoch = next(batches)
             wait = time.perf_counter() - begin
-            self._steps[place].run(batch)
+            self._steps[stage].run(batch)
             seconds = time.perf_counter() - begin
-            if begins_epoch:  # its wait is the epoch's, and was measured
+            if starts_epoch:  # its wait is the epoch's, which is measured
                 continue
-            paces.append(_Pace(place, _padded_seconds(batch), wait, seconds))
+            paces.append(_Pace(stage, _padded_seconds(batch), wait, seconds))
             kept.append(batch)
         return paces, kept
 
@@ -184,27 +180,27 @@ class StepMeter:
         wait = batch_seconds * sum(each.wait for each in paces) / sum(each.padded for each in paces)
         parts = StepSplit._fields
         splits = {}
-        for place, step in enumerate(self._steps):
+        for stage, step in enumerate(self._steps):
             sums = {
-                part: scale * sum(getattr(row[place], part) for _, row, _ in measured)
+                part: scale * sum(getattr(row[stage], part) for _, row, _ in measured)
                 for part in parts
             }
             split = StepSplit(**sums)
-            own = [each for each in paces if each.place == place]
+            own = [each for each in paces if each.stage == stage]
             pace = batch_seconds * sum(each.seconds for each in own)
             pace /= sum(each.padded for each in own)
             data = split.data + max(wait, pace - split.step)
             splits[step.depth] = split._replace(data=data)
-        training, of_teacher = (
-            scale * sum(times[place] for _, _, times in measured) for place in range(2)
+        forward, backward = (
+            scale * sum(trained[part] for _, _, trained in measured) for part in range(2)
         )
         padding = 1 - valid / sum(padded)
         return Measurement(
             splits,
             wait,
             epoch_wait,
-            training,
-            of_teacher,
+            forward + backward,
+            max(0.0, splits[self._steps[0].depth].front_end - forward),
             rates,
             len(measured),
             padding,
@@ -216,8 +212,8 @@ def grown(module: Distillation, growth: InterleavedStacking) -> Iterator[Distill
     """Yield a module of every stage's depth; they share the teacher.
 
     Args:
-        module: Of the first stage's depth; it is left as it is.
-        growth: Says depths and operator.
+        module: Of the first stage's depth; it is not changed.
+        growth: Has depths and operator.
     """
     for depth in growth.depths:
         module = copy_of(module)
@@ -233,5 +229,5 @@ def copy_of(module: Distillation) -> Distillation:
 
 
 def _padded_seconds(batch: Batch) -> float:
-    """Return what a batch's model computes on: utterances × longest."""
+    """Return the padded audio of a batch, in seconds."""
     return len(batch.ids) * int(batch.num_samples.max()) / SAMPLE_RATE

@@ -1,4 +1,4 @@
-"""From a described run to its plan."""
+"""The plan of a run: its steps are measured, and the run is predicted from them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from interstack.distillation.optimizer import OptimizerKind
 from interstack.errors import ConfigurationError
 from interstack.growth.callback import InterleavedStacking
 from interstack.growth.schedule import accumulated_batches, run_length
+from interstack.models.flops import forward_macs
 from interstack.models.teacher import Teacher
-from interstack.planning.costs import DepthCosts, student_costs, teacher_gigamacs
+from interstack.planning.costs import DepthCosts, student_costs
 from interstack.planning.measure import Measurement, StepMeter
 from interstack.planning.predict import Prediction, StageLength, measure_stages, predict
 from interstack.planning.report import Plan
@@ -87,7 +88,7 @@ def make_plan(
     device = trainer.strategy.root_device
     return Plan(
         costs,
-        teacher_gigamacs(teacher.config, teacher.taps[-1], clip, pad_to_30s=teacher.pad_to_30s)
+        forward_macs(teacher.config, teacher.taps[-1], clip, pad_to_30s=teacher.pad_to_30s)
         if isinstance(teacher, Teacher)
         else None,
         measurement,
@@ -131,18 +132,18 @@ def _splits(
 
 
 def _savings(module: Distillation, measurement: Measurement) -> dict[str, float]:
-    """Return what each lever that is not pulled yet would take off a step."""
+    """Return the seconds of a step that each alternative to the settings would save."""
     savings = {}
     split = measurement.splits[min(measurement.splits)]
-    shares = module.student.freeze_front_end
+    is_frozen = module.student.freeze_front_end
     other = module.student_config.front_end_source is not None
-    can_share = module.teacher.takes_waveform and not shares and not other
+    can_share = module.teacher.takes_waveform and not is_frozen and not other
     is_live = isinstance(module.teacher, Teacher)
     if can_share:
         savings["front end shared"] = measurement.front_end_training
     if is_live:
         savings["targets cached"] = split.teacher + (
-            split.front_end if shares else measurement.teacher_front_end
+            split.front_end if is_frozen else measurement.teacher_front_end
         )
     if can_share and is_live:
         both = split.teacher + measurement.teacher_front_end + measurement.front_end_training
@@ -158,7 +159,7 @@ def _validation_seconds(
     validations: list[int],
     world_size: int,
 ) -> float:
-    """Return what all validations take: before and after each stage, and the Trainer's own.
+    """Return the seconds of all validations: before and after each stage, and the Trainer's own.
 
     Args:
         trainer: The run's.
@@ -221,8 +222,7 @@ def _remarks(measurement: Measurement, clip: float, world_size: int) -> tuple[st
         remarks.append(str(measurement.dropout))
     if world_size > 1:
         remarks.append(
-            f"one device was measured, the run has {world_size}: what they tell each other "
-            "comes on top"
+            f"one device was measured, the run has {world_size}: their communication comes on top"
         )
     return tuple(remarks)
 
@@ -230,7 +230,7 @@ def _remarks(measurement: Measurement, clip: float, world_size: int) -> tuple[st
 def _optimizer_remarks(
     kind: OptimizerKind, costs: Sequence[DepthCosts], device: torch.device
 ) -> tuple[str, ...]:
-    """Say what Muon's iteration takes; AdamW has nothing of the kind."""
+    """Return a remark about Muon's iteration, which AdamW has not."""
     if kind != "muon":
         return ()
     operations = f"{costs[0].optimizer_gigaflops:.3g}"

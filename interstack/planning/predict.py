@@ -1,4 +1,4 @@
-"""From a measured step to a run's wall-clock: arithmetic alone."""
+"""The wall-clock of a run from its measured steps: arithmetic alone."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from interstack.growth.schedule import GrowthSchedule, RunLength
 
 
 class StageLength(NamedTuple):
-    """How long a stage is.
+    """The length of a stage.
 
     Attributes:
         steps: Optimizer steps.
@@ -22,15 +22,15 @@ class StageLength(NamedTuple):
 
 
 class StepSplit(NamedTuple):
-    """Where the time of an optimizer step of one batch goes at some depth, in seconds.
+    """The parts of an optimizer step of one batch at some depth, in seconds.
 
     Attributes:
-        data: Waiting for the batch, moving it to the device, and what the workers that decode the
-            next ones take from the processor.
+        data: Waiting for the batch, moving it to the device, and the processor time that workers
+            take for decoding the next ones.
         front_end: Forward passes of all front ends: the teacher's, and the student's own if it has
             one.
-        teacher: The teacher above its front end; with cached targets unpacking them.
-        student_forward: The student above its front end, and the loss.
+        teacher: The teacher above its front end.
+        student_forward: The student above its front end, unpacking cached targets, and the loss.
         backward: All of it.
         optimizer: Clipping and the update.
     """
@@ -56,7 +56,7 @@ class StagePlan:
         depth: Encoder layers.
         steps: Optimizer steps.
         share: Share of the run's steps.
-        seconds: Predicted training time, validations left out.
+        seconds: Predicted training time, without validations.
     """
 
     depth: int
@@ -66,8 +66,8 @@ class StagePlan:
 
 
 @dataclass(frozen=True)
-class Worth:
-    """What a way of running costs, and what growth is worth in it.
+class Speedup:
+    """What growing gains in one way of running.
 
     Attributes:
         seconds: Predicted training time of the run.
@@ -78,47 +78,52 @@ class Worth:
     full_depth_seconds: float
 
     @property
-    def growth(self) -> float:
-        """How many times faster growing is."""
+    def speedup(self) -> float:
+        """How many times faster growing is than full depth throughout."""
         return self.full_depth_seconds / self.seconds
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a run will take.
+    """The predicted times of a run.
 
     Attributes:
         stages: Its stages.
         training_seconds: All of them, and the waits at the beginnings of epochs.
         validation_seconds: All validations.
-        worth: The run as it is configured.
-        ceiling: What growth would be worth if nothing but encoder layers took time.
-        levers: The same with the front end shared, or targets cached; only what isn't so already.
+        configured: The run as it is configured.
+        ceiling: The speedup of growing if nothing but encoder layers took time.
+        alternatives: The same with the front end shared, or targets cached, if they are not yet.
     """
 
     stages: tuple[StagePlan, ...]
     training_seconds: float
     validation_seconds: float
-    worth: Worth
+    configured: Speedup
     ceiling: float
-    levers: Mapping[str, Worth]
+    alternatives: Mapping[str, Speedup]
 
     @property
     def wall_clock(self) -> float:
         """Seconds in all."""
         return self.training_seconds + self.validation_seconds
 
+    @property
+    def speedups(self) -> dict[str, Speedup]:
+        """The run as it is configured, and the alternatives, by name."""
+        return {"as configured": self.configured, **self.alternatives}
+
     def to_primitives(self) -> dict[str, Any]:
         """Return everything as JSON has it."""
-        worths = {"as configured": self.worth, **self.levers}
         return {
             "stages": [asdict(stage) for stage in self.stages],
             "training_seconds": self.training_seconds,
             "validation_seconds": self.validation_seconds,
             "wall_clock_seconds": self.wall_clock,
-            "growth_ceiling": self.ceiling,
-            "worth": {
-                name: asdict(worth) | {"growth": worth.growth} for name, worth in worths.items()
+            "speedup_ceiling": self.ceiling,
+            "speedups": {
+                name: asdict(each) | {"speedup": each.speedup}
+                for name, each in self.speedups.items()
             },
         }
 
@@ -137,10 +142,10 @@ def predict(
     Args:
         depths: Of the stages.
         lengths: Of the stages.
-        splits: Where the time of a step of one batch goes at each depth.
-        savings: What a lever takes off every batch, in seconds, by its name.
-        waits_seconds: Spent at the beginnings of epochs in all.
-        validation_seconds: Spent in validations in all.
+        splits: The parts of a step of one batch at each depth.
+        savings: Seconds of every batch that an alternative saves, by its name.
+        waits_seconds: Of all waits at the beginnings of epochs.
+        validation_seconds: Of all validations.
     """
     total = sum(length.steps for length in lengths)
 
@@ -159,25 +164,25 @@ def predict(
         for depth, length in zip(depths, lengths, strict=True)
     )
 
-    def worth(saved: float) -> Worth:
+    def speedup(saved: float) -> Speedup:
         grown = sum(map(seconds, lengths, depths, [saved] * len(depths)))
         full = sum(seconds(length, depths[-1], saved) for length in lengths)
-        return Worth(grown + waits_seconds, full + waits_seconds)
+        return Speedup(grown + waits_seconds, full + waits_seconds)
 
     return Prediction(
         stages,
         sum(stage.seconds for stage in stages),
         validation_seconds,
-        worth(0.0),
-        growth_ceiling(depths, [length.batches for length in lengths]),
-        {name: worth(saved) for name, saved in savings.items()},
+        speedup(0.0),
+        speedup_ceiling(depths, [length.batches for length in lengths]),
+        {name: speedup(saved) for name, saved in savings.items()},
     )
 
 
-def growth_ceiling(depths: Sequence[int], batches: Sequence[int]) -> float:
-    """Return full depth over the mean depth: growth's worth if only encoder layers took time.
+def speedup_ceiling(depths: Sequence[int], batches: Sequence[int]) -> float:
+    """Return full depth over mean depth: the speedup of growing if only encoder layers took time.
 
-    The paper's: 1.60 for EQL over 3, 6, 9 and 12 layers, 1.33, 1.20 and 1.13 for PROP-1 to 3.
+    The paper has 1.60 for EQL over 3, 6, 9 and 12 layers, 1.33, 1.20 and 1.13 for PROP-1 to 3.
     """
     layers = sum(depth * number for depth, number in zip(depths, batches, strict=True))
     return depths[-1] * sum(batches) / layers
@@ -186,7 +191,7 @@ def growth_ceiling(depths: Sequence[int], batches: Sequence[int]) -> float:
 def measure_stages(
     schedule: GrowthSchedule, run: RunLength, batches: int, window: Callable[[int], int]
 ) -> list[StageLength]:
-    """Go through a run as growth does, which asks for the depth before each optimizer step.
+    """Return the length of each stage, whose depth is decided before each optimizer step.
 
     Args:
         schedule: The stages.
@@ -201,7 +206,7 @@ def measure_stages(
         >>> measure_stages(stages, RunLength(2, "epochs"), 4, lambda epoch: 2 if epoch else 1)
         [StageLength(steps=4, batches=4), StageLength(steps=2, batches=4)]
     """
-    steps, heard = ([0] * len(schedule.stages) for _ in range(2))
+    steps, batches_of = ([0] * len(schedule.stages) for _ in range(2))
     step = epoch = 0
     while (step if run.unit == "steps" else epoch) < run.total:
         size = window(epoch)
@@ -211,7 +216,7 @@ def measure_stages(
                 break
             stage = schedule.stage_at(done / run.total)
             steps[stage] += 1
-            heard[stage] += min(size, batches - begin)
+            batches_of[stage] += min(size, batches - begin)
             step += 1
         epoch += 1
-    return list(map(StageLength, steps, heard))
+    return list(map(StageLength, steps, batches_of))

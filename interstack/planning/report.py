@@ -1,4 +1,4 @@
-"""A plan for people, as tables, and for programs, as JSON."""
+"""A plan as tables and as JSON."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from rich.console import Console
 from rich.table import Table
 
 from interstack.data.global_batch import BatchSplit
+from interstack.models.flops import ForwardMacs
 from interstack.planning.costs import DepthCosts
 from interstack.planning.measure import Measurement
-from interstack.planning.predict import Prediction, StepSplit, Worth
+from interstack.planning.predict import Prediction, StepSplit
+from interstack.utils.console import clock_time, make_table
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that is known of a run before it begins.
+    """The cost of a run, before it starts.
 
     Attributes:
         costs: Of the student at each stage's depth.
-        teacher_gigamacs: The teacher's front end and the rest of it, 10⁹ a second of audio; None
-            where its targets are cached.
-        measurement: What was measured.
-        prediction: What follows from it.
+        teacher_macs: Of the teacher; None where its targets are cached.
+        measurement: Times of its steps.
+        prediction: Times of the run.
         world_size: Ranks of the run; one of them was measured.
-        splits: How the audio of an optimizer step is divided over ranks and micro-batches, by the
-            epoch from which on it is divided so.
-        remarks: What a reader has to know.
+        splits: Division of an optimizer step's audio over ranks and micro-batches, by the epoch
+            from which it holds.
+        remarks: Lines below the tables.
         surroundings: Machine and versions.
     """
 
     costs: tuple[DepthCosts, ...]
-    teacher_gigamacs: tuple[float, float] | None
+    teacher_macs: ForwardMacs | None
     measurement: Measurement
     prediction: Prediction
     world_size: int
@@ -57,7 +58,9 @@ class Plan:
             },
             "remarks": list(self.remarks),
             "costs": [asdict(each) for each in self.costs],
-            "teacher_gigamacs_per_second": self.teacher_gigamacs,
+            "teacher_gigamacs_per_second": None
+            if self.teacher_macs is None
+            else [macs / 1e9 for macs in self.teacher_macs],
             "measured": measured,
             "predicted": self.prediction.to_primitives(),
         }
@@ -67,12 +70,15 @@ def print_plan(plan: Plan, console: Console) -> None:
     """Print a plan as tables."""
     console.print(_stage_table(plan))
     console.print(_split_table(plan.measurement.splits))
-    console.print(_worth_table(plan.prediction))
+    console.print(_speedup_table(plan.prediction))
     prediction = plan.prediction
+    total, training, validation = map(
+        clock_time,
+        (prediction.wall_clock, prediction.training_seconds, prediction.validation_seconds),
+    )
     console.print(
-        f"predicted: {clock(prediction.wall_clock)} in all, {clock(prediction.training_seconds)} "
-        f"training and {clock(prediction.validation_seconds)} validation; growth could be worth "
-        f"{prediction.ceiling:.2f}× if only encoder layers took time"
+        f"predicted: {total} in all, {training} training and {validation} validation; growing "
+        f"would be at most {prediction.ceiling:.2f}× faster, if only encoder layers took time"
     )
     for epoch, split in plan.splits.items():
         begin = f"from epoch {epoch} on " if epoch else ""  # epochs count from 0
@@ -89,87 +95,89 @@ def print_comparison(
     Args:
         prediction: The prediction.
         stages: Of the run's ``stages.json``.
-        console: Where to.
+        console: The console.
     """
-    table = Table("stage", "depth", "steps", "predicted", "real", "error", box=None)
-    rows = [
+    rows: list[tuple[Any, Any, Any, float, float]] = [
         (number, stage.depth, real["steps"], stage.seconds, float(real["training_seconds"]))
         for number, (stage, real) in enumerate(zip(prediction.stages, stages, strict=True), start=1)
     ]
-    for number, depth, steps, predicted, real in rows:
-        table.add_row(
-            *map(str, (number, depth, steps)),
-            clock(predicted),
-            clock(real),
-            _error(predicted, real),
+    rows.append(("all", "", "", sum(row[3] for row in rows), sum(row[4] for row in rows)))
+    console.print(
+        make_table(
+            ("stage", "depth", "steps", "predicted", "real", "error"),
+            (
+                (
+                    *map(str, row[:3]),
+                    clock_time(predicted),
+                    clock_time(real),
+                    f"{predicted / real - 1:+.0%}" if real > 0 else "–",
+                )
+                for *row, predicted, real in rows
+            ),
         )
-    predicted, real = sum(row[3] for row in rows), sum(row[4] for row in rows)
-    table.add_row("all", "", "", clock(predicted), clock(real), _error(predicted, real))
-    console.print(table)
+    )
 
 
 def _primitives(split: BatchSplit) -> dict[str, float]:
     return asdict(split) | {"seconds": split.seconds}
 
 
-def clock(seconds: float) -> str:
-    """Write a time as hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
-
-
-def _error(predicted: float, real: float) -> str:
-    return f"{predicted / real - 1:+.0%}" if real > 0 else "–"
-
-
 def _stage_table(plan: Plan) -> Table:
-    table = Table(
-        "stage", "depth", "parameters", "trained", "GMACs/s", "optimizer", "weights + gradients",
-        "share", "steps", "predicted", box=None, title="stages",
+    table = make_table(
+        ("stage", "depth", "parameters", "trained", "GMACs/s", "optimizer", "weights + gradients",
+         "share", "steps", "predicted"),
+        (
+            (
+                str(number),
+                str(stage.depth),
+                f"{costs.num_parameters / 1e6:.2f} M",
+                f"{costs.num_trained / 1e6:.2f} M",
+                f"{costs.gigamacs_per_second:.2f}",
+                f"{costs.optimizer_mebibytes:.0f} MiB",
+                f"{costs.weights_mebibytes:.0f} MiB",
+                f"{stage.share:.0%}",
+                str(stage.steps),
+                clock_time(stage.seconds),
+            )
+            for number, (stage, costs) in enumerate(
+                zip(plan.prediction.stages, plan.costs, strict=True), start=1
+            )
+        ),
+        title="stages",
     )  # fmt: skip
-    for number, (stage, costs) in enumerate(
-        zip(plan.prediction.stages, plan.costs, strict=True), start=1
-    ):
-        table.add_row(
-            str(number),
-            str(stage.depth),
-            f"{costs.num_parameters / 1e6:.2f} M",
-            f"{costs.num_trained / 1e6:.2f} M",
-            f"{costs.gigamacs_per_second:.2f}",
-            f"{costs.optimizer_mebibytes:.0f} MiB",
-            f"{costs.weights_mebibytes:.0f} MiB",
-            f"{stage.share:.0%}",
-            str(stage.steps),
-            clock(stage.seconds),
-        )
-    if plan.teacher_gigamacs is not None:
-        front_end, rest = plan.teacher_gigamacs
-        macs = f"{front_end + rest:.2f}"
-        table.add_row("", "", "teacher", "", macs, *[""] * 5)
+    if plan.teacher_macs is not None:
+        table.add_row("", "", "teacher", "", f"{plan.teacher_macs.gigamacs:.2f}")
     return table
 
 
 def _split_table(splits: Mapping[int, StepSplit]) -> Table:
     names = [name.replace("_", " ") for name in StepSplit._fields]
-    table = Table("depth", *names, "step", box=None, title="milliseconds of a step, and its share")
-    for depth, split in splits.items():
-        cells = [f"{1e3 * part:.0f} ({part / split.step:.0%})" for part in split]
-        table.add_row(str(depth), *cells, f"{1e3 * split.step:.0f}")
-    return table
+    return make_table(
+        ("depth", *names, "step"),
+        (
+            (
+                str(depth),
+                *(f"{1e3 * part:.0f} ({part / split.step:.0%})" for part in split),
+                f"{1e3 * split.step:.0f}",
+            )
+            for depth, split in splits.items()
+        ),
+        title="milliseconds of a step, and its share",
+    )
 
 
-def _worth_table(prediction: Prediction) -> Table:
-    table = Table(
-        "", "growing", "full depth", "growth is worth", "against now",
-        box=None, title="what would be faster (training)",
-    )  # fmt: skip
-    worths: dict[str, Worth] = {"as configured": prediction.worth, **prediction.levers}
-    for name, worth in worths.items():
-        table.add_row(
-            name,
-            clock(worth.seconds),
-            clock(worth.full_depth_seconds),
-            f"{worth.growth:.2f}×",
-            f"{prediction.worth.seconds / worth.seconds:.2f}×",
-        )
-    return table
+def _speedup_table(prediction: Prediction) -> Table:
+    return make_table(
+        ("", "growing", "full depth", "speedup of growing", "against now"),
+        (
+            (
+                name,
+                clock_time(each.seconds),
+                clock_time(each.full_depth_seconds),
+                f"{each.speedup:.2f}×",
+                f"{prediction.configured.seconds / each.seconds:.2f}×",
+            )
+            for name, each in prediction.speedups.items()
+        ),
+        title="what would be faster (training)",
+    )

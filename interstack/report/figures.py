@@ -14,16 +14,16 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from interstack.report.compare import Group
-from interstack.report.run import Story
+from interstack.report.run import Run
 from interstack.tracking.events import Event
 from interstack.tracking.loggers import draw_map, teacher_names
 from interstack.tracking.metrics import AUDIO_HOURS, WALL_CLOCK
 from interstack.tracking.step_timer import PARTS
 
 _INK: Final = "#010203"
-"""Stands for the page's own text colour."""
+"""Placeholder of the page's own text colour."""
 COLOURS: Final = ("#4c78d0", "#d9822b", "#3a9d6e", "#c2477f", "#8a63c9", "#6d7a83")
-"""Told apart by most colour-blind readers, and legible on white and on near-black."""
+"""Distinct for most colour-blind readers, and legible on white and on near-black."""
 _PART_COLOURS: Final = dict(zip(PARTS, COLOURS, strict=True))
 _STYLE: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",
@@ -51,7 +51,7 @@ Line = NDArray[np.float64]
 
 
 def loss_figures(groups: Sequence[Group]) -> list[str]:
-    """Draw losses against steps, audio and wall-clock, one each; growths as vertical lines."""
+    """Return the losses against steps, audio and wall-clock, one each; growth as vertical lines."""
     with mpl.rc_context(_STYLE):
         return [_loss_figure(groups, key, label, scale) for key, label, scale in _AXES]
 
@@ -68,15 +68,15 @@ def _loss_figure(groups: Sequence[Group], key: str, label: str, scale: float) ->
     return _svg(figure)
 
 
-def split_figure(story: Story) -> str:
-    """Draw what a usual step of each stage is made of: medians, which a hiccup leaves alone."""
+def split_figure(run: Run) -> str:
+    """Return the parts of each stage's median step, which outliers leave alone."""
     with mpl.rc_context(_STYLE):
-        depths = sorted({int(point["train/depth"]) for point in story.points})
+        depths = sorted({int(point["train/depth"]) for point in run.points})
         figure = Figure(figsize=(7, 0.9 + 0.42 * len(depths)), layout="constrained")
         axes = figure.subplots()
         left = np.zeros(len(depths))
         for part in PARTS:
-            parts = np.array([_usual(story, depth, f"split/{part}") for depth in depths])
+            parts = np.array([_median(run, depth, f"split/{part}") for depth in depths])
             axes.barh(
                 [f"{depth} layers" for depth in depths],
                 1000 * parts,
@@ -93,16 +93,16 @@ def split_figure(story: Story) -> str:
         return _svg(figure)
 
 
-def similarity_figures(story: Story) -> list[str]:
-    """Draw layers' similarity at each stage's end: to each other above, to the teacher below.
+def similarity_figures(run: Run) -> list[str]:
+    """Return maps of layers' similarity at each stage's end: to each other, and to the teacher.
 
     The colours of one run's stages are of one scale, from the least alike of them all.
     """
     with mpl.rc_context(_STYLE | {"axes.grid": False}):
         lowest = [
-            min((np.min(maps[kind]) for maps in story.similarities), default=0.0) for kind in _MAPS
+            min((np.min(maps[kind]) for maps in run.similarities), default=0.0) for kind in _MAPS
         ]
-        return [_similarity_figure(each, lowest) for each in story.similarities]
+        return [_similarity_figure(each, lowest) for each in run.similarities]
 
 
 def _similarity_figure(maps: Event, lowest: Sequence[float]) -> str:
@@ -120,20 +120,20 @@ def _similarity_figure(maps: Event, lowest: Sequence[float]) -> str:
 
 def _draw_group(axes: Axes, group: Group, colour: str, key: str, scale: float) -> None:
     """Draw a recipe's runs: their mean with a band, and the first one's training loss, thin."""
-    first = group.stories[0]
-    places, low, mean, high = _band(group, key, scale)
-    judged = len(places) > 0
+    first = group.runs[0]
+    abscissae, low, mean, high = _band(group, key, scale)
+    validated = len(abscissae) > 0
     axes.plot(
         [scale * float(point[key]) for point in first.points],
         [float(point["train/loss"]) for point in first.points],
         color=colour,
         linewidth=0.7,
         alpha=0.6,
-        label=None if judged else group.name,
+        label=None if validated else group.name,
     )
-    if judged:
+    if validated:
         axes.plot(
-            places,
+            abscissae,
             mean,
             color=colour,
             linewidth=1.8,
@@ -141,18 +141,18 @@ def _draw_group(axes: Axes, group: Group, colour: str, key: str, scale: float) -
             markersize=2.5,
             label=group.name,
         )
-    if len(group.stories) > 1:
-        axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
+    if len(group.runs) > 1:
+        axes.fill_between(abscissae, low, high, color=colour, alpha=0.2, linewidth=0)
     for growth in first.growths:
         _draw_growth(axes, growth, colour, scale * float(growth[key]))
 
 
-def _draw_growth(axes: Axes, growth: Event, colour: str, place: float) -> None:
-    """Draw a growth: a line with the depth that it made, and the validation loss's jump."""
-    axes.axvline(place, color=colour, linewidth=0.9, linestyle=":")
+def _draw_growth(axes: Axes, growth: Event, colour: str, at: float) -> None:
+    """Draw a growth step: a line with the new depth, and the validation loss's jump."""
+    axes.axvline(at, color=colour, linewidth=0.9, linestyle=":")
     axes.annotate(
         f"{growth['to_depth']}",
-        (place, 1.0),
+        (at, 1.0),
         xycoords=("data", "axes fraction"),
         xytext=(0, 2),
         textcoords="offset points",
@@ -162,29 +162,29 @@ def _draw_growth(axes: Axes, growth: Event, colour: str, place: float) -> None:
     )
     before, after = growth["validation_before"], growth["validation_after"]
     if before is not None and after is not None:
-        axes.plot([place, place], [before, after], color=colour, linewidth=1.8)
-        axes.plot([place], [after], color=colour, marker="^", markersize=5)
+        axes.plot([at, at], [before, after], color=colour, linewidth=1.8)
+        axes.plot([at], [after], color=colour, marker="^", markersize=5)
 
 
 def _band(group: Group, key: str, scale: float) -> tuple[Line, Line, Line, Line]:
-    """Return places that all runs reach, and the lowest, mean and highest validation loss there."""
+    """Return abscissae that all runs reach, and lowest, mean and highest validation loss there."""
     lines = []
-    for story in group.stories:
-        losses = story.losses()
+    for run in group.runs:
+        losses = run.losses()
         if losses:
-            places = [scale * float(event[key]) for event, _ in losses]
-            lines.append((places, [loss for _, loss in losses]))
+            abscissae = [scale * float(event[key]) for event, _ in losses]
+            lines.append((abscissae, [loss for _, loss in losses]))
     if not lines:
         empty = np.zeros(0)
         return empty, empty, empty, empty
-    end = min(places[-1] for places, _ in lines)
-    common = np.array([place for place in lines[0][0] if place <= end * (1 + 1e-9)])
+    end = min(abscissae[-1] for abscissae, _ in lines)
+    common = np.array([each for each in lines[0][0] if each <= end * (1 + 1e-9)])
     values = np.array([np.interp(common, *line) for line in lines])
     return common, values.min(0), values.mean(0), values.max(0)
 
 
-def _usual(story: Story, depth: int, key: str) -> float:
-    values = [float(point[key]) for point in story.points if int(point["train/depth"]) == depth]
+def _median(run: Run, depth: int, key: str) -> float:
+    values = [float(point[key]) for point in run.points if int(point["train/depth"]) == depth]
     return float(np.median(values))
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
+from statistics import fmean
 from typing import Any, Final
 
 from jinja2 import Environment
@@ -14,12 +15,12 @@ from markupsafe import Markup
 from interstack.report.compare import (
     Group,
     GrowthCost,
-    Saving,
+    SpeedupEstimate,
     common_loss,
+    estimate_speedup,
     group_by_recipe,
     growth_costs,
-    reach,
-    saving,
+    times_to_loss,
 )
 from interstack.report.figures import (
     COLOURS,
@@ -27,18 +28,19 @@ from interstack.report.figures import (
     similarity_figures,
     split_figure,
 )
-from interstack.report.run import Story
+from interstack.report.run import Run
 from interstack.tracking.metrics import AUDIO_HOURS, PETAFLOPS, WALL_CLOCK
+from interstack.utils.console import clock_time
 
 _HOUR: Final = 3600.0
 
 
 @dataclass(frozen=True)
 class _Column:
-    """A stage's stack, drawn as blocks.
+    """The layers of a stage, drawn by block.
 
     Attributes:
-        title: Its depth.
+        title: The depth.
         layers: Top first: name, colour, whether it is a clone, whether it is tied to the teacher.
     """
 
@@ -46,14 +48,14 @@ class _Column:
     layers: Sequence[tuple[str, str, bool, bool]]
 
 
-def render(stories: Sequence[Story], loss: float | None = None) -> str:
+def render(runs: Sequence[Run], loss: float | None = None) -> str:
     """Return the page as HTML.
 
     Args:
-        stories: The runs, in the order in which they are shown.
+        runs: The runs, in the order in which they are shown.
         loss: Validation loss that runs are compared at; the lowest that all reach if None.
     """
-    groups = group_by_recipe(stories)
+    groups = group_by_recipe(runs)
     wanted = common_loss(groups) if loss is None else loss
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(
@@ -65,56 +67,56 @@ def render(stories: Sequence[Story], loss: float | None = None) -> str:
         wanted_loss=None if wanted is None else f"{wanted:.4f}",
         is_common=loss is None,
         compared=_compared_rows(groups, wanted),
-        runs=[_run(story) for story in stories],
+        runs=[_run(run) for run in runs],
     )
 
 
-def _run(story: Story) -> dict[str, Any]:
-    last = story.points[-1]
+def _run(run: Run) -> dict[str, Any]:
+    last = run.points[-1]
     return {
-        "name": story.name,
-        "status": _status(story),
-        "seed": story.seed,
+        "name": run.name,
+        "status": _status(run),
+        "seed": run.seed,
         "step": f"{last['step']:,}",
         "hours": f"{last[AUDIO_HOURS]:.2f}",
         "clock": _clock(_HOUR * last[WALL_CLOCK]),
         "pflops": f"{last[PETAFLOPS]:.3g}",
         "speed": f"{last['speed/audio_seconds_per_second']:.0f}",
         "memory": f"{last['memory/peak_mebibytes']:,.0f}",
-        "cost": _cost(growth_costs(story)),
-        "saving": _saving(saving(story)),
-        "stages": [_stage_row(stage) for stage in story.stages],
-        "columns": _columns(story),
-        "split": Markup(split_figure(story)),
-        "similarity": [Markup(each) for each in similarity_figures(story)],
+        "cost": _cost(growth_costs(run)),
+        "estimate": _estimate(estimate_speedup(run)),
+        "stages": [_stage_row(stage) for stage in run.stages],
+        "columns": _columns(run),
+        "split": Markup(split_figure(run)),
+        "similarity": [Markup(each) for each in similarity_figures(run)],
     }
 
 
-def _status(story: Story) -> str:
-    if story.status in ("finished", "interrupted"):
-        return story.status
-    if story.status == "ended_early":
-        return "ended early" if story.early_end is None else f"ended early, {story.early_end}"
-    return f"{story.status}, or died: its last record is of {story.last_word:%Y-%m-%d %H:%M} UTC"
+def _status(run: Run) -> str:
+    if run.status in ("finished", "interrupted"):
+        return run.status
+    if run.status == "ended_early":
+        return "ended early" if run.early_end is None else f"ended early, {run.early_end}"
+    return f"{run.status}, or died: its last record is of {run.last_record:%Y-%m-%d %H:%M} UTC"
 
 
 def _cost(costs: Sequence[GrowthCost]) -> str:
-    """Say what growths did to the losses."""
-    told = []
+    """Return in words what growth steps did to the losses."""
+    words = []
     for cost in costs:
         jump = "" if cost.jump is None else f"validation loss {100 * cost.jump:+.1f} %, "
         steps = cost.recovered_after
         back = "not back yet" if steps is None else f"back after {steps} steps"
-        told.append(f"{cost.depth} layers: {jump}training loss {back}")
-    return "; ".join(told)
+        words.append(f"{cost.depth} layers: {jump}training loss {back}")
+    return "; ".join(words)
 
 
-def _saving(found: Saving | None) -> str:
-    """Say what the pace of the deepest stage would have made of the run."""
+def _estimate(found: SpeedupEstimate | None) -> str:
+    """Return the estimate in words."""
     if found is None:
         return ""
     return (
-        f"about {found.speed_up:.2f}×: at the pace of its {found.depth} layers its {found.steps:,} "
+        f"about {found.speedup:.2f}×: at the pace of its {found.depth} layers its {found.steps:,} "
         f"steps would have taken {_clock(found.full_depth_seconds)} instead of "
         f"{_clock(found.seconds)}"
     )
@@ -138,19 +140,19 @@ def _stage_row(stage: Any) -> list[str]:  # noqa: ANN401, an event
     ]
 
 
-def _columns(story: Story) -> list[_Column]:
+def _columns(run: Run) -> list[_Column]:
     """Return the stacks from the first stage on, layers coloured by block."""
-    if not story.growths:
+    if not run.growths:
         return []
-    first = story.growths[0]
-    # what a block ends with is tied to the teacher, before a growth as after it
+    first = run.growths[0]
+    # the last layer of a block is tied to the teacher, before a growth step as after it
     taps = {row["block"] for row in first["layers"] if row["tap"]}
     start = [
         (f"{block}.1", _colour(block - 1), False, block in taps)
         for block in range(1, first["from_depth"] + 1)
     ]
     columns = [_Column(str(first["from_depth"]), start[::-1])]
-    for growth in story.growths:
+    for growth in run.growths:
         layers = [
             (row["name"], _colour(row["block"] - 1), row["kind"] == "clone", row["tap"])
             for row in growth["layers"]
@@ -161,13 +163,13 @@ def _columns(story: Story) -> list[_Column]:
 
 def _compared_rows(groups: Sequence[Group], loss: float | None) -> list[list[tuple[str, str]]]:
     """Return a row of means and their spreads for each group; a single run has none."""
-    if len(groups) < 2 and all(len(group.stories) < 2 for group in groups):
+    if len(groups) < 2 and all(len(group.runs) < 2 for group in groups):
         return []
-    reached = [None] * len(groups) if loss is None else reach(groups, loss)
+    reached = [None] * len(groups) if loss is None else times_to_loss(groups, loss)
     rows = []
     for group, each in zip(groups, reached, strict=True):
-        lasts = [story.points[-1] for story in group.stories]
-        ends = [found[-1][1] for story in group.stories if (found := story.losses())]
+        lasts = [run.points[-1] for run in group.runs]
+        ends = [found[-1][1] for run in group.runs if (found := run.losses())]
         rows.append(
             [
                 (group.name, ""),
@@ -175,17 +177,17 @@ def _compared_rows(groups: Sequence[Group], loss: float | None) -> list[list[tup
                 _spread([last[PETAFLOPS] for last in lasts], lambda value: f"{value:.3g}"),
                 _spread([_HOUR * last[WALL_CLOCK] for last in lasts], _clock),
                 _spread(each.seconds if each else (), _clock),
-                _spread(each.speed_ups if each else (), lambda value: f"{value:.2f}×"),
+                _spread(each.speedups if each else (), lambda value: f"{value:.2f}×"),
             ]
         )
     return rows
 
 
-def _spread(values: Sequence[float], told: Callable[[float], str]) -> tuple[str, str]:
+def _spread(values: Sequence[float], write: Callable[[float], str]) -> tuple[str, str]:
     """Return a mean, and the lowest and highest of several values; a dash for none."""
     if not values:
         return "–", ""
-    mean, lowest, highest = told(sum(values) / len(values)), told(min(values)), told(max(values))
+    mean, lowest, highest = map(write, (fmean(values), min(values), max(values)))
     return mean, f"{lowest}–{highest}" if highest != lowest else ""
 
 
@@ -194,10 +196,7 @@ def _colour(block: int) -> str:
 
 
 def _clock(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return "not reached"
-    minutes, left = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{left:02}"
+    return clock_time(seconds) if math.isfinite(seconds) else "not reached"
 
 
 def _loss(loss: float | None) -> str:

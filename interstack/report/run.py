@@ -1,4 +1,4 @@
-"""What a run's own records tell, whether it has finished, goes on or died."""
+"""A run as its own records have it, whether it has finished, is running or died."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ VALIDATION_LOSS = "val/loss"
 
 
 @dataclass(frozen=True)
-class Story:
-    """A run, as it tells of itself.
+class Run:
+    """The records of a run.
 
     Attributes:
-        name: What it is called in the report.
-        status: ``running``, ``finished``, ``ended_early`` or ``interrupted``; a run that died still
-            says running.
-        last_word: When it wrote its last record, which tells a run that died.
+        name: Its name in the report.
+        status: ``running``, ``finished``, ``ended_early`` or ``interrupted``; ``running`` also for
+            a run that died.
+        last_record: Time of its last record, by which a run that died is recognised.
         seed: Of the run; None if its configuration is not there.
-        recipe: Its configuration but for the seed and its directory: runs that share it differ by
+        recipe: Its configuration without the seed and its directory: runs that share it differ by
             their seeds alone.
-        points: Steps that were looked at, in order.
+        points: Logged steps, in order.
         validations: Validation losses, in order.
         growths: In order.
         stages: Stages that have ended, in order.
         similarities: Of the layers at their ends.
-        recoveries: Of the training loss after growths.
+        recoveries: Of the training loss after growth steps.
         early_end: Where the run ended, if that was before its schedule did.
     """
 
     name: str
     status: str
-    last_word: datetime
+    last_record: datetime
     seed: int | None
     recipe: str
     points: Sequence[Event]
@@ -76,8 +76,8 @@ class Story:
         return sorted(found, key=lambda each: each[0]["step"])
 
 
-def read_stories(directories: Sequence[Path]) -> list[Story]:
-    """Read runs, and give each a name of its own.
+def read_runs(directories: Sequence[Path]) -> list[Run]:
+    """Return the runs of directories, each with a name of its own.
 
     Raises:
         ConfigurationError: If one has no records of a run.
@@ -89,7 +89,7 @@ def read_stories(directories: Sequence[Path]) -> list[Story]:
     ]
 
 
-def _read(directory: Path, name: str) -> Story:
+def _read(directory: Path, name: str) -> Run:
     events = read_events(directory)
     if not any(event["kind"] == "point" for event in events):
         raise ConfigurationError(
@@ -101,7 +101,7 @@ def _read(directory: Path, name: str) -> Story:
     config.get("trainer", {}).pop("default_root_dir", None)
     config.get("trainer", {}).pop("logger", None)
     status, early_end = _end(directory)
-    return Story(
+    return Run(
         name,
         status,
         datetime.fromtimestamp((directory / EVENTS_FILE).stat().st_mtime, UTC),

@@ -1,4 +1,4 @@
-"""Target caches that runs of a sweep share: one for each teacher, its taps and what it hears."""
+"""Target caches that runs of a sweep share: one for each teacher, its taps and its audio."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from interstack.sweep.records import Job
 from interstack.target_cache.format import CacheDtype
 
 SHARED_FRONT_END: Final = "shared"
-_HEARD: Final = (
+_AUDIO: Final = (
     "data.source",
     "data.max_seconds",
     "data.min_seconds",
@@ -20,11 +20,11 @@ _HEARD: Final = (
     "data.seed",
     "data.on_corrupt",
 )
-"""What decides which samples the teacher hears."""
+"""Settings that decide which samples the teacher reads."""
 
 
 def why_not_cached(settings: Mapping[str, Any]) -> str | None:
-    """Return why a run can't use a cache that the sweep makes; None where it can.
+    """Return why a run can't use a cache of the sweep; None where it can.
 
     Args:
         settings: Of the run, by dotted names.
@@ -40,23 +40,23 @@ def why_not_cached(settings: Mapping[str, Any]) -> str | None:
 
 
 def cache_name(settings: Mapping[str, Any], dtype: CacheDtype) -> str:
-    """Return the name of the cache that a run can use: alike for all that can share it.
+    """Return the name of the cache for a run, the same for all runs that can share it.
 
     Args:
         settings: Of the run, by dotted names.
         dtype: Number format of the targets.
     """
-    heard = {
+    shared = {
         name: value
         for name, value in settings.items()
-        if name.startswith("model.teacher.") or name.startswith(_HEARD)
+        if name.startswith("model.teacher.") or name.startswith(_AUDIO)
     }
-    digest = hashlib.sha256(json.dumps(heard, sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(shared, sort_keys=True, default=str).encode())
     return f"targets-{dtype}-{digest.hexdigest()[:8]}"
 
 
 def cache_job(output: Path, name: str, words: tuple[str, ...], dtype: CacheDtype) -> Job:
-    """Return the job that makes a cache.
+    """Return the job that fills a cache.
 
     Args:
         output: Directory of the sweep.

@@ -1,4 +1,4 @@
-"""Running jobs: several at a time, in processes of their own, resumable after any end."""
+"""The queue of a sweep: several jobs at a time, each in its own process, always resumable."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from interstack.errors import RunInterrupted
-from interstack.sweep.records import Job, Status, read_record, write_record
+from interstack.sweep.records import Job, Status, is_finished, write_record
+from interstack.utils.console import clock_time
 from interstack.utils.disk import reason, write_errors
 from interstack.utils.signals import StopRequest
 
@@ -25,11 +26,11 @@ _POLL_SECONDS: Final = 0.1
 _BUSY_SECONDS: Final = 2.0
 _STOPPED: Final = (75, 130)
 _OF_ANOTHER_RUN: Final = ("WANDB_RUN_ID", "WANDB_SWEEP_ID", "WANDB_NAME", "WANDB_RUN_GROUP")
-"""What would make all runs one in W&B."""
+"""Variables that would make all runs one in W&B."""
 
 
 class Process(Protocol):
-    """What the queue asks of a process, as ``subprocess.Popen`` has it."""
+    """The part of ``subprocess.Popen`` that the queue uses."""
 
     def poll(self) -> int | None:
         """Return the exit status; None while it runs."""
@@ -40,12 +41,12 @@ class Process(Protocol):
 
 @dataclass
 class Outcome:
-    """What has become of jobs, by their names.
+    """How jobs have ended, by their names.
 
     Attributes:
-        finished: Those that are finished, now or earlier.
-        failed: Those that have failed, and why.
-        interrupted: Those that a signal has stopped, but not the sweep.
+        finished: Jobs that are finished, now or earlier.
+        failed: Jobs that have failed, and why.
+        interrupted: Jobs that a signal has stopped while the sweep continued.
     """
 
     finished: set[str] = field(default_factory=set)
@@ -70,7 +71,7 @@ def launch(
     Args:
         words: The command line after ``interstack``.
         environment: All of its variables.
-        log_file: What its output is appended to.
+        log_file: The file to which its output is appended.
         claim: Descriptor of the job's lock, which the process inherits.
     """
     command = [sys.executable, "-m", "interstack.cli", *words]
@@ -88,16 +89,16 @@ def launch(
 def slot_environment(
     slot: int, num_slots: int, num_cores: int, gpus: Sequence[str], earlier: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return what a worker's processes get of the machine: its threads, and its GPUs.
+    """Return the variables that give a worker its threads and GPUs.
 
     Two trainings of two threads each on two cores are ten times slower than of one.
 
     Args:
         slot: Index of the worker.
         num_slots: Number of workers.
-        num_cores: Cores that all of them have.
-        gpus: Names of the GPUs that all of them have, as ``CUDA_VISIBLE_DEVICES`` has them.
-        earlier: The environment; fewer threads than a worker's part are kept.
+        num_cores: Cores of all workers.
+        gpus: GPUs of all workers, named as in ``CUDA_VISIBLE_DEVICES``.
+        earlier: The environment; if it sets fewer threads, these are kept.
 
     Example:
         >>> slot_environment(1, 2, 8, ["0", "1"], {})
@@ -135,10 +136,10 @@ def _gpus(num_slots: int) -> list[str]:
 
 
 class Queue:
-    """Runs jobs in their order, each in the first worker that is free.
+    """Runs jobs in their order, each in the first free worker.
 
-    A job is claimed by a lock that ends with the process, however it ends; one that another process
-    has, such as a run that has outlived a killed sweep, is waited for.
+    A job is claimed by a lock that ends with its process, however that ends. A job of another
+    process, such as a run that has outlived a killed sweep, is waited for.
 
     Args:
         jobs: In order.
@@ -158,7 +159,7 @@ class Queue:
         """Run all jobs to their ends.
 
         Returns:
-            What has become of them; a failed job does not keep the others from running.
+            How they have ended; a failed job does not keep the others from running.
 
         Raises:
             RunInterrupted: After a signal, when every process has saved and ended.
@@ -190,9 +191,8 @@ class Queue:
                 self._begin(job, free.pop(0), claim)
 
     def _is_settled(self, job: Job) -> bool:
-        """Note a job that needs no process, and tell whether it is one."""
-        record = read_record(job)
-        if record is not None and record.status == "finished":
+        """Return whether a job needs no process any more, and note its end."""
+        if is_finished(job.record):
             self._busy_until.pop(job.name, None)
             self.outcome.finished.add(job.name)
             return True
@@ -206,7 +206,7 @@ class Queue:
         return not unfinished and time.monotonic() >= self._busy_until.get(job.name, 0.0)
 
     def _claim(self, job: Job) -> int | None:
-        """Lock a job; None where another process has it.
+        """Lock a job, and return the lock; None where another process has it.
 
         An flock, which the job's own process inherits: it holds until both have ended.
         """
@@ -219,11 +219,11 @@ class Queue:
         except BlockingIOError:
             os.close(claim)
             if job.name not in self._busy_until:
-                log.info("%s runs in another process: it is waited for", job.name)
+                log.info("%s runs in another process: waiting for it", job.name)
             self._busy_until[job.name] = time.monotonic() + _BUSY_SECONDS
             return None
         except OSError as error:  # a file system without locks
-            log.warning("%s can't be guarded against a second sweep (%s)", job.name, reason(error))
+            log.warning("%s can't be locked against a second sweep (%s)", job.name, reason(error))
         return claim
 
     def _begin(self, job: Job, slot: int, claim: int) -> None:
@@ -233,7 +233,7 @@ class Queue:
         write_record(job, "running")
         kept = {name: value for name, value in os.environ.items() if name not in _OF_ANOTHER_RUN}
         environment = {**kept, **self._slots[slot], **job.environment}
-        log.info("%s begins or is resumed; it logs to %s", job.name, job.log)
+        log.info("%s starts or is resumed; it logs to %s", job.name, job.log)
         with write_errors(job.log, "free space, or give another --output"):
             process = launch(job.words, environment, job.log, claim)
         self._running.append(_Running(job, process, slot, time.monotonic(), claim))
@@ -251,23 +251,20 @@ class Queue:
             write_record(job, status, exit_status)
         finally:
             os.close(each.claim)
-        minutes, seconds = divmod(round(time.monotonic() - each.began), 60)
+        duration = clock_time(time.monotonic() - each.began)
         if status == "finished":
             self.outcome.finished.add(job.name)
             done = len(self.outcome.finished)
-            log.info(
-                "%s is finished after %d:%02d min (%d of %d)",
-                *(job.name, minutes, seconds, done, self._total),
-            )
+            log.info("%s is finished after %s (%d of %d)", job.name, duration, done, self._total)
         elif status == "interrupted":
             self.outcome.interrupted.add(job.name)
-            log.info("%s is interrupted after %d:%02d min", job.name, minutes, seconds)
+            log.info("%s is interrupted after %s", job.name, duration)
         else:
             self.outcome.failed[job.name] = f"{_last_line(job.log)} ({job.log})"
             log.warning("%s has failed: %s", job.name, self.outcome.failed[job.name])
 
     def _stop(self, received: signal.Signals) -> None:
-        """Let every process save and end, and raise RunInterrupted."""
+        """Terminate all processes, wait until they have saved, and raise RunInterrupted."""
         for each in self._running:
             each.process.terminate()
         while self._running:
@@ -282,7 +279,7 @@ class Queue:
         )
 
     def _end_processes(self) -> None:
-        """Leave no process behind after an error."""
+        """Terminate processes that still run after an error."""
         for each in self._running:
             if each.process.poll() is None:
                 each.process.terminate()
@@ -296,7 +293,7 @@ def _status(exit_status: int, stopping: bool) -> Status:
 
 
 def _last_line(path: Path) -> str:
-    """Return the end of a log, which is an error's line."""
+    """Return the last line of a log, or its last error."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What a sweep knows of each of its jobs: a small file beside the run's directory."""
+"""The status of a sweep's jobs, each in a small file beside the run's directory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MAY_CHANGE: Final = (
     "data.num_workers",
     "tracking",
 )
-"""Settings, or sections, that have no part in what is compared."""
+"""Settings, or sections, that do not affect the comparison."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Job:
     Attributes:
         name: Of its record, log and lock.
         words: The command line after ``interstack``.
-        directory: What it writes.
-        settings: Its resolved settings, which may not change once it has begun.
-        environment: Variables that it has beside the queue's own.
-        needs: Name of the job that has to be finished before; empty for none.
+        directory: Its output.
+        settings: Its resolved settings, which may not change once it has started.
+        environment: Variables that are added to the queue's own.
+        needs: Name of the job that has to finish before; empty for none.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """The file of what it prints."""
+        """The file of its output."""
         return self.directory.parent / f"{self.name}.log"
 
 
@@ -72,13 +72,12 @@ class JobRecord:
     exit_status: int | None = None
 
 
-def read_record(job: Job) -> JobRecord | None:
-    """Return a job's record; None before it has begun.
+def read_record(path: Path) -> JobRecord | None:
+    """Return the record of a job; None before it has started.
 
     Raises:
         ConfigurationError: If it can't be read.
     """
-    path = job.record
     try:
         if not is_there(path):
             return None
@@ -90,6 +89,16 @@ def read_record(job: Job) -> JobRecord | None:
             f"{path} is damaged ({type(error).__name__}): remove it, and the run is resumed from "
             "its last checkpoint"
         ) from error
+
+
+def is_finished(path: Path) -> bool:
+    """Return whether the job of a record has finished.
+
+    Raises:
+        ConfigurationError: If its record can't be read.
+    """
+    record = read_record(path)
+    return record is not None and record.status == "finished"
 
 
 def write_record(job: Job, status: Status, exit_status: int | None = None) -> None:
@@ -104,14 +113,14 @@ def write_record(job: Job, status: Status, exit_status: int | None = None) -> No
 
 
 def check_same_settings(job: Job) -> None:
-    """Refuse a job that has begun with other settings.
+    """Refuse a job that has started with other settings.
 
-    A job that has failed before its first checkpoint may be corrected.
+    The settings of a job without a checkpoint may still change.
 
     Raises:
         ConfigurationError: With every difference.
     """
-    record = read_record(job)
+    record = read_record(job.record)
     if record is None:
         return
     try:
@@ -128,9 +137,9 @@ def check_same_settings(job: Job) -> None:
         if name in now and then[name] != now[name] and not name.startswith(_MAY_CHANGE)
     ]
     if differences:
-        state = "is finished" if record.status == "finished" else "has begun"
+        state = "is finished" if record.status == "finished" else "has started"
         raise ConfigurationError(
             f"{job.name} {state} with other settings: {'; '.join(differences)}: give those, "
-            f"another name to its arm, or another --output (or remove {job.record} and "
+            f"another name for its arm, or another --output (or remove {job.record} and "
             f"{job.directory})"
         )

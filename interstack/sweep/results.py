@@ -1,4 +1,4 @@
-"""What a sweep has found: a row for each arm, Welch's test against one of them, CSV files."""
+"""Results of a sweep: a row for each arm, Welch's test against one of them, CSV files."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any, Final
 
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from interstack.errors import ConfigurationError
-from interstack.report.run import Story
+from interstack.report.run import Run
 from interstack.sweep.study import PlannedRun
 from interstack.tracking.metrics import WALL_CLOCK
 from interstack.utils.atomic import write_whole
+from interstack.utils.console import make_table
 
 RUNS_FILE: Final = "runs.csv"
 TABLE_FILE: Final = "table.csv"
@@ -27,11 +27,11 @@ VALIDATION_LOSS: Final = "val/loss"
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run has reached.
+    """The result of a finished run.
 
     Attributes:
         run: The run.
-        metric: Its last value of the metric that is compared; None where it has none.
+        metric: Its last value of the compared metric; None where it has none.
         step: Optimizer steps.
         hours: Of training.
     """
@@ -65,21 +65,21 @@ class Row:
     hours: float | None
 
 
-def run_result(run: PlannedRun, story: Story, metric: str) -> RunResult:
-    """Return what a run's own records have of a metric.
+def run_result(run: PlannedRun, record: Run, metric: str) -> RunResult:
+    """Return the result of a run, from its own records.
 
     Args:
         run: The run.
-        story: Its records.
+        record: Its records.
         metric: Name of a validation's metric, such as ``val/loss``.
 
     Raises:
         ConfigurationError: If its validations have other metrics.
     """
     if metric == VALIDATION_LOSS:
-        values = [loss for _, loss in story.losses()]
+        values = [loss for _, loss in record.losses()]
     else:
-        names = {name for event in story.validations for name in event["losses"]}
+        names = {name for event in record.validations for name in event["losses"]}
         if names and metric not in names:
             raise ConfigurationError(
                 f"--metric is {metric}, which the validations of {run.name} have not: give "
@@ -87,10 +87,10 @@ def run_result(run: PlannedRun, story: Story, metric: str) -> RunResult:
             )
         values = [
             float(event["losses"][metric])
-            for event in story.validations
+            for event in record.validations
             if metric in event["losses"]
         ]
-    last = story.points[-1]
+    last = record.points[-1]
     return RunResult(
         run, values[-1] if values else None, int(last["step"]), float(last[WALL_CLOCK])
     )
@@ -119,7 +119,7 @@ def welch_p_value(one: Sequence[float], other: Sequence[float]) -> float | None:
 
 
 def rows_of(groups: Mapping[str, str | None], results: Sequence[RunResult]) -> list[Row]:
-    """Return a row for each group.
+    """Return a row for each group of runs.
 
     Args:
         groups: For each group the one that it is tested against, which may be itself or None.
@@ -151,29 +151,27 @@ def _row(
 
 
 def results_table(rows: Sequence[Row], metric: str, baseline: str | None) -> Table:
-    """Lay out the rows.
+    """Return the rows as a table.
 
     Args:
         rows: In order.
-        metric: What is compared.
+        metric: The compared metric.
         baseline: The arm that the others are tested against.
     """
     caption = f"{metric} at the end of a run, mean ± standard deviation over seeds"
     if baseline is not None:
         caption += f"; p: Welch's two-sided t-test against {baseline}"
-    table = Table(title="sweep", box=SIMPLE_HEAD, caption=caption)
-    table.add_column("arm", overflow="fold")
-    for name in ("n", metric, *(() if baseline is None else ("difference", "p")), "hours"):
-        table.add_column(name, justify="right")
+    compared = () if baseline is None else ("difference", "p")
+    table = make_table(("arm", "n", metric, *compared, "hours"), title="sweep", caption=caption)
     for row in rows:
         spread = "" if row.spread is None else f" ± {row.spread:.4f}"
-        tested = (_written(row.difference, "+.4f"), _written(row.p_value, ".2g"))
+        tested = (_format(row.difference, "+.4f"), _format(row.p_value, ".2g"))
         table.add_row(
             row.group,
             str(row.num_runs),
-            _written(row.mean, ".4f") + spread,
+            _format(row.mean, ".4f") + spread,
             *(() if baseline is None else tested),
-            _written(row.hours, ".3f"),
+            _format(row.hours, ".3f"),
         )
     return table
 
@@ -205,5 +203,5 @@ def _csv(names: Sequence[str], lines: Sequence[Sequence[Any]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _written(value: float | None, form: str) -> str:
+def _format(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)

@@ -1,4 +1,4 @@
-"""A study: which arms are compared, by which seeds and values, and the runs that follow."""
+"""A study: the arms that are compared, their seeds and values, and the runs of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Arm:
 
     Attributes:
         name: In tables and directories.
-        words: What of `fit`'s command line makes it: overlays and settings, in order.
+        words: Its part of `fit`'s command line: overlays and settings, in order.
     """
 
     name: str
@@ -49,7 +49,7 @@ class PlannedRun:
         group: Arm and values: runs that share it differ by their seeds alone.
         arm: Its arm.
         seed: ``seed_everything``.
-        words: Options of `fit` but for directory, checkpoint and cache.
+        words: Options of `fit`, without directory, checkpoint and cache.
     """
 
     name: str
@@ -64,8 +64,8 @@ class Study:
     """A comparison of recipes.
 
     Attributes:
-        config: Configuration files that all runs begin with.
-        arms: What is compared.
+        config: Configuration files of all runs, before their overlays.
+        arms: The recipes that are compared.
         seeds: Of every arm.
         values: A grid over which every arm is run, by dotted names.
         settings: Of all runs, between the configuration files and the arm.
@@ -90,7 +90,7 @@ class Study:
                 mapping of settings, or a list of both), ``seeds`` (a list), and optionally
                 ``values`` (lists by dotted names), ``settings``, ``cache`` (true or a number
                 format) and ``baseline``.
-            origin: What to name in messages, the file or ``--option``.
+            origin: Its name in messages, the file or ``--option``.
 
         Raises:
             ConfigurationError: With one line for each mistake.
@@ -139,7 +139,7 @@ class Study:
         return study
 
     def runs(self) -> list[PlannedRun]:
-        """Return all runs, seed by seed, so that every arm soon has a first result."""
+        """Return all runs, seed by seed, so that every arm has a first result early."""
         return [run for seed in self.seeds for run in self._runs_of(seed)]
 
     def group_of(self, arm: str, run: PlannedRun) -> str:
@@ -161,7 +161,7 @@ class Study:
 
 
 class _Check:
-    """Collects mistakes, so that all are reported at once."""
+    """Checks the content of a study, and collects mistakes to report them at once."""
 
     def __init__(self, origin: str) -> None:
         self._origin = origin
@@ -171,7 +171,7 @@ class _Check:
         self._mistakes.append(f"{self._origin}: {mistake}")
 
     def finish(self) -> None:
-        """Raise a ConfigurationError with every mistake, if there is one."""
+        """Raise a ConfigurationError with all mistakes, if there are any."""
         if self._mistakes:
             raise ConfigurationError("\n".join(dict.fromkeys(self._mistakes)))
 
@@ -266,11 +266,11 @@ def _text(value: object) -> str:
 
 
 def _short_names(names: Sequence[str]) -> dict[str, str]:
-    """Return the shortest ends of dotted names that tell them apart."""
+    """Return the shortest ends of dotted names that distinguish them."""
     short = {}
     for name in names:
         parts = name.split(".")
-        ends = [".".join(parts[place:]) for place in reversed(range(len(parts)))]
+        ends = [".".join(parts[index:]) for index in reversed(range(len(parts)))]
         short[name] = next(
             end for end in ends if sum(f".{other}".endswith(f".{end}") for other in names) == 1
         )

@@ -1,4 +1,4 @@
-"""The Lightning callback that tells how a run goes: what it costs, and what growing does to it."""
+"""The Lightning callback that logs how a run goes: its pace, and what growing does to it."""
 
 from __future__ import annotations
 
@@ -17,30 +17,29 @@ from interstack.growth.plan import GrowthPlan
 from interstack.models.teacher import Teacher
 from interstack.tracking.events import GROWTH_METRICS
 from interstack.tracking.layer_similarity import measure_similarity
-from interstack.tracking.loggers import Outlets
+from interstack.tracking.lineage import block_positions
+from interstack.tracking.loggers import RunLogger
 from interstack.tracking.metrics import (
     AXES,
     POINT_METRICS,
     RunMeters,
-    axes_of,
     gradient_norms,
     layer_metrics,
     loss_metrics,
     point_figures,
 )
 from interstack.tracking.position import stage_number
-from interstack.tracking.stage_records import block_names
 from interstack.tracking.stages import StageRecorder, growth_summary, stage_summary
 from interstack.tracking.step_timer import StepClock
 from interstack.tracking.tolerant_loggers import tolerate_failures
 
 
 class Dashboard(L.Callback):
-    """Logs points, growths and layer similarities, to every logger and to ``events.jsonl``.
+    """Logs points, growth steps and layer similarities to every logger and to ``events.jsonl``.
 
-    A point is logged at the Trainer's ``log_every_n_steps``, and only then is anything read from
-    the device, or a step's time taken apart. Training is the same bit by bit with this callback and
-    without. It has to come after the ``StageRecorder``, whose counts and losses it tells.
+    A point is a step at the Trainer's ``log_every_n_steps``; only there is anything read from the
+    device, and the step timed part by part. Training is the same bit by bit with this callback and
+    without. It has to come after the `StageRecorder`, whose counts and losses it logs.
     """
 
     def __init__(self) -> None:
@@ -48,12 +47,10 @@ class Dashboard(L.Callback):
         self._module: Distillation | None = None  # while it trains, as the three below
         self._recorder: StageRecorder | None = None
         self._clock: StepClock | None = None
+        self._logger: RunLogger | None = None
+        self._is_point = False
         self._gradient_norm: Tensor | None = None
         self._layer_norms: Tensor | None = None
-        self._looks = False
-        self._outlets: Outlets | None = None
-
-    # From the beginning to the end --------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Let no logger end the run where a disk is full or a service out of reach."""
@@ -63,16 +60,16 @@ class Dashboard(L.Callback):
                 tolerate_failures(logger)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Tell loggers what there will be, and begin to take the time."""
-        self._leave()
+        """Announce the metrics to loggers, and start the clock."""
+        self._detach()
         module = _distillation(pl_module)
-        self._outlets = Outlets(trainer)
+        self._logger = RunLogger(trainer)
         losses = loss_metrics(module.student.teacher_taps)
         layers = layer_metrics(module.lineage)
-        self._outlets.define((*AXES, *losses, *POINT_METRICS, *GROWTH_METRICS, *layers))
-        self._outlets.catch_up()
+        self._logger.define((*AXES, *losses, *POINT_METRICS, *GROWTH_METRICS, *layers))
+        self._logger.catch_up()
         for report in module.precision_reports:
-            self._outlets.tell("precision", **report.to_primitives())
+            self._logger.log("precision", **report.to_primitives())
         self._clock = StepClock(module.device)
         teacher = module.teacher
         self._clock.watch(
@@ -83,16 +80,18 @@ class Dashboard(L.Callback):
         self._module, self._recorder = module, _recorder(trainer)
         if trainer.global_step == 0:
             self._meters = RunMeters()
-        self._rest()
+        self._skip_time()
+
+    # Within a step ------------------------------------------------------------------------------
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """Look at this step, if a point is due after it."""
+        """Begin to time the step, if a point is due after it."""
         del pl_module, batch, batch_idx
-        self._looks = step_is_logged(trainer)
+        self._is_point = step_is_logged(trainer)
         assert self._clock is not None
-        self._clock.begin(self._looks)
+        self._clock.begin(self._is_point)
 
     def on_before_backward(
         self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor
@@ -113,7 +112,7 @@ class Dashboard(L.Callback):
     ) -> None:
         """Take the gradients' norms, before they are clipped."""
         del trainer, optimizer
-        if self._looks:
+        if self._is_point:
             found = [each.grad for each in pl_module.parameters() if each.grad is not None]
             self._gradient_norm = torch.nn.utils.get_total_norm(found) if found else None
             self._layer_norms = gradient_norms(_distillation(pl_module).student)
@@ -126,7 +125,7 @@ class Dashboard(L.Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """Log a point if it is time to."""
+        """Count the step, and log a point if one is due."""
         del outputs, batch, batch_idx
         module = _distillation(pl_module)
         assert self._clock is not None
@@ -134,124 +133,120 @@ class Dashboard(L.Callback):
         if trainer.fit_loop._should_accumulate():
             return
         self._meters.add_step(module.latest_loss)
-        if self._looks:
-            self._point(trainer, module, parts)
+        if self._is_point:
+            self._log_point(trainer, module, parts)
+
+    # Between steps ------------------------------------------------------------------------------
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Put the axes beside the validation losses: W&B draws only what shares a row with them."""
-        if self._outlets is not None and not trainer.sanity_checking:
+        if self._logger is not None and not trainer.sanity_checking:
             self._read()
-            axes = _on_device(self._axes(), pl_module.device)
+            axes = _on_device(self._meters.totals.axes, pl_module.device)
             pl_module.log_dict(axes, rank_zero_only=True)  # its clock, as everywhere
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Leave validation out of the time, and keep its loss."""
+        """Leave validation out of the time, and log its loss."""
         losses = _logged(trainer, "val/")
-        if self._outlets is not None and losses and not trainer.sanity_checking:
+        if self._logger is not None and losses and not trainer.sanity_checking:
             depth = _distillation(pl_module).depth
-            self._outlets.tell("validation", **self._axes(), depth=depth, losses=losses)
-        self._rest()
+            self._logger.log("validation", **self._meters.totals.axes, depth=depth, losses=losses)
+        self._skip_time()
 
     def on_growth_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """End a stage: how alike its layers have become, and what it took."""
-        self._end_stage(trainer, _distillation(pl_module))
-        self._rest()
+        """Log the end of a stage."""
+        self._log_stage(trainer, _distillation(pl_module))
+        self._skip_time()
 
     def on_growth_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, plan: GrowthPlan
     ) -> None:
-        """Tell of the growth: layers, and the validation loss before and after."""
-        module, outlets = _distillation(pl_module), self._open()
-        growth = growth_of(trainer)
+        """Log the growth step: layers, and the validation loss before and after."""
+        assert self._logger is not None
+        module, growth = _distillation(pl_module), growth_of(trainer)
         operator = None if growth is None else growth.operator_name
-        self._meters.spike.grown()
+        self._meters.spike.start()
         content = growth_summary(
             plan, operator, module.lineage, module.student.tap_layers, _recorder(trainer).stages
         )
-        outlets.define(layer_metrics(module.lineage))
-        outlets.tell("growth", **self._axes(), **content)
-        self._rest()
+        self._logger.define(layer_metrics(module.lineage))
+        self._logger.log("growth", **self._meters.totals.axes, **content)
+        self._skip_time()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """End the last stage."""
-        self._end_stage(trainer, _distillation(pl_module))
-        self._leave()
+        """Log the end of the last stage."""
+        self._log_stage(trainer, _distillation(pl_module))
+        self._detach()
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
-        """Let go of the models."""
-        del trainer, pl_module, exception
-        self._leave()
+    def on_exception(self, *_: object, **__: object) -> None:
+        """Release the models."""
+        self._detach()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run goes on counting from; waits for the device."""
+        """Return what a resumed run continues from; waits for the device."""
         self._read()
         return self._meters.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on counting."""
+        """Continue the meters of a resumed run."""
         self._meters = RunMeters.of_state(state_dict)
 
-    # What is told -------------------------------------------------------------------------------
+    # Events -------------------------------------------------------------------------------------
 
-    def _point(self, trainer: L.Trainer, module: Distillation, parts: Mapping[str, float]) -> None:
+    def _log_point(
+        self, trainer: L.Trainer, module: Distillation, parts: Mapping[str, float]
+    ) -> None:
+        assert self._logger is not None
         self._read()
-        self._tell_recovery()
+        self._log_recovery()
         since, steps = self._meters.take_since()
         stage = stage_number(trainer, module.depth).number
         figures = point_figures(since, steps, parts, stage, self._gradient_norm, module.device)
         if self._layer_norms is not None:
             norms = self._layer_norms.tolist()
             figures |= dict(zip(layer_metrics(module.lineage), norms, strict=True))
-        axes = self._axes()
+        axes = self._meters.totals.axes
         module.log_dict(_on_device({**axes, **figures}, module.device))
-        self._open().tell("point", **axes, **{**_logged(trainer, "train/"), **figures})
+        self._logger.log("point", **axes, **{**_logged(trainer, "train/"), **figures})
 
-    def _tell_recovery(self) -> None:
-        """Tell that the training loss is back where it was before the last growth."""
+    def _log_recovery(self) -> None:
+        """Log that the training loss is back where it was before the last growth step."""
+        assert self._logger is not None
         spike = self._meters.spike
-        if not spike.has_news:
-            return
-        spike.has_news = False
-        before, peak, after = spike.before, spike.peak, spike.recovered_after
-        self._open().tell("recovery", **self._axes(), before=before, peak=peak, after_steps=after)
+        if spike.is_unlogged:
+            spike.is_unlogged = False
+            losses = {"before": spike.before, "peak": spike.peak}
+            axes, steps = self._meters.totals.axes, spike.recovered_after
+            self._logger.log("recovery", **axes, **losses, after_steps=steps)
 
-    def _end_stage(self, trainer: L.Trainer, module: Distillation) -> None:
+    def _log_stage(self, trainer: L.Trainer, module: Distillation) -> None:
+        assert self._logger is not None
         self._read()
-        self._tell_recovery()
-        outlets = self._open()
+        self._log_recovery()
         summary = stage_summary(_recorder(trainer).stages[-1], self._meters.spike)
-        outlets.tell("stage", **self._axes(), **summary)
+        self._logger.log("stage", **self._meters.totals.axes, **summary)
         similarity = measure_similarity(trainer, module) if trainer.is_global_zero else None
         if similarity is not None:
-            names = block_names(module.lineage)
+            names = [str(position) for position in block_positions(module.lineage)]
             maps = similarity.to_primitives()
-            outlets.tell("similarity", depth=module.depth, layers=names, **maps)
+            self._logger.log("similarity", depth=module.depth, layers=names, **maps)
 
     def _read(self) -> None:
         """Bring all counts up to date; waits for the device."""
         if self._module is not None and self._recorder is not None:
             self._meters.read(self._recorder, self._module)
 
-    def _axes(self) -> dict[str, float]:
-        return axes_of(self._meters.totals)
-
-    def _open(self) -> Outlets:
-        assert self._outlets is not None  # since training began
-        return self._outlets
-
-    def _rest(self) -> None:
-        """Leave what comes between two steps out of their time: validations, what is told."""
+    def _skip_time(self) -> None:
+        """Leave what comes between two steps out of their time: validations, logging."""
         if self._recorder is not None:
-            self._recorder.rest()
+            self._recorder.skip_time()
         if self._clock is not None:
-            self._clock.rest()
+            self._clock.skip_time()
 
-    def _leave(self) -> None:
-        self._module = self._recorder = self._outlets = None
+    def _detach(self) -> None:
+        self._module = self._recorder = self._logger = None
         if self._clock is not None:
-            self._clock.leave()
+            self._clock.unwatch()
             self._clock = None
 
 
@@ -267,7 +262,7 @@ def _logged(trainer: L.Trainer, prefix: str) -> dict[str, float]:
 
 
 def _recorder(trainer: L.Trainer) -> StageRecorder:
-    """Return the callback that counts what the points tell.
+    """Return the callback whose counts the points have.
 
     Raises:
         TypeError: If there is none.
@@ -275,7 +270,7 @@ def _recorder(trainer: L.Trainer) -> StageRecorder:
     for callback in callbacks_of(trainer):
         if isinstance(callback, StageRecorder):
             return callback
-    raise TypeError("a Dashboard tells what a StageRecorder counts: put one before it")
+    raise TypeError("a Dashboard logs what a StageRecorder counts: put one before it")
 
 
 def _distillation(pl_module: L.LightningModule) -> Distillation:

@@ -1,9 +1,9 @@
-"""What a run tells of itself as it goes: a line of JSON an event, whatever the loggers."""
+"""``events.jsonl``, the record that a run keeps of itself: a line of JSON an event."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -16,16 +16,16 @@ EVENTS_FILE: Final = "events.jsonl"
 """In the run's directory."""
 
 EventKind = Literal["point", "validation", "growth", "recovery", "similarity", "stage", "precision"]
-"""``point``: a step that was looked at. ``validation``: its loss. ``growth``: layers, and what it
-did to the validation loss. ``recovery``: the training loss is back. ``similarity``: of layers.
-``stage``: a stage's end. ``precision``: how far student or teacher are from
-float32 in the number format that they compute in."""
+"""``point``: a logged step. ``validation``: its losses. ``growth``: layers of a growth step, and
+the validation loss on both of its sides. ``recovery``: the training loss is back. ``similarity``:
+of layers. ``stage``: a stage's end. ``precision``: how far student or teacher are from float32 in
+the number format that they compute in."""
 Event = Mapping[str, Any]
 """``kind``, ``step`` (optimizer steps done), and what belongs to the kind."""
 
 
 def append_event(directory: Path, event: Event) -> None:
-    """Write an event behind the others; where the disk is full it is kept and written later.
+    """Append an event to a run's file; where the disk is full it is kept and written later.
 
     Args:
         directory: The run's.
@@ -36,21 +36,36 @@ def append_event(directory: Path, event: Event) -> None:
 
 
 def read_events(directory: Path) -> list[Event]:
-    """Read a run's events; the last line of a run that died may be cut, and is skipped then.
+    """Return a run's events; a line that a run has died in is skipped.
 
     Raises:
         ConfigurationError: If there is a file that can't be read.
     """
-    return list(_events(directory / EVENTS_FILE))
+    path = directory / EVENTS_FILE
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise ConfigurationError(unread(path, error)) from error
+    events: list[Event] = []
+    for line in text.splitlines():
+        try:
+            event = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(event, dict) and "kind" in event and "step" in event:
+            events.append(event)
+    return events
 
 
 def trim_events(directory: Path, step: int, depth: int) -> None:
-    """Leave out what came after a checkpoint: a run that goes on from there tells it again.
+    """Remove what came after a checkpoint: a run that is resumed from it logs that again.
 
     Args:
         directory: The run's.
-        step: Optimizer steps that the checkpoint's run had done.
-        depth: Layers that its student had: it may have been written before a growth or after it.
+        step: Optimizer steps of the checkpoint.
+        depth: Encoder layers of its student.
 
     Raises:
         ConfigurationError: If there is a file that can't be read.
@@ -58,32 +73,35 @@ def trim_events(directory: Path, step: int, depth: int) -> None:
     """
     path = directory / EVENTS_FILE
     if is_there(path):
-        kept = [event for event in _events(path) if _came_before(event, step, depth)]
+        kept = [event for event in read_events(directory) if _is_kept(event, step, depth)]
         write_whole(path, "".join(json.dumps(event) + "\n" for event in kept).encode())
 
 
-def _came_before(event: Event, step: int, depth: int) -> bool:
-    if event["step"] != step:
-        return bool(event["step"] < step)
-    if event["kind"] == "growth":
-        return bool(event["to_depth"] <= depth)
-    return event["kind"] not in ("stage", "similarity") or bool(event["depth"] < depth)
+def _is_kept(event: Event, step: int, depth: int) -> bool:
+    if event["kind"] in ("stage", "similarity"):  # of the end of a stage: a deeper one follows
+        return is_before(event["step"], event["depth"] + 1, step, depth)
+    return is_before(step_index(event), event.get("to_depth"), step, depth)
 
 
-def _events(path: Path) -> Iterator[Event]:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise ConfigurationError(unread(path, error)) from error
-    for line in text.splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and "kind" in event and "step" in event:
-            yield event
+def is_before(index: int, grown_to: float | None, step: int, depth: int) -> bool:
+    """Return whether a record was made before a checkpoint was.
+
+    Args:
+        index: Index of the record's step; of the next one for a growth step.
+        grown_to: Depth after a growth step, which has the index of the checkpoint's next step
+            whether it came before the checkpoint or after it; None for other records.
+        step: Optimizer steps of the checkpoint, so the index of the next one.
+        depth: Encoder layers of its student.
+    """
+    return index < step or (index == step and grown_to is not None and grown_to <= depth)
+
+
+def step_index(event: Event) -> int:
+    """Return the optimizer step that an event belongs to, counted from 0 as by Lightning.
+
+    A growth step comes before the next one; all else belongs to the last one.
+    """
+    return int(event["step"]) - int(event["kind"] != "growth")
 
 
 _OF_GROWTH: Final = {
@@ -97,36 +115,22 @@ _OF_RECOVERY: Final = {
     "growth/recovered_after_steps": "after_steps",
 }
 GROWTH_METRICS: Final = (*_OF_GROWTH, *_OF_RECOVERY)
-"""What a growth has, and the recovery from it: training losses, and the steps it took."""
+"""Metrics of a growth step, and of the recovery from it: training losses, and steps."""
 
 
 def event_figures(event: Event) -> dict[str, float]:
     """Return an event's scalars by their names, the axes among them; none of tables and maps.
 
-    What is not known, such as a loss without a validation split, is left out.
+    What is unknown, such as a loss without a validation split, is left out.
     """
-    axes = {axis: event[axis] for axis in AXES if axis in event}
-    figures = {**axes, **_own(event)}
-    return {name: float(value) for name, value in figures.items() if value is not None}
-
-
-def step_index(event: Event) -> int:
-    """Return the optimizer step that an event belongs to, counted from 0 as by Lightning.
-
-    A growth comes before the step that is next; all else belongs to the one that is done.
-    """
-    return int(event["step"]) - int(event["kind"] != "growth")
-
-
-def _own(event: Event) -> Mapping[str, Any]:
+    figures: dict[str, Any] = {axis: event[axis] for axis in AXES if axis in event}
     match event["kind"]:
         case "point":
-            return {name: event[name] for name in event if name not in ("kind", "step")}
+            figures |= {name: event[name] for name in event if name not in ("kind", "step")}
         case "validation":
-            losses: Mapping[str, Any] = event["losses"]
-            return losses
+            figures |= event["losses"]
         case "growth":
-            return {name: event[key] for name, key in _OF_GROWTH.items()}
+            figures |= {name: event[key] for name, key in _OF_GROWTH.items()}
         case "recovery":
-            return {name: event[key] for name, key in _OF_RECOVERY.items()}
-    return {}
+            figures |= {name: event[key] for name, key in _OF_RECOVERY.items()}
+    return {name: float(value) for name, value in figures.items() if value is not None}

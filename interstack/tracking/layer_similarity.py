@@ -1,4 +1,4 @@
-"""How alike hidden states are: linear centred kernel alignment of layers, on the same frames."""
+"""Similarity of hidden states: linear centred kernel alignment of layers, on the same frames."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def linear_cka(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
         torch.stack([_norm(x, y).square() for y in right]) / (norm * torch.stack(right_norms))
         for x, norm in zip(left, left_norms, strict=True)
     ]
-    # a representation that is the same at every frame is like none
+    # a representation that is the same at every frame has the norm 0
     return torch.nan_to_num(torch.stack(rows), nan=0.0)
 
 
@@ -55,7 +55,7 @@ def _norm(x: Tensor, y: Tensor) -> Tensor:
 
 
 _MOST_FRAMES: Final = 2000
-"""Frames that are compared; more tell little more of layers a few hundred wide."""
+"""Frames that are compared; more change little for layers a few hundred wide."""
 
 
 class LayerSimilarity(NamedTuple):
@@ -64,8 +64,8 @@ class LayerSimilarity(NamedTuple):
     Attributes:
         student: Student's with each other, (depth + 1, depth + 1).
         teacher: Student's with the teacher's, (depth + 1, teacher's).
-        teacher_layers: Which hidden states of the teacher those are: all up to the deepest tap, or
-            the taps alone where targets are cached.
+        teacher_layers: Indices of these hidden states of the teacher: all up to the deepest tap,
+            or the taps alone where targets are cached.
     """
 
     student: Tensor
@@ -73,7 +73,7 @@ class LayerSimilarity(NamedTuple):
     teacher_layers: tuple[int, ...]
 
     def to_primitives(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
+        """Return the maps as JSON can hold them."""
         return {
             "student": [[round(value, 4) for value in row] for row in self.student.tolist()],
             "teacher": [[round(value, 4) for value in row] for row in self.teacher.tolist()],
@@ -83,9 +83,9 @@ class LayerSimilarity(NamedTuple):
 
 @torch.no_grad()
 def measure_similarity(trainer: L.Trainer, module: Distillation) -> LayerSimilarity | None:
-    """Compare layers on the first validation batch, the same one at every stage.
+    """Return the similarity of layers on the first validation batch, the same at every stage.
 
-    Nothing of the run is changed, and no other rank is asked.
+    Nothing of the run is changed, and no other rank takes part.
 
     Returns:
         The maps; None where the Trainer has nothing to validate on.
@@ -101,8 +101,8 @@ def measure_similarity(trainer: L.Trainer, module: Distillation) -> LayerSimilar
         precision.val_step_context(),
     ):
         moved = strategy.batch_to_device(precision.convert_input(batch))
-        told, layers = _ask_every_layer(module, moved)
-        output, states = module.student_forward(moved, told)
+        teacher_output, layers = _teacher_layers(module, moved)
+        output, states = module.student_forward(moved, teacher_output)
     student = [_frames(each, output.mask) for each in output.hidden_states]
     teacher = [_frames(each, output.mask) for each in states]
     return LayerSimilarity(
@@ -110,8 +110,8 @@ def measure_similarity(trainer: L.Trainer, module: Distillation) -> LayerSimilar
     )
 
 
-def _ask_every_layer(module: Distillation, batch: Batch) -> tuple[TeacherOutput, tuple[int, ...]]:
-    """Return what the teacher says of a batch at all its layers, or what is cached of that."""
+def _teacher_layers(module: Distillation, batch: Batch) -> tuple[TeacherOutput, tuple[int, ...]]:
+    """Return the teacher's output with all its layers, or the cached ones, and their indices."""
     teacher = module.teacher
     if not isinstance(teacher, Teacher):
         return module.teacher_forward(batch), module.student.teacher_taps
@@ -131,5 +131,5 @@ def _first_validation_batch(trainer: L.Trainer) -> Batch | None:
 
 
 def _frames(states: Tensor, mask: Tensor) -> Tensor:
-    """Return valid frames, (frames, width), from the batch's beginning on."""
+    """Return the first valid frames of a batch, (frames, width)."""
     return states[mask][:_MOST_FRAMES]

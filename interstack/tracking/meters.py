@@ -1,4 +1,4 @@
-"""Meters of a run: audio, time and pace, and what growths do to the loss."""
+"""Meters of a run: audio, time, throughput, and the training loss around a growth step."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from interstack.constants import SAMPLE_RATE
 from interstack.data.batch import Batch
 
 Clock = Callable[[], float]
+"""Returns seconds."""
 
 
 class Audio(NamedTuple):
@@ -25,7 +26,7 @@ class Audio(NamedTuple):
 
 
 class AudioMeter:
-    """Counts the audio of all ranks on the device, and stalls it only when it is read."""
+    """Counts the audio of all ranks on the device, which is waited for only when it is read."""
 
     def __init__(self) -> None:
         # each (2,): without padding, with it
@@ -39,7 +40,7 @@ class AudioMeter:
             batch: One rank's batch.
             world_size: Number of ranks.
             ends_step: Whether an optimizer step has followed it. Without one it is counted with
-                the batch that ends the step: a resumed run begins a step that was cut again.
+                the batch that ends the step: a resumed run restarts a step that was interrupted.
         """
         padded = batch.num_samples.max() * len(batch.ids)
         num_samples = torch.stack([batch.num_samples.sum(), padded])
@@ -66,18 +67,14 @@ class AudioMeter:
 
 
 class Stopwatch:
-    """Measures wall-clock in laps; the caller decides which laps count.
-
-    Args:
-        clock: Returns seconds.
-    """
+    """Measures wall-clock in laps; the caller decides which laps count."""
 
     def __init__(self, clock: Clock = time.perf_counter) -> None:
         self._clock = clock
         self._mark = clock()
 
     def lap(self) -> float:
-        """Return the seconds since the last call, or since the beginning."""
+        """Return the seconds since the last call, or since the watch was made."""
         now = self._clock()
         seconds, self._mark = now - self._mark, now
         return seconds
@@ -98,21 +95,21 @@ class Throughput:
 
     @property
     def is_idle(self) -> bool:
-        """Whether the next reading begins a stretch."""
+        """Whether the next reading starts a stretch."""
         return not self._readings
 
     def interrupt(self) -> None:
-        """Begin a new stretch: what came between was no training, or training at another pace."""
+        """Start a new stretch, after a validation or a growth step."""
         self._readings.clear()
 
     def update(self, audio_seconds: float) -> float | None:
-        """Take a reading.
+        """Add a reading, and return seconds of audio a second.
 
         Args:
             audio_seconds: Audio since the last reading; a stretch's first one does not count.
 
         Returns:
-            Seconds of audio a second, or None at the first reading of a stretch.
+            The throughput; None at the first reading of a stretch.
         """
         now = self._clock()
         self._readings.append((now, audio_seconds))
@@ -125,39 +122,39 @@ class Throughput:
 
 
 _BEFORE: Final = 20
-"""Steps whose mean is the loss before a growth."""
+"""Steps whose mean is the loss before a growth step."""
 _SMOOTHED: Final = 5
 """Steps whose mean is the loss at a step after it: single batches differ by more than a spike."""
 
 
 class SpikeMeter:
-    """Watches the losses around a growth.
+    """Watches the training loss around a growth step.
 
     Attributes:
-        before: Mean loss of the steps before the growth; None until there has been one.
+        before: Mean loss of the steps before it; None until the student has grown.
         peak: Largest smoothed loss since.
         recovered_after: Steps until the smoothed loss was back at ``before``; None until then.
-        has_news: Whether it has come back, and nobody has been told; whoever tells takes it back.
+        is_unlogged: Whether the loss is back and that is not logged yet; whoever logs it resets it.
     """
 
     def __init__(self) -> None:
         self.before: float | None = None
         self.peak: float | None = None
         self.recovered_after: int | None = None
-        self.has_news = False
+        self.is_unlogged = False
         self._recent: deque[float] = deque(maxlen=_BEFORE)
         self._since = 0
 
-    def grown(self) -> None:
-        """Begin to watch a growth, from here on."""
+    def start(self) -> None:
+        """Watch a growth step, which has just taken place."""
         self.before = fmean(self._recent) if self._recent else None
         self.peak = self.recovered_after = None
-        self.has_news = False
+        self.is_unlogged = False
         self._recent.clear()
         self._since = 0
 
     def add(self, loss: float) -> None:
-        """Take a step's loss."""
+        """Add a step's loss."""
         self._recent.append(loss)
         self._since += 1
         if self.before is None or self.recovered_after is not None:
@@ -166,7 +163,7 @@ class SpikeMeter:
         self.peak = smoothed if self.peak is None else max(self.peak, smoothed)
         if self._since >= _SMOOTHED and smoothed <= self.before:
             self.recovered_after = self._since
-            self.has_news = True
+            self.is_unlogged = True
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as primitives."""
@@ -174,18 +171,18 @@ class SpikeMeter:
             "before": self.before,
             "peak": self.peak,
             "recovered_after": self.recovered_after,
-            "has_news": self.has_news,
+            "has_news": self.is_unlogged,
             "recent": list(self._recent),
             "since": self._since,
         }
 
     @classmethod
     def of_state(cls, state: dict[str, Any]) -> Self:
-        """Return the meter that a state is of."""
+        """Return the meter of a state."""
         meter = cls()
         meter.before, meter.peak = state["before"], state["peak"]
         meter.recovered_after = state["recovered_after"]
-        meter.has_news = state.get("has_news", False)  # older checkpoints do not say
+        meter.is_unlogged = state.get("has_news", False)  # missing in older checkpoints
         meter._recent.extend(state["recent"])
         meter._since = state["since"]
         return meter

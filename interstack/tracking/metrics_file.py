@@ -1,4 +1,4 @@
-"""The run's metrics as one CSV file, also where the run was cut and taken up again."""
+"""``metrics.csv``: one file, also where the run was interrupted and resumed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
+from interstack.tracking.events import is_before
 from interstack.utils.atomic import append_whole, write_whole
 from interstack.utils.disk import is_there, try_or_defer
 
@@ -18,10 +19,10 @@ METRICS_FILE = "metrics.csv"
 
 
 class MetricsFile(CSVLogger):
-    """Lightning's CSV logger, except that it goes on with the file of a run that is resumed.
+    """Lightning's CSV logger, except that a resumed run appends to its earlier file.
 
-    Lightning's begins the file anew, rewrites it in place, and ends the run when the disk is full;
-    this one keeps the rows and tries again, see `checkpointing.deferred`.
+    Lightning's restarts the file, rewrites it in place, and ends the run when the disk is full;
+    this one keeps the rows and tries again, see `utils.disk`.
 
     Args:
         save_dir: Directory of ``metrics.csv``; ``.`` is the run's own.
@@ -36,25 +37,25 @@ class MetricsFile(CSVLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> ExperimentWriter:
-        """What writes the file."""
+        """The writer of the file."""
         if not isinstance(self._experiment, _Writer):
             self._experiment = _Writer(self.log_dir)
         return self._experiment
 
 
 class _Writer(ExperimentWriter):
-    """Writes rows behind those that are there."""
+    """Appends rows to those that are there."""
 
     metrics: list[dict[str, Any]]
 
     def _check_log_dir_exists(self) -> None:
-        """Take up the names of an earlier file's columns, instead of removing it."""
+        """Read the columns of an earlier file, instead of removing it."""
         path = Path(self.metrics_file_path)
         if is_there(path):
             self.metrics_keys = list(read_rows(path)[0])
 
     def save(self) -> None:
-        """Write the rows since the last time, all or none; they are kept where that fails."""
+        """Write the rows since the last time, atomically; they are kept where that fails."""
         try_or_defer(Path(self.metrics_file_path), self._write_rows)
 
     def _write_rows(self) -> None:
@@ -66,7 +67,8 @@ class _Writer(ExperimentWriter):
         if columns == known and is_there(path):
             append_whole(path, _text(columns, self.metrics, header=False).encode())
         else:
-            write_rows(path, columns, [*_rows(path), *self.metrics])
+            earlier = read_rows(path)[1] if is_there(path) else []
+            write_rows(path, columns, [*earlier, *self.metrics])
         self.metrics_keys = columns
         self.metrics = []
 
@@ -79,7 +81,7 @@ def read_rows(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 
 def write_rows(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> None:
-    """Write a file of rows, whole or not at all.
+    """Write a file of rows, atomically.
 
     Raises:
         OSError: If it can't be written.
@@ -88,33 +90,26 @@ def write_rows(path: Path, columns: list[str], rows: list[dict[str, Any]]) -> No
 
 
 def trim_rows(path: Path, step: int, depth: int) -> int:
-    """Leave out what came after a checkpoint: a run that goes on from there logs it again.
+    """Remove what came after a checkpoint: a run that is resumed from it logs that again.
 
     Args:
         path: The file.
-        step: Optimizer steps that the checkpoint's run had done, so the index of the next one.
-        depth: Layers that its student had. A growth has the index of the step that it comes before,
-            and the checkpoint may have been written before it or after it.
+        step: Optimizer steps of the checkpoint.
+        depth: Encoder layers of its student.
 
     Returns:
         How many rows that were.
     """
     columns, rows = read_rows(path)
-    kept = [row for row in rows if _came_before(row, step, depth)]
+    kept = [
+        row
+        for row in rows
+        if row.get("step")
+        and is_before(int(row["step"]), float(row.get("growth/depth") or "inf"), step, depth)
+    ]
     if len(kept) < len(rows):
         write_rows(path, columns, kept)
     return len(rows) - len(kept)
-
-
-def _came_before(row: dict[str, str], step: int, depth: int) -> bool:
-    if not row.get("step"):
-        return False
-    grown_to = row.get("growth/depth")
-    return int(row["step"]) < step + bool(grown_to and float(grown_to) <= depth)
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    return read_rows(path)[1] if is_there(path) else []
 
 
 def _text(columns: list[str], rows: list[dict[str, Any]], *, header: bool) -> str:

@@ -1,4 +1,4 @@
-"""Where a run stands: its stage, and how much of it is done."""
+"""Where a run is: its stage, and how much of it is done."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import lightning as L
 
 from interstack.growth.callback import growth_of
 from interstack.growth.schedule import Stage
-from interstack.tracking.stage_records import EarlyEnd
 from interstack.utils.progress import RunPosition
 
 
@@ -44,24 +43,3 @@ def run_position(trainer: L.Trainer) -> RunPosition:
     known = batches > 0 and math.isfinite(batches)
     done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
     return RunPosition(done, int(batches) if known else None, "batch")
-
-
-def early_end(trainer: L.Trainer, depth: int) -> EarlyEnd | None:
-    """Return where a run has ended before its schedule did; None if it came to its end.
-
-    Args:
-        trainer: A Trainer whose training is over.
-        depth: Encoder layers of the student.
-    """
-    if trainer.max_steps > 0:
-        done, total, unit = trainer.global_step, trainer.max_steps, "step"
-    elif trainer.max_epochs is not None and trainer.max_epochs > 0:
-        done, total, unit = trainer.current_epoch, trainer.max_epochs, "epoch"
-    else:
-        return None
-    if done >= total:
-        return None
-    growth = growth_of(trainer)
-    number, stages = stage_number(trainer, depth)
-    final_depth = depth if growth is None else growth.depths[-1]
-    return EarlyEnd(number, stages, depth, final_depth, done, total, unit)

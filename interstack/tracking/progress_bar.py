@@ -1,4 +1,4 @@
-"""When a growing run will end: from the pace of the depths that it has had, to those to come."""
+"""The progress bar of a growing run, and the estimate of when the run will end."""
 
 from __future__ import annotations
 
@@ -15,27 +15,29 @@ from interstack.distillation.module import Distillation
 from interstack.growth.callback import growth_of, lineage_of
 from interstack.growth.plan import GrowthPlan
 from interstack.growth.schedule import Stage
+from interstack.tracking.flops import training_flops
 from interstack.tracking.meters import AudioMeter, Clock, Throughput
-from interstack.tracking.metrics import step_flops
 from interstack.tracking.position import run_position, stage_number, stages_left
+from interstack.utils.console import clock_time
 from interstack.utils.progress import Display, Reading, RunPosition, open_display
 
 Cost = Callable[[int], float]
+"""Returns the arithmetic of training at a depth, in any unit."""
 
 
-class TimeLeft(NamedTuple):
+class Eta(NamedTuple):
     """Seconds until the stage ends, and until the run does."""
 
     stage: float
     run: float
 
 
-class Outlook:
-    """Learns each depth's pace while it trains, and foretells the rest of the run.
+class EtaEstimator:
+    """Measures each depth's pace while it trains, and predicts when a growing run will end.
 
-    Depths that have not been yet are taken to lie on the line through the two deepest that have; as
-    long as there is only one, their pace is taken to go with their arithmetic. A pace includes the
-    validations of its stage.
+    Depths still to come are taken to lie on the line through the two deepest so far; as long as
+    there is only one, their pace is taken to be proportional to their arithmetic. A pace includes
+    the validations of its stage.
 
     Args:
         clock: Returns seconds.
@@ -47,11 +49,11 @@ class Outlook:
         self._begin: tuple[float, float] | None = None  # time, and share of the run that was done
 
     def interrupt(self) -> None:
-        """Begin a stretch: what comes now is no training, or training at another depth."""
+        """Start a new stretch, at another depth."""
         self._begin = None
 
-    def look(self, depth: int, done: float) -> None:
-        """Note where the run is; to be called after each step.
+    def update(self, depth: int, done: float) -> None:
+        """Note where the run is after a step.
 
         Args:
             depth: The student's.
@@ -65,25 +67,21 @@ class Outlook:
         if done > done_then:
             self._paces[depth] = (now - begun_at) / (done - done_then)
 
-    def time_left(self, done: float, stages: Sequence[Stage], cost: Cost) -> TimeLeft | None:
-        """Return how long the stage and the whole run will still take.
+    def estimate(self, done: float, stages: Sequence[Stage], cost: Cost) -> Eta | None:
+        """Return how long the stage and the whole run will still take; None before a first pace.
 
         Args:
             done: Share of the run that is done.
-            stages: The one that goes on, and those to come.
-            cost: Returns the arithmetic of a step at a depth.
-
-        Returns:
-            Seconds; None as long as nothing is known.
+            stages: The present one, and those to come.
+            cost: Returns the arithmetic at a depth.
         """
         if not self._paces:
             return None
-        shares = [max(0.0, stage.end - max(done, stage.start)) for stage in stages]
         seconds = [
-            share * self._pace(stage.depth, cost)
-            for share, stage in zip(shares, stages, strict=True)
+            max(0.0, stage.end - max(done, stage.start)) * self._pace(stage.depth, cost)
+            for stage in stages
         ]
-        return TimeLeft(seconds[0], sum(seconds))
+        return Eta(seconds[0], sum(seconds))
 
     def _pace(self, depth: int, cost: Cost) -> float:
         if depth in self._paces:
@@ -101,11 +99,11 @@ class StageProgressBar(ProgressBar):
     """Shows stage, depth, loss and seconds of audio a second, and announces growth.
 
     On a terminal it is a bar; elsewhere a line without control codes, now and then. It is built on
-    Lightning's base class, since ``RichProgressBar`` and ``TQDMProgressBar`` begin anew every
-    epoch. The device is waited for only when something is shown.
+    Lightning's base class, since ``RichProgressBar`` and ``TQDMProgressBar`` restart every epoch.
+    The device is waited for only when something is shown.
 
     Args:
-        refresh_seconds: Seconds between two looks of the bar on a terminal.
+        refresh_seconds: Seconds between two updates of the bar on a terminal.
         line_seconds: Seconds between two lines elsewhere.
     """
 
@@ -118,9 +116,9 @@ class StageProgressBar(ProgressBar):
         self._shown_at = float("-inf")
         self._audio = AudioMeter()
         self._throughput = Throughput()
-        self._outlook = Outlook()
+        self._eta = EtaEstimator()
         self._rate: float | None = None
-        self._done = 0
+        self._done = 0  # batches of a validation, test or prediction
 
     def disable(self) -> None:
         """Show nothing from now on."""
@@ -140,8 +138,8 @@ class StageProgressBar(ProgressBar):
     # Training -----------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show where the run begins."""
-        self._outlook = Outlook()
+        """Show the position at which the run starts."""
+        self._eta = EtaEstimator()
         self._throughput.interrupt()
         self._show(self._training_reading(trainer, pl_module))
 
@@ -153,12 +151,12 @@ class StageProgressBar(ProgressBar):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """Count the audio, and show how things stand if it is time to."""
+        """Count the audio, and show the position if that is due."""
         del outputs, batch_idx
         self._audio.add(batch, trainer.world_size)
         done = run_position(trainer).share
         if done is not None:
-            self._outlook.look(len(lineage_of(trainer, pl_module)), done)
+            self._eta.update(len(lineage_of(trainer, pl_module)), done)
         is_due = self._is_due()
         if self._enabled and (is_due or self._throughput.is_idle):
             self._rate = self._throughput.update(self._audio.take().seconds) or self._rate
@@ -166,15 +164,15 @@ class StageProgressBar(ProgressBar):
             self._show(self._training_reading(trainer, pl_module))
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say why the bar stands still."""
+        """Show why the bar stands still."""
         self._done = 0
         self._throughput.interrupt()
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._pause(trainer, pl_module, "validating")
 
     def on_growth_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say why the bar stands still."""
-        self._outlook.interrupt()
+        """Show why the bar stands still."""
+        self._eta.interrupt()
         self._throughput.interrupt()
         self._pause(trainer, pl_module, "growing")
 
@@ -193,20 +191,16 @@ class StageProgressBar(ProgressBar):
             )
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Show where the run ended."""
+        """Show the position at which the run has ended."""
         self._show(self._training_reading(trainer, pl_module))
         self._close()
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, *_: object, **__: object) -> None:
         """Give the terminal back."""
-        del trainer, pl_module, exception
         self._close()
 
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    def teardown(self, *_: object, **__: object) -> None:
         """Give the terminal back."""
-        del trainer, pl_module, stage
         self._close()
 
     def _pause(self, trainer: L.Trainer, pl_module: L.LightningModule, reason: str) -> None:
@@ -230,68 +224,39 @@ class StageProgressBar(ProgressBar):
     def _time_left(
         self, trainer: L.Trainer, pl_module: L.LightningModule, *, grows: bool
     ) -> tuple[str, ...]:
-        """Say when the stage and the run will end; nothing at either end of the run."""
+        """Return in words when stage and run will end; nothing at either end of the run."""
         done = run_position(trainer).share
         if done is None or done >= 1:
             return ()
         stages = stages_left(trainer, len(lineage_of(trainer, pl_module)))
-        cost = partial(step_flops, pl_module) if isinstance(pl_module, Distillation) else _alike
-        left = self._outlook.time_left(done, stages, cost)
+        left = self._eta.estimate(done, stages, _cost_of(pl_module))
         if left is None:
             return ()
-        ends = f"ends in {_clock_time(left.run)}"
-        return (f"grows in {_clock_time(left.stage)}", ends) if grows else (ends,)
+        growth, end = (clock_time(each).removeprefix("0:").removeprefix("0") for each in left)
+        ends = f"ends in {end}"
+        return (f"grows in {growth}", ends) if grows else (ends,)
 
     # Validation, test and prediction on their own -----------------------------------------------
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin to count."""
-        del trainer, pl_module
+    def on_test_start(self, *_: object, **__: object) -> None:
+        """Restart the count."""
         self._done = 0
 
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin to count."""
-        del trainer, pl_module
+    def on_predict_start(self, *_: object, **__: object) -> None:
+        """Restart the count."""
         self._done = 0
 
-    def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: L.Trainer, *_: object, **__: object) -> None:
         """Show how far the validation is, unless it is only a part of training."""
-        del pl_module, outputs, batch, batch_idx, dataloader_idx
         if trainer.state.fn != "fit":
             self._count("validation", trainer.num_val_batches)
 
-    def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, trainer: L.Trainer, *_: object, **__: object) -> None:
         """Show how far the test is."""
-        del pl_module, outputs, batch, batch_idx, dataloader_idx
         self._count("test", trainer.num_test_batches)
 
-    def on_predict_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: object,
-        batch: object,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, trainer: L.Trainer, *_: object, **__: object) -> None:
         """Show how far the prediction is."""
-        del pl_module, outputs, batch, batch_idx, dataloader_idx
         self._count("prediction", trainer.num_predict_batches)
 
     def _count(self, title: str, batches: Sequence[int | float]) -> None:
@@ -324,14 +289,6 @@ class StageProgressBar(ProgressBar):
             self._shown_at = float("-inf")
 
 
-def _alike(depth: int) -> float:
-    """Take all depths to cost the same, where nothing is known of them."""
-    del depth
-    return 1.0
-
-
-def _clock_time(seconds: float) -> str:
-    minutes, left = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}:{left:02}"
-    return f"{minutes // 60}:{minutes % 60:02}:{left:02}"
+def _cost_of(module: L.LightningModule) -> Cost:
+    """Return what training costs by depth; the same at all where nothing is known of it."""
+    return partial(training_flops, module) if isinstance(module, Distillation) else lambda _: 1.0

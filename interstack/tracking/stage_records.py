@@ -1,4 +1,4 @@
-"""What is recorded of a stage, the file that it is kept in, and tables made from it."""
+"""``stages.json``, the record of a run's stages, and the table that closes the run."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from interstack.growth.plan import GrowthPlan
+from interstack.utils.console import clock_time
 from interstack.utils.disk import write_or_defer
 
 RunStatus = Literal["running", "finished", "ended_early", "interrupted"]
 
-RECORD_NAME = "stages.json"
+RECORD_NAME: Final = "stages.json"
 """File in the run's directory: ``status``; ``stages``, a list of ``StageRecord``'s fields; and for
 a run that has ended early ``early_end``, the fields of an ``EarlyEnd``."""
 
@@ -34,7 +34,7 @@ class StageRecord:
         steps: Optimizer steps of this stage.
         audio_seconds: Audio trained on, padding excluded, on all ranks.
         training_seconds: Wall-clock of training, growth included and validation excluded.
-        validation_loss_before: Just after growth, or at the run's start; None without validation.
+        validation_loss_before: Just after growing, or at the run's start; None without validation.
         validation_loss_after: At the stage's end; None before that.
         finished: Whether the stage has come to its end.
         padded_seconds: As `audio_seconds`, with the padding.
@@ -55,15 +55,15 @@ class StageRecord:
 
 @dataclass(frozen=True)
 class EarlyEnd:
-    """Where a run has ended before its schedule did, by ``trainer.max_time`` or a callback.
+    """The point at which a run ended before its schedule did.
 
     Attributes:
         stage: Number of the stage, counted from 1.
-        stages: How many there were to be.
+        stages: Stages that were planned.
         depth: Encoder layers of the student.
         final_depth: Those of the last stage.
-        done: Optimizer steps of the run, or its epochs that are over.
-        total: How many there were to be.
+        done: Optimizer steps or epochs that are done.
+        total: Steps or epochs that were planned.
         unit: ``step`` or ``epoch``.
     """
 
@@ -76,7 +76,6 @@ class EarlyEnd:
     unit: str
 
     def __str__(self) -> str:
-        """Write where it was."""
         return (
             f"in stage {self.stage} of {self.stages}, at depth {self.depth} of {self.final_depth}, "
             f"after {self.unit} {self.done:,} of {self.total:,}"
@@ -94,8 +93,8 @@ def write_stages(
     Args:
         directory: The run's directory, made if it is not there.
         stages: The stages so far.
-        status: How the run stands.
-        early_end: Where it has ended, if that was early.
+        status: Of the run.
+        early_end: Its end, if that was early.
     """
     record: dict[str, object] = {"status": status, "stages": [asdict(stage) for stage in stages]}
     if early_end is not None:
@@ -103,48 +102,7 @@ def write_stages(
     write_or_defer(directory / RECORD_NAME, (json.dumps(record, indent=2) + "\n").encode())
 
 
-COLUMNS: Final = ("layer", "name", "parent", "kind", "block", "place", "tap")
-"""Of a row: the layer's number from 1; block and place as ``2.3``, which stay readable when layers
-are renumbered; its parent before the growth; clone or original; its block, the layer of the first
-stage that it descends from; its place in it; whether it is tied to the teacher."""
-
-
-def layer_rows(
-    lineage: Sequence[int], plan: GrowthPlan, tap_layers: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Return a row for each layer of a grown stack, bottom first.
-
-    Args:
-        lineage: For every layer, the index of its ancestor in the first stack.
-        plan: The growth that it has just gone through.
-        tap_layers: Indices of the tapped layers.
-    """
-    names = block_names(lineage)
-    return [
-        {
-            "layer": layer + 1,
-            "name": names[layer],
-            "parent": plan.parents[layer] + 1,
-            "kind": "clone" if plan.is_clone(layer) else "original",
-            "block": lineage[layer] + 1,
-            "place": int(names[layer].partition(".")[2]),
-            "tap": layer in tap_layers,
-        }
-        for layer in range(plan.depth)
-    ]
-
-
-def block_names(lineage: Sequence[int]) -> list[str]:
-    """Return each layer's block and its place there, both from 1, as ``2.3``."""
-    seen: dict[int, int] = {}
-    names = []
-    for ancestor in lineage:
-        seen[ancestor] = seen.get(ancestor, 0) + 1
-        names.append(f"{ancestor + 1}.{seen[ancestor]}")
-    return names
-
-
-_HEADERS = (
+_HEADERS: Final = (
     "stage",
     "depth",
     "parameters",
@@ -157,7 +115,7 @@ _HEADERS = (
 
 
 def stage_table(stages: Sequence[StageRecord]) -> Table:
-    """Lay out the stages of a run, one a row, and their sums."""
+    """Return a table of a run's stages, one a row, and their sums."""
     table = Table(
         box=SIMPLE_HEAD, show_footer=len(stages) > 1, collapse_padding=True, pad_edge=False
     )
@@ -167,7 +125,7 @@ def stage_table(stages: Sequence[StageRecord]) -> Table:
         "",
         f"{sum(stage.steps for stage in stages):,}",
         _hours(sum(stage.audio_seconds for stage in stages)),
-        _clock_time(sum(stage.training_seconds for stage in stages)),
+        clock_time(sum(stage.training_seconds for stage in stages)),
         "",
         "",
     )
@@ -181,7 +139,7 @@ def stage_table(stages: Sequence[StageRecord]) -> Table:
             f"{stage.num_parameters / 1e6:.2f} M",
             f"{stage.steps:,}",
             _hours(stage.audio_seconds),
-            _clock_time(stage.training_seconds),
+            clock_time(stage.training_seconds),
             _loss(stage.validation_loss_before),
             _loss(stage.validation_loss_after),
         )
@@ -189,7 +147,7 @@ def stage_table(stages: Sequence[StageRecord]) -> Table:
 
 
 def print_stage_table(stages: Sequence[StageRecord], directory: Path | None) -> None:
-    """Print the table, and where the run's directory is; None for a trial that keeps nothing."""
+    """Print the table, and the run's directory; None for a trial that keeps nothing."""
     console = Console(highlight=False)
     console.print(stage_table(stages))
     end = "fast_dev_run: nothing is kept" if directory is None else f"The run is in {directory}"
@@ -198,11 +156,6 @@ def print_stage_table(stages: Sequence[StageRecord], directory: Path | None) -> 
 
 def _hours(seconds: float) -> str:
     return f"{seconds / 3600:,.2f}"
-
-
-def _clock_time(seconds: float) -> str:
-    minutes, seconds_left = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds_left:02}"
 
 
 def _loss(loss: float | None) -> str:

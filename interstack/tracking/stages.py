@@ -1,4 +1,4 @@
-"""What is told of a stage's end and of a growth, as primitives."""
+"""The Lightning callback that records a run's stages, and what is logged of each."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ import lightning as L
 
 from interstack.data.batch import Batch
 from interstack.distillation.module import Distillation
+from interstack.growth.callback import growth_of
 from interstack.growth.plan import GrowthPlan
+from interstack.tracking.lineage import layer_rows
 from interstack.tracking.meters import AudioMeter, SpikeMeter, Stopwatch
-from interstack.tracking.position import early_end, stage_number
+from interstack.tracking.position import stage_number
 from interstack.tracking.stage_records import (
     EarlyEnd,
     RunStatus,
     StageRecord,
-    layer_rows,
     print_stage_table,
     write_stages,
 )
 from interstack.tracking.validation import validation_loss
+
+log = logging.getLogger(__name__)
 
 STAGE_COLUMNS: Final = (
     "stage",
@@ -39,15 +42,15 @@ STAGE_COLUMNS: Final = (
     "loss_peak",
     "recovered_after_steps",
 )
-"""What a stage's summary holds, in the order of its table."""
+"""Keys of `stage_summary`, in the order of its table."""
 
 
 def stage_summary(stage: StageRecord, spike: SpikeMeter) -> dict[str, Any]:
-    """Return what a stage took and brought.
+    """Return what is logged of a stage.
 
     Args:
         stage: The stage, at its end.
-        spike: Of the growth that began it.
+        spike: Of the growth step that it began with.
     """
     values = (
         stage.stage,
@@ -72,14 +75,14 @@ def growth_summary(
     tap_layers: Sequence[int],
     stages: Sequence[StageRecord],
 ) -> dict[str, Any]:
-    """Return what a growth made, and the validation loss on both of its sides.
+    """Return what is logged of a growth step: its layers, and the validation loss on both sides.
 
     Args:
-        plan: The growth.
+        plan: The growth step.
         operator: Its operator's name.
         lineage: Of the grown stack.
         tap_layers: Of the grown stack.
-        stages: The run's, the one that begins now the last.
+        stages: The run's; the last one begins now.
     """
     return {
         "from_depth": plan.old_depth,
@@ -91,19 +94,16 @@ def growth_summary(
     }
 
 
-log = logging.getLogger(__name__)
-
-
 class StageRecorder(L.Callback):
-    """Keeps ``stages.json`` in the run's directory, and closes the run with it as a table.
+    """Writes ``stages.json`` into the run's directory, and prints it as a table at the end.
 
-    A stage lasts from the run's start, or a growth, to the next growth, or the run's end; the
-    validation loss is measured at both. The record goes into checkpoints, so a resumed run
-    goes on with it, and training is the same bit by bit with this callback and without.
+    A stage lasts from the run's start, or a growth step, to the next one, or the run's end; the
+    validation loss is measured at both. The record goes into checkpoints, so that a resumed run
+    continues it, and training is the same bit by bit with this callback and without.
 
     Attributes:
-        stages: The stages so far; the last one is going on unless it is ``finished``.
-        early_end: Where training has ended before its schedule did; None otherwise.
+        stages: The stages so far; the last one is in progress unless it is ``finished``.
+        early_end: Where training ended before its schedule did; None otherwise.
     """
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class StageRecorder(L.Callback):
         self.early_end: EarlyEnd | None = None
         self._audio = AudioMeter()
         self._stopwatch = Stopwatch()
-        self._training = False
+        self._is_training = False
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Refuse a module whose loss can't be measured, before any training."""
@@ -121,9 +121,9 @@ class StageRecorder(L.Callback):
     # From stage to stage ------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Begin the first stage, or go on with the one that a resumed run was cut in."""
-        self._training = True
-        self._audio = AudioMeter()  # without the step that an earlier fit may have broken off in
+        """Begin the first stage, or continue the one in which a resumed run was interrupted."""
+        self._is_training = True
+        self._audio = AudioMeter()  # without the step in which an earlier fit may have ended
         self.early_end = None
         if trainer.global_step == 0:
             self.stages = []
@@ -132,37 +132,37 @@ class StageRecorder(L.Callback):
             self.stages[-1].validation_loss_after = None
         else:
             self._begin(trainer, pl_module)
-        self.rest()
+        self.skip_time()
 
     def on_growth_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """End a stage."""
         self._end(trainer, pl_module)
         self._write(trainer, "running")
-        self.rest()
+        self.skip_time()
 
     def on_growth_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, plan: GrowthPlan
     ) -> None:
-        """Begin the next stage; the time that growth took is its first."""
+        """Begin the next stage, whose time includes growing."""
         del plan
         growing_seconds = self._stopwatch.lap()
         self._begin(trainer, pl_module, growing_seconds)
-        self.rest()
+        self.skip_time()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """End the last stage, or the one that the run has got to."""
+        """End the last stage, or the one in which the run ends early."""
         self._end(trainer, pl_module)
-        self.early_end = early_end(trainer, _distillation(pl_module).depth)
+        self.early_end = _early_end(trainer, _distillation(pl_module).depth)
         self.stages[-1].finished = self.early_end is None
         self._write(trainer, "finished" if self.early_end is None else "ended_early")
-        self._training = False
+        self._is_training = False
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Print the table, now that no progress bar is in the way."""
         del pl_module
         if not self.stages:
             return
-        if self.stages[-1].finished:  # as in a run that had lost its record and is resumed
+        if self.stages[-1].finished:  # a resumed run may have lost its record
             self._write(trainer, "finished")
         if not trainer.is_global_zero:
             return
@@ -175,11 +175,11 @@ class StageRecorder(L.Callback):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Keep what is done, also of the stage that was going on."""
+        """Write what is done, also of the stage in progress."""
         del pl_module, exception
-        if not self._training:
+        if not self._is_training:
             return  # the record of an earlier process may know more than the checkpoint
-        self._training = False
+        self._is_training = False
         try:
             self.read()
             self._write(trainer, "interrupted")
@@ -227,9 +227,9 @@ class StageRecorder(L.Callback):
         self._audio.add(batch, trainer.world_size, ends_step=ends_step)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Let the time since the last batch go uncounted."""
+        """Leave validation out of the stage's time."""
         del trainer, pl_module
-        self.rest()
+        self.skip_time()
 
     # Records ------------------------------------------------------------------------------------
 
@@ -240,7 +240,7 @@ class StageRecorder(L.Callback):
         return {"stages": [asdict(stage) for stage in self.stages], "early_end": early}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the record of a run that is resumed."""
+        """Continue the record of a resumed run."""
         self.stages = [StageRecord(**stage) for stage in state_dict["stages"]]
 
     def read(self) -> None:
@@ -250,14 +250,30 @@ class StageRecorder(L.Callback):
             self.stages[-1].audio_seconds += audio.seconds
             self.stages[-1].padded_seconds += audio.padded_seconds
 
-    def rest(self) -> None:
-        """Let the time since the last batch, or since growth began, go uncounted."""
+    def skip_time(self) -> None:
+        """Leave the time since the last batch out of the stage's."""
         self._stopwatch.lap()
 
     def _write(self, trainer: L.Trainer, status: RunStatus) -> None:
         if trainer.is_global_zero:
             directory = Path(trainer.default_root_dir)
             write_stages(directory, self.stages, status, self.early_end)
+
+
+def _early_end(trainer: L.Trainer, depth: int) -> EarlyEnd | None:
+    """Return where training ended before its schedule did, by ``max_time`` or a callback."""
+    if trainer.max_steps > 0:
+        done, total, unit = trainer.global_step, trainer.max_steps, "step"
+    elif trainer.max_epochs is not None and trainer.max_epochs > 0:
+        done, total, unit = trainer.current_epoch, trainer.max_epochs, "epoch"
+    else:
+        return None
+    if done >= total:
+        return None
+    growth = growth_of(trainer)
+    number, stages = stage_number(trainer, depth)
+    final_depth = depth if growth is None else growth.depths[-1]
+    return EarlyEnd(number, stages, depth, final_depth, done, total, unit)
 
 
 def _distillation(pl_module: L.LightningModule) -> Distillation:

@@ -12,14 +12,14 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 PARTS: Final = ("data", "front_end", "teacher", "student_forward", "backward", "optimizer")
-"""What a step is made of. ``data`` is what it waited for; front ends are the teacher's and the
+"""Parts of a step. ``data`` is the wait for the batch; front ends are the teacher's and the
 student's; ``optimizer`` includes what callbacks do between two steps."""
 
 _Time = float | torch.cuda.Event
 
 
 class StepClock:
-    """Takes the time at the seams of a step, of those steps alone that are looked at.
+    """Takes the time between the parts of those steps that are to be timed.
 
     On a GPU the times are events in its stream, which nobody waits for before the step is over.
 
@@ -29,7 +29,7 @@ class StepClock:
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
-        self._armed = False
+        self._is_timed = False
         self._marks: list[tuple[str, _Time]] = []
         self._handles: list[RemovableHandle] = []
         self._ended = time.perf_counter()
@@ -38,7 +38,7 @@ class StepClock:
     def watch(
         self, teacher: nn.Module | None, student: nn.Module, *, extracts_features: bool = False
     ) -> None:
-        """Look at where teacher and student begin and end.
+        """Mark where teacher and student begin and end, by hooks.
 
         Args:
             teacher: A `Teacher`; None where its targets are cached.
@@ -57,39 +57,32 @@ class StepClock:
         self._at_start(model.feature_projection, "front_end")
         self._at_end(student, "student_forward")
 
-    def leave(self) -> None:
-        """Look no more."""
+    def unwatch(self) -> None:
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
 
-    def begin(self, looked_at: bool) -> None:
-        """A batch is there: the step begins.
-
-        Args:
-            looked_at: Whether its time is to be taken.
-        """
+    def begin(self, is_timed: bool) -> None:
+        """Begin a step, whose batch is there."""
         self._waited = time.perf_counter() - self._ended
-        self._armed = looked_at
+        self._is_timed = is_timed
         self._marks.clear()
         self.mark("data")
 
     def mark(self, part: str) -> None:
-        """A part of the step ends here."""
-        if self._armed:
+        """End a part of the step."""
+        if self._is_timed:
             self._marks.append((part, self._now()))
 
     def end(self) -> dict[str, float]:
-        """The step is over: return the seconds of its parts, if it was looked at.
-
-        Waits for a GPU then.
-        """
+        """End the step; return the seconds of its parts if it is timed, and wait for a GPU."""
         self.mark("optimizer")
         marks, self._marks = self._marks, []
         self._ended = time.perf_counter()
-        if not self._armed:
+        if not self._is_timed:
             return {}
-        self._armed = False
+        self._is_timed = False
         parts = dict.fromkeys(PARTS, 0.0) | {"data": self._waited}
         if self._on_gpu:
             torch.cuda.synchronize()
@@ -97,8 +90,8 @@ class StepClock:
             parts[part] += _seconds(before, after)
         return parts
 
-    def rest(self) -> None:
-        """What comes now, such as a validation, is no wait for data."""
+    def skip_time(self) -> None:
+        """Leave the time until now out of the next step's wait for data, as of a validation."""
         self._ended = time.perf_counter()
 
     def _now(self) -> _Time:

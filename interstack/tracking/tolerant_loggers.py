@@ -1,4 +1,4 @@
-"""Loggers for which a full disk, or a service out of reach, is no reason to end a run."""
+"""Loggers that do not end a run where a disk is full or a service out of reach."""
 
 from __future__ import annotations
 
@@ -22,16 +22,15 @@ _WRITING: Final = (
 
 
 def tolerate_failures(logger: Logger) -> None:
-    """Let what a logger can't write or send cost a warning.
+    """Turn a logger's failed writes into warnings.
 
-    TensorBoard's events are kept and written later, as the run's own records are. What other
-    loggers make of a failed write is theirs; they are called again at the next point, but for W&B
-    after its own process has ended.
+    TensorBoard's events are kept and written later, as the run's own records are. Other loggers
+    are called again at the next point, except W&B after its own process has ended.
 
     Args:
-        logger: Of a Trainer; rank zero's. Changed in place.
+        logger: Of a Trainer on rank zero; changed in place.
     """
-    failed = {"now": False}
+    failed = {"now": False}  # shared by its methods, so that one outage is one warning
     for name in _WRITING:
         method = getattr(logger, name, None)
         if method is not None:
@@ -77,7 +76,7 @@ def _is_of_service(error: OSError) -> bool:
 
 
 class _EventFile:
-    """What TensorBoard's record writer takes for its file."""
+    """The file of TensorBoard's record writer."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -87,7 +86,7 @@ class _EventFile:
         append_or_defer(self._path, record)
 
     def flush(self) -> None:
-        """Do nothing: what could not be written is tried again with the next record."""
+        """Do nothing: what could not be written is written with the next record."""
 
     def close(self) -> None:
         self.closed = True

@@ -1,4 +1,4 @@
-"""The validation loss at any moment of a fit, measured without leaving a trace in it."""
+"""The validation loss at any moment of a fit, which is left as it is."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from interstack.models.precision import evaluating
 
 @torch.no_grad()
 def validation_loss(trainer: L.Trainer, module: Distillation) -> float | None:
-    """Measure the loss over the Trainer's validation batches, those of all ranks.
+    """Return the loss over the Trainer's validation batches, those of all ranks.
 
     It is what ``val/loss`` would be now: same batches, limits, precision and sums, and the averaged
-    student where a callback averages its weights. Random states,
-    train mode and loggers stay as they are. Every rank has to call it.
+    student where a callback averages its weights. Random states, train mode and loggers stay as
+    they are. Every rank has to call it.
 
     Args:
-        trainer: A Trainer in the midst of ``fit``, between two steps.
-        module: What it trains.
+        trainer: During ``fit``, between two steps.
+        module: Its module.
 
     Returns:
         The loss, or None where the Trainer has nothing to validate on.

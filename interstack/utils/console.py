@@ -1,13 +1,16 @@
-"""The terminal: where tables are printed, and what is kept off it."""
+"""The terminal: tables and times as they are printed, and what is kept off it."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+from collections.abc import Iterable, Sequence
 from typing import Final
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
 _FILE_WIDTH: Final = 140
 
@@ -15,6 +18,41 @@ _FILE_WIDTH: Final = 140
 def table_console() -> Console:
     """Return a console as wide as the terminal; a file has no width, and gets a generous one."""
     return Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
+
+
+def make_table(
+    headers: Sequence[str],
+    rows: Iterable[Sequence[str]] = (),
+    *,
+    title: str | None = None,
+    caption: str | None = None,
+) -> Table:
+    """Return a table of names in the first column and figures in the others.
+
+    Args:
+        headers: Of the columns.
+        rows: The cells; more may be added to the table.
+        title: What stands above it.
+        caption: What stands below it.
+    """
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD)
+    table.add_column(headers[0], overflow="fold")
+    for header in headers[1:]:
+        table.add_column(header, justify="right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def clock_time(seconds: float) -> str:
+    """Return a duration as hours, minutes and seconds.
+
+    Example:
+        >>> clock_time(4980.2)
+        '1:23:00'
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 class _NoTips(logging.Filter):

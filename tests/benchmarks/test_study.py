@@ -118,8 +118,9 @@ def test_finished_runs_are_found_by_the_study_files(
     monkeypatch.chdir(FILES.parents[2])
     runs = tmp_path / "runs"
     runs.mkdir()
-    (runs / "full-seed1.json").write_text(json.dumps({"status": "finished"}))
-    (runs / "full-seed4.json").write_text(json.dumps({"status": "running"}))
+    for name, status in (("full-seed1", "finished"), ("full-seed4", "running")):
+        record = {"status": status, "words": [], "settings": {}}
+        (runs / f"{name}.json").write_text(json.dumps(record))
     assert [(study, run.name) for study, run in finished_runs(tmp_path)] == [
         ("a_operators", "full-seed1")
     ]

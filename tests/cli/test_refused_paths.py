@@ -90,4 +90,4 @@ def test_a_split_that_may_not_be_read_is_a_line(
     assert main([*words, f"--data.source.init_args.root={closed}"]) == 2
     error = capsys.readouterr().err
     assert f"{closed}" in error
-    assert "can't be read or written (Permission denied): mend that" in error
+    assert "can't be read or written (Permission denied): fix that" in error

@@ -21,9 +21,9 @@ from interstack.distillation.module import Distillation
 from interstack.errors import ConfigurationError
 from interstack.export.huggingface import load_student
 from interstack.models.config import TeacherConfig
+from interstack.models.flops import forward_macs
 from interstack.models.pretrained_front_end import PretrainedFrontEnd
-from interstack.planning.costs import front_end_macs
-from interstack.tracking.metrics import step_flops
+from interstack.tracking.flops import training_flops
 from tests.distillation.small_runs import (
     SaveAfterFirstEpoch,
     make_batch,
@@ -127,8 +127,12 @@ def test_the_teacher_itself_as_source_is_no_source(front_end: FrontEnd, models: 
     without = make_module(teacher, None, front_end)
     pairs = zip(losses_by_tap(with_source), losses_by_tap(without), strict=True)
     assert all(torch.equal(*pair) for pair in pairs)
-    more = 2 * front_end_macs(with_source.student.config) if front_end == "shared" else 0.0
-    assert step_flops(with_source, 2) - step_flops(without, 2) == pytest.approx(more)
+    more = (
+        2 * forward_macs(with_source.student.config, 2, 10.0).front_end
+        if front_end == "shared"
+        else 0.0
+    )
+    assert training_flops(with_source, 2) - training_flops(without, 2) == pytest.approx(more)
 
 
 @pytest.mark.parametrize("source", ["hubert-base", "hubert-large"])
@@ -240,7 +244,7 @@ def test_a_plan_counts_the_front_end_apart(models: Path, tmp_path: Path) -> None
     given = [*words(models), "--trainer.max_steps=4", "--seconds=0.1", f"--json={report}"]
     assert main(["plan", *settings(models / "whisper", *given)]) == 0
     plan = json.loads(report.read_text())
-    assert list(plan["predicted"]["worth"]) == ["as configured", "targets cached"]
+    assert list(plan["predicted"]["speedups"]) == ["as configured", "targets cached"]
     assert all(split["front_end"] > 0 for split in plan["measured"]["splits"].values())
 
 

@@ -18,7 +18,7 @@ from interstack.distillation.muon import MuonAdamW, newton_schulz_flops, orthogo
 from interstack.distillation.optimizer import OptimizerConfig, make_optimizer
 from interstack.errors import ConfigurationError
 from interstack.growth.optimizer_state import OptimizerStatePolicy
-from interstack.tracking.metrics import optimizer_flops
+from interstack.tracking.flops import optimizer_flops
 from tests.distillation.small_runs import make_module
 from tests.growth.growing_runs import Saver, equal_states, train
 

@@ -50,7 +50,7 @@ def test_a_plan_says_what_the_run_will_cost(
         options += ["--data.global_batch_seconds=24", "--trainer.devices=2"]
     assert main(["plan", *words(teacher_directory, *options)]) == 0
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("stages", "GMACs/s", "growth is worth", "predicted"))
+    assert all(word in printed for word in ("stages", "GMACs/s", "speedup of growing", "predicted"))
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
     plan = json.loads((tmp_path / "plan.json").read_text())
     stages = plan["predicted"]["stages"]
@@ -62,7 +62,7 @@ def test_a_plan_says_what_the_run_will_cost(
     for split in plan["measured"]["splits"].values():
         assert split["teacher"] > 0
         assert split["step"] == pytest.approx(sum(split.values()) - split["step"])
-    levers = set(plan["predicted"]["worth"]) - {"as configured"}
+    levers = set(plan["predicted"]["speedups"]) - {"as configured"}
     sharing = {"front end shared", "both"} if front_end == "own" else set()
     assert levers == {"targets cached"} | sharing
     assert plan["surroundings"]["torch"]
@@ -98,7 +98,7 @@ def test_with_a_cache_the_teacher_costs_nothing_any_more(
     assert main(["plan", *settings, *options, f"--json={tmp_path / 'plan.json'}"]) == 0
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["teacher_gigamacs_per_second"] is None
-    assert list(plan["predicted"]["worth"]) == ["as configured"]
+    assert list(plan["predicted"]["speedups"]) == ["as configured"]
 
 
 def test_a_plan_is_compared_with_a_run(

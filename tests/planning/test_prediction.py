@@ -13,28 +13,28 @@ from interstack.growth.schedule import GrowthSchedule, RunLength, make_schedule
 from interstack.planning.predict import (
     StageLength,
     StepSplit,
-    growth_ceiling,
     measure_stages,
     predict,
+    speedup_ceiling,
 )
 
 DEPTHS = (3, 6, 9, 12)
 
 
 def ceiling(shares: list[float]) -> float:
-    """What growth could be worth over the paper's depths."""
+    """Return the highest speedup over the paper's depths."""
     run = RunLength(10_000, "steps")
     lengths = measure_stages(make_schedule(DEPTHS, shares), run, 100, lambda _: 1)
-    return growth_ceiling(DEPTHS, [length.steps for length in lengths])
+    return speedup_ceiling(DEPTHS, [length.steps for length in lengths])
 
 
 def test_the_ceiling_is_the_papers() -> None:
     """1.60 for equal stages, less the more of the run is spent deep."""
     assert ceiling([0.25] * 4) == pytest.approx(1.60, abs=0.005)
-    for alpha, worth in ((1, 1.33), (2, 1.20), (3, 1.13)):
+    for alpha, speedup in ((1, 1.33), (2, 1.20), (3, 1.13)):
         weights = [stage**alpha for stage in (1, 2, 3, 4)]
         shares = [weight / sum(weights) for weight in weights]
-        assert ceiling(shares) == pytest.approx(worth, abs=0.005)
+        assert ceiling(shares) == pytest.approx(speedup, abs=0.005)
 
 
 def staged(weights: list[int]) -> GrowthSchedule:
@@ -87,7 +87,7 @@ def split(batch: float, optimizer: float) -> StepSplit:
 
 
 def test_a_prediction_is_batches_and_updates_times_seconds() -> None:
-    """Two stages, of which the second accumulates; waits and validations, and one lever."""
+    """Two stages, of which the second accumulates; waits and validations, and one alternative."""
     prediction = predict(
         (3, 6),
         [StageLength(10, 10), StageLength(30, 60)],
@@ -100,8 +100,8 @@ def test_a_prediction_is_batches_and_updates_times_seconds() -> None:
     assert [stage.seconds for stage in prediction.stages] == [11.0, 108.0]
     assert prediction.training_seconds == 119.0
     assert prediction.wall_clock == 125.0
-    assert prediction.worth.full_depth_seconds == 129.0
-    assert prediction.worth.growth == pytest.approx(129 / 119)
+    assert prediction.configured.full_depth_seconds == 129.0
+    assert prediction.configured.speedup == pytest.approx(129 / 119)
     assert prediction.ceiling == pytest.approx(6 * 70 / (3 * 10 + 6 * 60))
-    lever = prediction.levers["targets cached"]
-    assert (lever.seconds, lever.full_depth_seconds) == (84.0, 94.0)
+    cached = prediction.alternatives["targets cached"]
+    assert (cached.seconds, cached.full_depth_seconds) == (84.0, 94.0)

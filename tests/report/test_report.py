@@ -17,14 +17,14 @@ from interstack.growth.operators import get_operator, plan_growth
 from interstack.report.compare import (
     GrowthCost,
     common_loss,
+    estimate_speedup,
     group_by_recipe,
     growth_costs,
-    reach,
-    saving,
+    times_to_loss,
 )
 from interstack.report.page import render
-from interstack.report.run import read_stories
-from interstack.tracking.stage_records import layer_rows
+from interstack.report.run import read_runs
+from interstack.tracking.lineage import layer_rows
 from interstack.tracking.step_timer import PARTS
 from tests.checkpointing.full_disks import NoSpace
 from tests.target_cache.cached_runs import fit
@@ -154,25 +154,25 @@ def test_seeds_of_a_recipe_are_one_line_with_a_band(tmp_path: Path) -> None:
         for seed in range(3)
     ]
     runs.append(made_up(tmp_path / "fast", [(1, 2.0), (2, 1.0)], lr=1.0))
-    groups = group_by_recipe(read_stories(runs))
-    assert [len(group.stories) for group in groups] == [3, 1]
+    groups = group_by_recipe(read_runs(runs))
+    assert [len(group.runs) for group in groups] == [3, 1]
     assert groups[0].name == "seed0 (3 seeds)"
-    assert "seed0 (3 seeds)" in render(read_stories(runs))
+    assert "seed0 (3 seeds)" in render(read_runs(runs))
 
 
 def test_the_time_to_a_loss_is_read_between_validations(tmp_path: Path) -> None:
     """The loss is the lowest that all reach; full depth throughout is what speed-up is against."""
     growing = made_up(tmp_path / "growing", [(1, 3.0), (2, 1.0)])
     full = made_up(tmp_path / "full", [(2, 3.0), (6, 1.5)], depths=(4,))
-    groups = group_by_recipe(read_stories([growing, full]))
+    groups = group_by_recipe(read_runs([growing, full]))
     loss = common_loss(groups)
     assert loss == 1.5
-    mine, theirs = reach(groups, loss)
+    mine, theirs = times_to_loss(groups, loss)
     assert mine.seconds == (pytest.approx(1.75 * 3600),)
     assert theirs.seconds == (pytest.approx(6 * 3600),)
-    assert mine.speed_ups == (pytest.approx(6 / 1.75),)
-    assert theirs.speed_ups == (pytest.approx(1.0),)
-    page = render(read_stories([growing, full]))
+    assert mine.speedups == (pytest.approx(6 / 1.75),)
+    assert theirs.speedups == (pytest.approx(1.0),)
+    page = render(read_runs([growing, full]))
     assert "1:45:00" in page
     assert "3.43×" in page
 
@@ -181,16 +181,16 @@ def test_without_a_run_at_full_depth_there_is_no_speed_up(tmp_path: Path) -> Non
     """Times are compared all the same."""
     one = made_up(tmp_path / "one", [(1, 3.0), (2, 1.0)])
     other = made_up(tmp_path / "other", [(1, 3.0), (3, 1.0)], lr=2.0)
-    found = reach(group_by_recipe(read_stories([one, other])), 1.0)
-    assert [each.speed_ups for each in found] == [(), ()]
+    found = times_to_loss(group_by_recipe(read_runs([one, other])), 1.0)
+    assert [each.speedups for each in found] == [(), ()]
 
 
 def test_a_shallow_run_is_no_run_at_full_depth(tmp_path: Path) -> None:
     """Although it never grows."""
     growing = made_up(tmp_path / "growing", [(1, 3.0), (2, 1.0)])
     shallow = made_up(tmp_path / "shallow", [(1, 3.0), (3, 1.0)], depths=(2,))
-    found = reach(group_by_recipe(read_stories([growing, shallow])), 1.0)
-    assert [each.speed_ups for each in found] == [(), ()]
+    found = times_to_loss(group_by_recipe(read_runs([growing, shallow])), 1.0)
+    assert [each.speedups for each in found] == [(), ()]
 
 
 def test_runs_are_compared_at_a_loss_that_is_asked_for(
@@ -219,12 +219,12 @@ def test_runs_are_compared_at_a_loss_that_is_asked_for(
 def test_what_growing_cost_and_saved_is_told_in_a_glance(tmp_path: Path) -> None:
     """A shallow step takes an hour, a deep one two: four would have taken eight instead of six."""
     run = made_up(tmp_path / "run", [(1, 4.0), (2, 3.0), (4, 2.0), (6, 1.0)], grows_after=2)
-    (story,) = read_stories([run])
-    assert growth_costs(story) == [GrowthCost(4, pytest.approx(0.1), 7)]
-    found = saving(story)
+    (record,) = read_runs([run])
+    assert growth_costs(record) == [GrowthCost(4, pytest.approx(0.1), 7)]
+    found = estimate_speedup(record)
     assert found is not None
-    assert found.speed_up == pytest.approx(8 / 6)
-    page = render([story])
+    assert found.speedup == pytest.approx(8 / 6)
+    page = render([record])
     assert "4 layers: validation loss +10.0 %, training loss back after 7 steps" in page
     assert "about 1.33×" in page
     assert "8:00:00 instead of 6:00:00" in page
@@ -233,29 +233,29 @@ def test_what_growing_cost_and_saved_is_told_in_a_glance(tmp_path: Path) -> None
 def test_a_recovery_belongs_to_the_growth_before_it(tmp_path: Path) -> None:
     """Told at the very step of the next growth, it is still of the one before it."""
     run = made_up(tmp_path / "run", [(1, 4.0), (2, 3.0), (4, 2.0), (6, 1.0)], grows_after=2)
-    (story,) = read_stories([run])
-    growths = [{**story.growths[0], "step": 2}, {**story.growths[0], "step": 4}]
-    back = story.recoveries[0]
-    story = replace(story, growths=growths, recoveries=[{**back, "step": 4}])
-    assert [cost.recovered_after for cost in growth_costs(story)] == [7, None]
-    story = replace(story, recoveries=[{**back, "step": 5}])
-    assert [cost.recovered_after for cost in growth_costs(story)] == [None, 7]
+    (record,) = read_runs([run])
+    growths = [{**record.growths[0], "step": 2}, {**record.growths[0], "step": 4}]
+    back = record.recoveries[0]
+    record = replace(record, growths=growths, recoveries=[{**back, "step": 4}])
+    assert [cost.recovered_after for cost in growth_costs(record)] == [7, None]
+    record = replace(record, recoveries=[{**back, "step": 5}])
+    assert [cost.recovered_after for cost in growth_costs(record)] == [None, 7]
 
 
 def test_a_run_that_has_only_just_grown_does_not_guess(tmp_path: Path) -> None:
     """One point is no pace; and one that never grew has nothing to tell."""
     run = made_up(tmp_path / "run", [(1, 4.0), (2, 3.0), (4, 2.0)], grows_after=2)
     shallow = made_up(tmp_path / "shallow", [(1, 4.0), (2, 3.0)])
-    stories = read_stories([run, shallow])
-    assert [saving(story) for story in stories] == [None, None]
-    assert "Growing saved" not in render(stories)
-    assert "Growing cost" not in render(stories[1:])
+    records = read_runs([run, shallow])
+    assert [estimate_speedup(record) for record in records] == [None, None]
+    assert "Growing saved" not in render(records)
+    assert "Growing cost" not in render(records[1:])
 
 
 def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
     """By their paths."""
     runs = [made_up(tmp_path / str(lr) / "run", [(1, 1.0)], lr=lr) for lr in (1, 2)]
-    assert [story.name for story in read_stories(runs)] == [str(run) for run in runs]
+    assert [record.name for record in read_runs(runs)] == [str(run) for run in runs]
 
 
 def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,4 +303,4 @@ def test_records_that_can_not_be_drawn_are_told(
 def test_names_of_runs_are_text_and_never_markup(tmp_path: Path) -> None:
     """A directory may be called anything."""
     run = made_up(tmp_path / "<script>alert(1)<", [(1, 1.0)])
-    assert "<script>" not in render(read_stories([run]))
+    assert "<script>" not in render(read_runs([run]))

@@ -77,7 +77,7 @@ def test_a_signal_stops_every_process_and_the_records_say_so(
     with pytest.raises(RunInterrupted, match="SIGTERM with 1 of 3 jobs finished") as caught:
         Queue(jobs, [{}, {}]).run()
     assert caught.value.exit_status == 75
-    records = [read_record(each) for each in jobs]
+    records = [read_record(each.record) for each in jobs]
     assert [each and each.status for each in records] == ["finished", "interrupted", "interrupted"]
 
 
@@ -90,8 +90,8 @@ def test_a_job_of_another_process_is_waited_for(
     jobs = [job(tmp_path, "a", "0"), job(tmp_path, "b", "0")]
 
     def let_go() -> None:
-        assert read_record(jobs[0]) is None
-        assert read_record(jobs[1]) is not None
+        assert read_record(jobs[0].record) is None
+        assert read_record(jobs[1].record) is not None
         os.close(lock)
 
     at_poll(monkeypatch, 20, let_go)

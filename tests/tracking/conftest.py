@@ -18,7 +18,7 @@ from interstack.distillation.module import Distillation
 from interstack.growth.callback import InterleavedStacking
 from interstack.models.config import StudentConfig, TeacherConfig
 from tests.target_cache.cached_runs import fit
-from tests.tracking.told_runs import TOLD
+from tests.tracking.logged_runs import LOGGED
 from tests.tracking.tracked_runs import (
     CONV_DIM,
     DEPTHS,
@@ -52,7 +52,7 @@ def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def told_run(tmp_path_factory: pytest.TempPathFactory, teacher_directory: Path) -> Path:
     """A finished run of the command line that told everything to everyone."""
     directory = tmp_path_factory.mktemp("runs") / "told"
-    assert fit(directory, teacher_directory, *TOLD) == 0
+    assert fit(directory, teacher_directory, *LOGGED) == 0
     return directory
 
 

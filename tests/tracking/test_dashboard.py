@@ -16,13 +16,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from interstack.distillation.module import Distillation
 from interstack.growth.operators import get_operator, plan_growth
 from interstack.tracking.events import read_events
+from interstack.tracking.lineage import layer_rows
 from interstack.tracking.loggers import similarity_figure
 from interstack.tracking.metrics import AXES, POINT_METRICS, RunMeters, Totals
-from interstack.tracking.stage_records import layer_rows
 from interstack.tracking.step_timer import PARTS
 from tests.target_cache.cached_runs import cache, fit, stopping_at
+from tests.tracking.logged_runs import LAYERS, LONG, SCALARS, of_kind
 from tests.tracking.offline_wandb import Offline
-from tests.tracking.told_runs import LAYERS, LONG, SCALARS, of_kind
 
 RECOVERING = ("growth", "recovery")
 BLOCKS_AND_PLACES = ("1_place_1", "1_place_2", "2_place_1", "2_place_2")
@@ -210,11 +210,11 @@ def test_a_recovery_that_nobody_was_told_of_outlives_a_checkpoint() -> None:
     meters = RunMeters()
     for loss in (1.0, 1.0):
         meters.spike.add(loss)
-    meters.spike.grown()
+    meters.spike.start()
     for loss in (2.0, 1.0, 1.0, 1.0, 1.0, 1.0):
         meters.spike.add(loss)
     resumed = RunMeters.of_state(json.loads(json.dumps(meters.state_dict())))
-    assert resumed.spike.has_news
+    assert resumed.spike.is_unlogged
     assert resumed.spike.recovered_after == 6
 
 

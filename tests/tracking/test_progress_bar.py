@@ -11,7 +11,7 @@ import pytest
 
 from interstack.growth.schedule import Stage
 from interstack.tracking.meters import Audio, AudioMeter
-from interstack.tracking.progress_bar import Outlook, StageProgressBar
+from interstack.tracking.progress_bar import EtaEstimator, StageProgressBar
 from tests.tracking.tracked_runs import DEPTHS, NUM_STEPS, MakeRun
 
 CLOCK = r"(?:\d+:)?\d+:\d\d"
@@ -173,39 +173,39 @@ STAGES = (Stage(3, 0.0, 0.5), Stage(6, 0.5, 0.75), Stage(9, 0.75, 1.0))
 def test_depths_to_come_cost_what_their_arithmetic_says_at_first() -> None:
     """A tenth of the run in ten seconds; deeper stages take twice and three times as long."""
     now = [100.0]
-    outlook = Outlook(clock=lambda: now[0])
-    assert outlook.time_left(0.0, STAGES, float) is None
-    outlook.look(3, 0.0)
-    assert outlook.time_left(0.0, STAGES, float) is None
+    eta = EtaEstimator(clock=lambda: now[0])
+    assert eta.estimate(0.0, STAGES, float) is None
+    eta.update(3, 0.0)
+    assert eta.estimate(0.0, STAGES, float) is None
     now[0] += 10
-    outlook.look(3, 0.1)
-    left = outlook.time_left(0.1, STAGES, float)
+    eta.update(3, 0.1)
+    left = eta.estimate(0.1, STAGES, float)
     assert left == pytest.approx((40.0, 40.0 + 0.25 * 200 + 0.25 * 300))
 
 
 def test_two_depths_tell_of_the_third() -> None:
     """On their line; and a growth, or a start, belongs to no stage's pace."""
     now = [0.0]
-    outlook = Outlook(clock=lambda: now[0])
+    eta = EtaEstimator(clock=lambda: now[0])
     for depth, done, seconds in ((3, 0.0, 0), (3, 0.5, 50), (6, 0.5, 1000), (6, 0.6, 12)):
         if seconds == 1000:
-            outlook.interrupt()
+            eta.interrupt()
         now[0] += seconds
-        outlook.look(depth, done)
-    left = outlook.time_left(0.6, STAGES[1:], float)
+        eta.update(depth, done)
+    left = eta.estimate(0.6, STAGES[1:], float)
     assert left == pytest.approx((0.15 * 120, 0.15 * 120 + 0.25 * 140))
 
 
 def test_a_faster_depth_does_not_promise_faster_ones() -> None:
     """A machine that drifts: the next stage takes as long as this one."""
     now = [0.0]
-    outlook = Outlook(clock=lambda: now[0])
+    eta = EtaEstimator(clock=lambda: now[0])
     for depth, done, seconds in ((3, 0.0, 0), (3, 0.5, 100)):
         now[0] += seconds
-        outlook.look(depth, done)
-    outlook.interrupt()
+        eta.update(depth, done)
+    eta.interrupt()
     for done, seconds in ((0.5, 0), (0.75, 25)):
         now[0] += seconds
-        outlook.look(6, done)
-    left = outlook.time_left(0.75, STAGES[2:], float)
+        eta.update(6, done)
+    left = eta.estimate(0.75, STAGES[2:], float)
     assert left == pytest.approx((25.0, 25.0))

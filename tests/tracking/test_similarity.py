@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import pytest
 import torch
 from transformers import HubertConfig
 
+from interstack.distillation.module import Distillation
+from interstack.models.flops import forward_macs
 from interstack.models.student import Student
-from interstack.planning.costs import encoder_macs, front_end_macs
+from interstack.tracking.flops import training_flops
 from interstack.tracking.layer_similarity import linear_cka
 from interstack.tracking.meters import SpikeMeter
-from interstack.tracking.metrics import totals_of, training_flops
+from interstack.tracking.metrics import totals_of
 from interstack.tracking.stage_records import StageRecord
 
 
@@ -48,15 +53,15 @@ def test_a_spike_is_its_peak_and_the_way_back() -> None:
     meter = SpikeMeter()
     for _ in range(30):
         meter.add(1.0)
-    assert not meter.has_news
-    meter.grown()
+    assert not meter.is_unlogged
+    meter.start()
     assert meter.before == 1.0
     losses = [2.0, 2.0, 2.0, 2.0, 2.0, 1.5, 1.0, 0.5, 0.5, 0.5, 0.5]
     told = []
     for loss in losses:
         meter.add(loss)
-        told.append(meter.has_news)
-        meter.has_news = False  # as who tells it does
+        told.append(meter.is_unlogged)
+        meter.is_unlogged = False  # as who tells it does
     assert told.index(True) == 9  # the first five whose mean is 1 again: 1.5 1.0 0.5 0.5 0.5 …
     assert sum(told) == 1
     assert meter.recovered_after == 10
@@ -68,10 +73,10 @@ def test_a_spike_is_its_peak_and_the_way_back() -> None:
 def test_without_a_step_before_it_a_growth_has_no_spike() -> None:
     """Two growths in a row, or a run that begins with one."""
     meter = SpikeMeter()
-    meter.grown()
+    meter.start()
     for _ in range(10):
         meter.add(1.0)
-    assert not meter.has_news
+    assert not meter.is_unlogged
     assert meter.peak is None
 
 
@@ -88,10 +93,12 @@ def test_training_is_three_forward_passes_of_what_is_trained(frozen: bool) -> No
         num_conv_pos_embedding_groups=2,
     )
     student = Student(config, [2, 4], 12, freeze_front_end=frozen)
+    parts = SimpleNamespace(student=student, teacher=None, extracts_features=False)
+    module = cast("Distillation", parts)
     for depth in (2, 3):  # the one that it has, and one that it will have
-        trained = encoder_macs(config, depth, 5.0) + 50 * 2 * 16 * 12
-        trained += 0 if frozen else front_end_macs(config)
-        assert training_flops(student, None, depth, 5.0) == pytest.approx(6 * trained)
+        macs = forward_macs(config, depth, 5.0)
+        trained = macs.encoder + 50 * 2 * 16 * 12 + (0 if frozen else macs.front_end)
+        assert training_flops(module, depth, 5.0) == pytest.approx(6 * trained)
 
 
 def test_a_runs_arithmetic_goes_by_padded_audio_and_by_steps() -> None:

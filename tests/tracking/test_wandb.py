@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from interstack.distillation.module import Distillation
+from interstack.tracking.lineage import LAYER_COLUMNS
 from interstack.tracking.metrics import AXES
-from interstack.tracking.stage_records import COLUMNS
 from tests.target_cache.cached_runs import fit, fit_words, stopping_at
+from tests.tracking.logged_runs import LAYERS, LOGGED, SCALARS, of_kind
 from tests.tracking.offline_wandb import Offline
-from tests.tracking.told_runs import LAYERS, SCALARS, TOLD, of_kind
 
 
 def test_weights_and_biases_offline_has_every_key_table_and_picture(told_run: Path) -> None:
@@ -28,7 +28,8 @@ def test_weights_and_biases_offline_has_every_key_table_and_picture(told_run: Pa
     assert {key for row in offline.rows for key in row} >= {*AXES, *SCALARS, *LAYERS[4]}
     (growth,) = of_kind(told_run, "growth")
     lineage = offline.table("growth/lineage_4")
-    assert lineage == [{column: row[column] for column in COLUMNS} for row in growth["layers"]]
+    rows = growth["layers"]
+    assert lineage == [{column: row[column] for column in LAYER_COLUMNS} for row in rows]
     summary = offline.table("stages/summary")
     stages = of_kind(told_run, "stage")
     assert [row["depth"] for row in summary] == [2, 4]
@@ -53,9 +54,9 @@ def test_a_resumed_offline_run_holds_its_beginning_too(
     with monkeypatch.context() as patched:
         step = stopping_at(19, Distillation.training_step)
         patched.setattr(Distillation, "training_step", step)
-        assert fit(directory, teacher_directory, *TOLD) == 75
+        assert fit(directory, teacher_directory, *LOGGED) == 75
     time.sleep(1.1)  # parts are named by the second
-    assert fit(directory, teacher_directory, *TOLD, "--ckpt_path=last") == 0
+    assert fit(directory, teacher_directory, *LOGGED, "--ckpt_path=last") == 0
     first, second = Offline(directory, 0), Offline(directory, 1)
     assert (first.exit_code, second.exit_code) == (75, 0)
     losses = {event["step"]: event["train/loss"] for event in of_kind(directory, "point")}

@@ -25,8 +25,8 @@ from lightning.pytorch.loggers import WandbLogger
 
 from interstack.commands.run_directory import _keep_wandb_id, _wandb_id
 from interstack.errors import ConfigurationError
-from interstack.tracking.loggers import WandbBoard
-from interstack.tracking.wandb import begin_wandb, finished_wandb
+from interstack.tracking.loggers import WandbEventLogger
+from interstack.tracking.wandb import finished_wandb, start_wandb
 from tests.target_cache.cached_runs import fit_words
 from tests.tracking.offline_wandb import Offline
 
@@ -129,7 +129,7 @@ def test_a_run_goes_on_offline_under_its_id(
         reach(address)
         logger = make_logger(tmp_path)
         with caplog.at_level(logging.INFO, "interstack"), finished_wandb():
-            begin_wandb([logger], "offline")
+            start_wandb([logger], "offline")
             logger.log_metrics({"loss": 1.0}, step=3)
         (warning,) = [
             each.message
@@ -171,7 +171,7 @@ def test_a_run_waits_for_the_service_so_long(
 
     monkeypatch.setattr(wandb, "init", begin)
     with pytest.raises(ConfigurationError, match="nobody answers"):
-        begin_wandb([make_logger(tmp_path)], "stop")
+        start_wandb([make_logger(tmp_path)], "stop")
     settings = wandb.Settings()
     settings.update_from_env_vars(os.environ)
     settings.update_from_settings(given[0])
@@ -183,7 +183,7 @@ def test_an_option_lets_an_outage_stop_the_run(reach: Reach, tmp_path: Path) -> 
     with refusing() as address:
         reach(address)
         with pytest.raises(ConfigurationError, match=r"tracking\.wandb_outage"):
-            begin_wandb([make_logger(tmp_path)], "stop")
+            start_wandb([make_logger(tmp_path)], "stop")
 
 
 def test_what_the_service_refuses_is_an_error(reach: Reach, tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_what_the_service_refuses_is_an_error(reach: Reach, tmp_path: Path) -> N
     with serving(refuse) as address:
         reach(address)
         with pytest.raises(ConfigurationError, match=r"403.*correct that"), finished_wandb():
-            begin_wandb([make_logger(tmp_path)], "offline")
+            start_wandb([make_logger(tmp_path)], "offline")
 
 
 def test_an_outage_at_the_end_does_not_hold_the_run_up(
@@ -206,7 +206,7 @@ def test_an_outage_at_the_end_does_not_hold_the_run_up(
         reach(stack.enter_context(serving(accept)))
         monkeypatch.setenv("WANDB_INIT_TIMEOUT", "20")
         logger = make_logger(tmp_path)
-        begin_wandb([logger], "offline")
+        start_wandb([logger], "offline")
         assert not logger.experiment.offline
         logger.log_metrics({"loss": 1.0})
     told = [each.message for each in caplog.records if each.name.startswith("interstack")]
@@ -281,5 +281,5 @@ def test_a_resumed_run_sends_what_the_service_lacks(
     )
     history = [{"kind": "point", "step": step, "train/loss": 1.0} for step in (10, 20)]
     logger: Any = SimpleNamespace(experiment=run)
-    WandbBoard(logger).catch_up(history)
+    WandbEventLogger(logger).catch_up(history)
     assert rows == sent

@@ -20,7 +20,7 @@ import wandb
 from lightning.pytorch.loggers import WandbLogger
 
 from interstack.distillation.module import Distillation
-from interstack.tracking.loggers import WandbBoard
+from interstack.tracking.loggers import WandbEventLogger
 from interstack.tracking.tolerant_loggers import tolerate_failures
 from interstack.tracking.wandb import finished_wandb, read_sync_file
 from tests.target_cache.cached_runs import fit
@@ -110,7 +110,7 @@ def test_nothing_asks_a_service_that_has_ended(
     with finished_wandb():
         logger = WandbLogger(project="x", save_dir=tmp_path, id="abc12345", offline=True)
         tolerate_failures(logger)
-        board = WandbBoard(logger)
+        board = WandbEventLogger(logger)
         board.define(["loss"])
         logger.log_metrics({"loss": 1.0}, 0)
         os.kill(_service(), signal.SIGKILL)

@@ -12,12 +12,12 @@ from statistics import fmean, stdev
 from typing import Any, Final
 
 import yaml
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
 from interstack.evaluation.superb.tasks import TASKS, Metric, Task
 from interstack.utils.atomic import write_whole
+from interstack.utils.console import make_table
 
 TABLE_FILE: Final = "results.jsonl"
 Result = Mapping[str, Any]
@@ -112,12 +112,8 @@ def results_table(found: Mapping[str, Mapping[str, Figure]], tasks: Sequence[Tas
     caption = "; ".join(
         ["percentages, mean ± standard deviation over seeds", *notes, _about_score(tasks)]
     )
-    table = Table(title="SUPERB", box=SIMPLE_HEAD, caption=caption)
-    table.add_column("model", overflow="fold")
-    for metric in metrics:
-        arrow = "↑" if metric.higher_better else "↓"
-        table.add_column(f"{metric.label} {arrow}", justify="right")
-    table.add_column("score", justify="right")
+    labels = [f"{metric.label} {'↑' if metric.higher_better else '↓'}" for metric in metrics]
+    table = make_table(("model", *labels, "score"), title="SUPERB", caption=caption)
     table.add_column("source", overflow="fold")
     for name, figures in found.items():
         cells = [_cell(figures.get(metric.key)) for metric in metrics]

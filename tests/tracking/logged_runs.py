@@ -23,7 +23,7 @@ LAYERS = {2: layer_metrics((0, 1)), 4: layer_metrics((0, 0, 1, 1))}
 """Names of the gradients' norms at both depths."""
 SCALARS = (*loss_metrics((2, 4)), *POINT_METRICS, *GROWTH_METRICS)
 LONG = ("--trainer.max_steps=24", "--trainer.log_every_n_steps=2")
-TOLD = (*LONG, f"--trainer.logger={LOGGERS}", "--trainer.check_val_every_n_epoch=1")
+LOGGED = (*LONG, f"--trainer.logger={LOGGERS}", "--trainer.check_val_every_n_epoch=1")
 """Of a run of 24 steps that grows once, told to a file of metrics, W&B offline and TensorBoard."""
 
 
