@@ -620,8 +620,8 @@ class Distillation(DistillationSteps):
         teacher, extracts = self.teacher, self.extracts_features
         told: TeacherOutput
         if isinstance(teacher, CachedTeacher):
-            assert batch.told is not None
-            told = teacher.recall(batch.told)
+            assert batch.targets is not None
+            told = teacher.unpack(batch.targets)
         else:
             told = teacher(
                 batch.waveforms,

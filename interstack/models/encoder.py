@@ -26,7 +26,7 @@ def project(feature_projection: nn.Module, features: Tensor) -> Tensor:
     """Project front-end features to the encoder's width.
 
     Args:
-        feature_projection: that of a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model.
+        feature_projection: That of a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model.
         features: (batch, channels, frames).
 
     Returns:
@@ -45,11 +45,11 @@ def encode(
     Layer drop is not applied: distillation needs every layer.
 
     Args:
-        encoder: that of a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model; plain or stable
+        encoder: That of a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model; plain or stable
             layer norm.
         projected: (batch, frames, width), from `project`.
         mask: (batch, frames) bool, True = valid.
-        num_layers: stop after so many layers; all by default.
+        num_layers: Stop after so many layers; all by default.
 
     Returns:
         num_layers + 1 tensors (batch, frames, width): 0 is the input of the first layer, k the
@@ -87,7 +87,7 @@ def tie_last_hidden_state(config: PretrainedConfig) -> None:
     no such norm, and their config stays as it is.
 
     Args:
-        config: config of a HuBERT, wav2vec 2.0 or WavLM model; changed in place.
+        config: Config of a HuBERT, wav2vec 2.0 or WavLM model; changed in place.
     """
     # With an adapter `last_hidden_state` is the adapter's output, which has other frames.
     if getattr(config, "do_stable_layer_norm", False) and not getattr(config, "add_adapter", False):
@@ -107,7 +107,7 @@ def attention_mask(config: PretrainedConfig, hidden: Tensor, mask: Tensor) -> Te
     """The mask that a transformers layer expects for the attention its config names.
 
     Args:
-        config: config of the model that the layer belongs to.
+        config: Config of the model that the layer belongs to.
         hidden: (batch, frames, width), the layer's input.
         mask: (batch, frames) bool, True = attend.
     """

@@ -58,7 +58,7 @@ def num_frames(config: ConvConfig, num_samples: Tensor) -> Tensor:
 
     Args:
         config: transformers config of a waveform model.
-        num_samples: integer tensor of any shape.
+        num_samples: Integer tensor of any shape.
 
     Returns:
         Integer tensor of the same shape; 0 where the audio is shorter than the receptive field.
@@ -86,7 +86,7 @@ def frame_mask(num_frames: Tensor, max_frames: int) -> Tensor:
 
     Args:
         num_frames: (batch,) valid frames of each utterance.
-        max_frames: frames of the padded batch.
+        max_frames: Frames of the padded batch.
 
     Returns:
         (batch, max_frames) bool, True = valid.
@@ -122,17 +122,17 @@ def extract_features(
     On unpadded input the result equals `feature_extractor(waveforms)`.
 
     Args:
-        feature_extractor: that of a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model.
+        feature_extractor: That of a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model.
         waveforms: (batch, max_num_samples), padded on the right.
         num_samples: (batch,) valid samples of each.
-        moments: statistics for a group norm over time, where the waveform is a part of a longer
+        moments: Statistics for a group norm over time, where the waveform is a part of a longer
             one, which has been centred as a whole; see `utterance_moments`. None: its own.
 
     Returns:
         (batch, channels, frames). Frames past an utterance's end are finite and meaningless.
 
     Raises:
-        DataError: the whole batch is shorter than the front end's receptive field.
+        DataError: If the whole batch is shorter than the front end's receptive field.
     """
     # The families share these layers' attributes, but no type.
     layers: list[Any] = list(cast(nn.ModuleList, feature_extractor.conv_layers))
@@ -169,9 +169,9 @@ def utterance_moments(feature_extractor: nn.Module, waveform: Tensor, max_sample
     """Measure the first convolution's output over a whole utterance, part by part.
 
     Args:
-        feature_extractor: one with a norm over time.
+        feature_extractor: One with a norm over time.
         waveform: (num_samples,), centred; at least as long as the first kernel.
-        max_samples: samples that are convolved at a time, at most (but a kernel's at least).
+        max_samples: Samples that are convolved at a time, at most (but a kernel's at least).
     """
     conv: Any = cast(Any, feature_extractor.conv_layers)[0].conv
     kernel, stride = conv.kernel_size[0], conv.stride[0]

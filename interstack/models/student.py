@@ -28,7 +28,7 @@ class StudentOutput(NamedTuple):
     Attributes:
         predictions: One tensor a tap, (batch, frames, teacher width): the heads' guesses of the
             teacher's hidden states.
-        hidden_states: depth + 1 tensors (batch, frames, width); 0 is the encoder's input, the last
+        hidden_states: Depth + 1 tensors (batch, frames, width); 0 is the encoder's input, the last
             one the encoder's output: in a pre-LN student after the final layer norm.
         num_frames: Valid frames of each utterance, (batch,).
         mask: True at valid frames, (batch, frames).

@@ -65,7 +65,7 @@ class LogMel(nn.Module):
             frames.
 
         Raises:
-            DataError: the whole batch is shorter than one window.
+            DataError: If the whole batch is shorter than one window.
         """
         if waveforms.shape[1] < WINDOW:
             raise DataError(
@@ -94,8 +94,8 @@ class WhisperBody(nn.Module):
 
     Args:
         encoder: transformers' encoder; its layers above `num_layers` are dropped.
-        num_layers: layers to keep and run.
-        pad_to_30s: let each utterance attend to the silence that follows it up to the encoder's
+        num_layers: Layers to keep and run.
+        pad_to_30s: Let each utterance attend to the silence that follows it up to the encoder's
             last position (30 s in every published model), as it was trained.
     """
 
@@ -123,8 +123,8 @@ class WhisperBody(nn.Module):
             the (batch,) valid frames.
 
         Raises:
-            TeacherError: an utterance is longer than the encoder's positions.
-            DataError: the whole batch is shorter than one window.
+            TeacherError: If an utterance is longer than the encoder's positions.
+            DataError: If the whole batch is shorter than one window.
         """
         encoder = self.encoder
         waveforms = self._within_positions(waveforms, num_samples)

@@ -13,6 +13,7 @@ from interstack.data.global_batch import BatchSplit
 from interstack.planning.costs import DepthCosts
 from interstack.planning.measure import Measurement
 from interstack.planning.predict import Prediction, StepSplit, Worth
+from interstack.utils.units import format_duration
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,9 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(_worth_table(plan.prediction))
     prediction = plan.prediction
     console.print(
-        f"predicted: {clock(prediction.wall_clock)} in all, {clock(prediction.training_seconds)} "
-        f"training and {clock(prediction.validation_seconds)} validation; growth could be worth "
+        f"predicted: {format_duration(prediction.wall_clock)} in all, "
+        f"{format_duration(prediction.training_seconds)} training and "
+        f"{format_duration(prediction.validation_seconds)} validation; growth could be worth "
         f"{prediction.ceiling:.2f}× if only encoder layers took time"
     )
     for epoch, split in plan.splits.items():
@@ -99,23 +101,19 @@ def print_comparison(
     for number, depth, steps, predicted, real in rows:
         table.add_row(
             *map(str, (number, depth, steps)),
-            clock(predicted),
-            clock(real),
+            format_duration(predicted),
+            format_duration(real),
             _error(predicted, real),
         )
     predicted, real = sum(row[3] for row in rows), sum(row[4] for row in rows)
-    table.add_row("all", "", "", clock(predicted), clock(real), _error(predicted, real))
+    table.add_row(
+        "all", "", "", format_duration(predicted), format_duration(real), _error(predicted, real)
+    )
     console.print(table)
 
 
 def _primitives(split: BatchSplit) -> dict[str, float]:
     return asdict(split) | {"seconds": split.seconds}
-
-
-def clock(seconds: float) -> str:
-    """Write a time as hours, minutes and seconds."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def _error(predicted: float, real: float) -> str:
@@ -140,7 +138,7 @@ def _stage_table(plan: Plan) -> Table:
             f"{costs.weights_mebibytes:.0f} MiB",
             f"{stage.share:.0%}",
             str(stage.steps),
-            clock(stage.seconds),
+            format_duration(stage.seconds),
         )
     if plan.teacher_gigamacs is not None:
         front_end, rest = plan.teacher_gigamacs
@@ -167,8 +165,8 @@ def _worth_table(prediction: Prediction) -> Table:
     for name, worth in worths.items():
         table.add_row(
             name,
-            clock(worth.seconds),
-            clock(worth.full_depth_seconds),
+            format_duration(worth.seconds),
+            format_duration(worth.full_depth_seconds),
             f"{worth.growth:.2f}×",
             f"{prediction.worth.seconds / worth.seconds:.2f}×",
         )

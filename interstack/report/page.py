@@ -29,6 +29,7 @@ from interstack.report.figures import (
 )
 from interstack.report.run import Story
 from interstack.tracking.metrics import AUDIO_HOURS, PETAFLOPS, WALL_CLOCK
+from interstack.utils.units import format_duration
 
 _HOUR: Final = 3600.0
 
@@ -194,10 +195,7 @@ def _colour(block: int) -> str:
 
 
 def _clock(seconds: float) -> str:
-    if not math.isfinite(seconds):
-        return "not reached"
-    minutes, left = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{left:02}"
+    return format_duration(seconds) if math.isfinite(seconds) else "not reached"
 
 
 def _loss(loss: float | None) -> str:

@@ -18,6 +18,7 @@ from interstack.errors import RunInterrupted
 from interstack.sweep.records import Job, Status, read_record, write_record
 from interstack.utils.disk import reason, write_errors
 from interstack.utils.signals import StopRequest
+from interstack.utils.units import format_duration
 
 log = logging.getLogger(__name__)
 
@@ -165,7 +166,7 @@ class Queue:
             InterstackError: If a record can't be written.
         """
         request = StopRequest("stopping the sweep's runs; the same command resumes them")
-        request.listen()
+        request.install()
         try:
             while self._waiting or self._running:
                 if request.received is not None:
@@ -175,7 +176,7 @@ class Queue:
                 time.sleep(_POLL_SECONDS)
         finally:
             self._end_processes()
-            request.leave()
+            request.uninstall()
         return self.outcome
 
     def _start(self) -> None:
@@ -251,17 +252,17 @@ class Queue:
             write_record(job, status, exit_status)
         finally:
             os.close(each.claim)
-        minutes, seconds = divmod(round(time.monotonic() - each.began), 60)
+        duration = format_duration(time.monotonic() - each.began)
         if status == "finished":
             self.outcome.finished.add(job.name)
             done = len(self.outcome.finished)
             log.info(
-                "%s is finished after %d:%02d min (%d of %d)",
-                *(job.name, minutes, seconds, done, self._total),
+                "%s is finished after %s (%d of %d)",
+                *(job.name, duration, done, self._total),
             )
         elif status == "interrupted":
             self.outcome.interrupted.add(job.name)
-            log.info("%s is interrupted after %d:%02d min", job.name, minutes, seconds)
+            log.info("%s is interrupted after %s", job.name, duration)
         else:
             self.outcome.failed[job.name] = f"{_last_line(job.log)} ({job.log})"
             log.warning("%s has failed: %s", job.name, self.outcome.failed[job.name])

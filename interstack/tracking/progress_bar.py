@@ -19,6 +19,7 @@ from interstack.tracking.meters import AudioMeter, Clock, Throughput
 from interstack.tracking.metrics import step_flops
 from interstack.tracking.position import run_position, stage_number, stages_left
 from interstack.utils.progress import Display, Reading, RunPosition, open_display
+from interstack.utils.units import format_duration
 
 Cost = Callable[[int], float]
 
@@ -115,7 +116,6 @@ class StageProgressBar(ProgressBar):
         self.line_seconds = line_seconds
         self._enabled = True
         self._display: Display | None = None
-        self._shown_at = float("-inf")
         self._audio = AudioMeter()
         self._throughput = Throughput()
         self._outlook = Outlook()
@@ -135,7 +135,7 @@ class StageProgressBar(ProgressBar):
         if self._display is None:
             super().print(*args, **kwargs)
         else:
-            self._display.say(" ".join(str(arg) for arg in args))
+            self._display.print(" ".join(str(arg) for arg in args))
 
     # Training -----------------------------------------------------------------------------------
 
@@ -187,7 +187,7 @@ class StageProgressBar(ProgressBar):
         by = "" if growth is None else f" by {growth.operator_name}"
         lineage = " ".join(str(ancestor + 1) for ancestor in lineage_of(trainer, pl_module))
         if self._enabled:
-            self._open().say(
+            self._open().print(
                 f"step {trainer.global_step}: grown from {plan.old_depth} to {plan.depth} layers"
                 f"{by}, {lineage}"
             )
@@ -239,8 +239,8 @@ class StageProgressBar(ProgressBar):
         left = self._outlook.time_left(done, stages, cost)
         if left is None:
             return ()
-        ends = f"ends in {_clock_time(left.run)}"
-        return (f"grows in {_clock_time(left.stage)}", ends) if grows else (ends,)
+        ends = f"ends in {format_duration(left.run)}"
+        return (f"grows in {format_duration(left.stage)}", ends) if grows else (ends,)
 
     # Validation, test and prediction on their own -----------------------------------------------
 
@@ -298,19 +298,18 @@ class StageProgressBar(ProgressBar):
         self._done += 1
         total = sum(batches)
         known = total != float("inf")
-        if self._is_due() or self._done == total:
+        if self._enabled:
             position = RunPosition(self._done, int(total) if known else None, "batch")
-            self._show(Reading((title,), position))
+            self._open().update(Reading((title,), position))
 
     # Display ------------------------------------------------------------------------------------
 
     def _is_due(self) -> bool:
-        return self._enabled and time.perf_counter() - self._shown_at >= self._open().interval
+        return self._enabled and self._open().is_due
 
     def _show(self, reading: Reading) -> None:
         if self._enabled:
             self._open().show(reading)
-            self._shown_at = time.perf_counter()
 
     def _open(self) -> Display:
         if self._display is None:
@@ -321,17 +320,9 @@ class StageProgressBar(ProgressBar):
         if self._display is not None:
             self._display.close()
             self._display = None
-            self._shown_at = float("-inf")
 
 
 def _alike(depth: int) -> float:
     """Take all depths to cost the same, where nothing is known of them."""
     del depth
     return 1.0
-
-
-def _clock_time(seconds: float) -> str:
-    minutes, left = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes}:{left:02}"
-    return f"{minutes // 60}:{minutes % 60:02}:{left:02}"

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from interstack.growth.plan import GrowthPlan
 from interstack.utils.disk import write_or_defer
+from interstack.utils.units import format_duration
 
 RunStatus = Literal["running", "finished", "ended_early", "interrupted"]
 
@@ -167,7 +168,7 @@ def stage_table(stages: Sequence[StageRecord]) -> Table:
         "",
         f"{sum(stage.steps for stage in stages):,}",
         _hours(sum(stage.audio_seconds for stage in stages)),
-        _clock_time(sum(stage.training_seconds for stage in stages)),
+        format_duration(sum(stage.training_seconds for stage in stages)),
         "",
         "",
     )
@@ -181,7 +182,7 @@ def stage_table(stages: Sequence[StageRecord]) -> Table:
             f"{stage.num_parameters / 1e6:.2f} M",
             f"{stage.steps:,}",
             _hours(stage.audio_seconds),
-            _clock_time(stage.training_seconds),
+            format_duration(stage.training_seconds),
             _loss(stage.validation_loss_before),
             _loss(stage.validation_loss_after),
         )
@@ -198,11 +199,6 @@ def print_stage_table(stages: Sequence[StageRecord], directory: Path | None) -> 
 
 def _hours(seconds: float) -> str:
     return f"{seconds / 3600:,.2f}"
-
-
-def _clock_time(seconds: float) -> str:
-    minutes, seconds_left = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds_left:02}"
 
 
 def _loss(loss: float | None) -> str:
