@@ -87,13 +87,18 @@ def list_audio(folder: str | os.PathLike[str], seen: set[object] | None = None) 
 def supported_audio(folder: str | os.PathLike[str]) -> list[str]:
     """List the audio below a folder that can be read, and warn of files that can't."""
     found = list_audio(folder)
-    if found.unsupported:
+    report_unsupported(found.unsupported, folder)
+    return found.files
+
+
+def report_unsupported(files: Sequence[str], where: object) -> None:
+    """Warn of files that look like audio and can't be read; nothing if there are none."""
+    if files:
         _log.warning(
             "%d files of %s look like audio that can't be read and are skipped (%s): convert them "
             "to FLAC, or remove them",
-            *(len(found.unsupported), folder, describe_unsupported(found.unsupported)),
+            *(len(files), where, describe_unsupported(files)),
         )
-    return found.files
 
 
 def describe_unsupported(files: Sequence[str]) -> str:

@@ -172,13 +172,26 @@ class FeedSettings:
         """
         if self.targets is None:
             return
-        moves = self.crop == "random" and self.targets.name == "train"
-        if moves and crop[1] < utterance.num_samples:
-            raise ConfigurationError(
-                f"{utterance.name} is cropped to {crop[1] / SAMPLE_RATE:g} s, at another place "
-                "each epoch, for which a cache can't hold targets: give data.crop fixed"
-            )
+        if self.targets.name == "train":
+            self.check_fixed_crop(utterance, crop[1])
         self.targets.check(utterance.id, utterance.num_samples, crop)
+
+    def check_fixed_crop(self, utterance: Utterance, length: int) -> None:
+        """Refuse a crop of training that moves, for which a cache can't hold targets.
+
+        Args:
+            utterance: The utterance.
+            length: Samples of its crop.
+
+        Raises:
+            ConfigurationError: If it is shorter than the utterance and ``data.crop`` is random.
+        """
+        if self.crop == "random" and length < utterance.num_samples:
+            raise ConfigurationError(
+                f"data.crop is random, but {utterance.name} is cropped to "
+                f"{length / SAMPLE_RATE:g} s, and a cache can't hold targets of crops that move: "
+                "give data.crop fixed, to cache and to fit"
+            )
 
     def tolerance(self) -> Tolerance:
         """Return a new count of audio that can't be read."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data.audio import Utterance, read_header
-from interstack.data.audio_files import describe_unsupported, list_audio
+from interstack.data.audio_files import describe_unsupported, list_audio, report_unsupported
 from interstack.data.base import Feed, FeedSettings, SpeechSource, Split, check_rate
 from interstack.data.bucketing import BatchPlan, plan_batches
 from interstack.data.dataset import BatchAssembler, BatchDataset
@@ -318,12 +318,7 @@ class LibriSpeechFolder(FileSource):
             files += found.files
             unsupported += found.unsupported
             repeated += found.repeated
-        if unsupported:
-            _log.warning(
-                "%d files of %s look like audio that can't be read and are skipped (%s): convert "
-                "them to FLAC, or remove them",
-                *(len(unsupported), split, describe_unsupported(unsupported)),
-            )
+        report_unsupported(unsupported, split)
         if repeated:
             _log.info(
                 "%d more paths of %s lead to files that it already has; each file is used once",

@@ -11,7 +11,6 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from interstack.constants import SAMPLE_RATE
 from interstack.data.audio import Utterance
 from interstack.data.base import FeedSettings
 from interstack.data.batch import Batch
@@ -162,12 +161,8 @@ class SplitWriter:
             ConfigurationError: If that moves from epoch to epoch.
         """
         start, length = self._decoder.crop(utterance)
-        moves = self.name == "train" and self.settings.crop != "fixed"
-        if moves and length < utterance.num_samples:
-            raise ConfigurationError(
-                f"{utterance.name} is cropped to {length / SAMPLE_RATE:g} s, at another place each "
-                "epoch, for which a cache can't hold targets: give data.crop fixed, also to fit"
-            )
+        if self.name == "train":
+            self.settings.check_fixed_crop(utterance, length)
         return start, length
 
     def missing(self) -> Iterator[Utterance]:

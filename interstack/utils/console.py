@@ -13,7 +13,7 @@ _FILE_WIDTH: Final = 140
 
 
 def table_console() -> Console:
-    """Return a console as wide as the terminal; a file has no width, and gets a generous one."""
+    """Return a console as wide as the terminal, or wide where it is a file."""
     return Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
 
 
@@ -26,6 +26,6 @@ class _NoTips(logging.Filter):
 
 
 def hush_lightning() -> None:
-    """Quieten Lightning's advice, and what jsonargparse has to say to LightningCLI's authors."""
+    """Silence Lightning's advice and jsonargparse's warnings to LightningCLI's authors."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_NoTips())
