@@ -30,7 +30,7 @@ from benchmarks.table import bench_tables
 from benchmarks.variants import DEPTHS, SHARED_CACHE_GROWTH, cells_of, variants
 from interstack.errors import InterstackError
 from interstack.utils.console import hush_lightning
-from interstack.utils.environment import surroundings
+from interstack.utils.environment import describe_environment
 
 _PEAKS: Final = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "A10": 125.0}
 """Dense bfloat16 TFLOP/s by the vendor's data sheets, by a part of the device's name."""
@@ -83,7 +83,7 @@ def run(options: Options, device: torch.device, directory: Path) -> BenchRecord:
     known = next((peak for part, peak in _PEAKS.items() if part in name), None)
     return BenchRecord(
         options.command,
-        surroundings(device, options.precision),
+        describe_environment(device, options.precision),
         options.seconds * options.utterances,
         options.peak_tflops or known,
         [

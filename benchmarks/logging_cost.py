@@ -33,7 +33,7 @@ from benchmarks.table import logging_table
 from interstack.cli import main as interstack
 from interstack.tracking.dashboard import Dashboard
 from interstack.tracking.step_timer import StepClock
-from interstack.utils.environment import surroundings
+from interstack.utils.environment import describe_environment
 
 _ROOT: Final = Path(__file__).parents[1]
 _IN_STEPS: Final = (
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     record: dict[str, Any] = {
         "command": "python -m benchmarks.logging_cost "
         f"--repetitions {options.repetitions} --steps {options.steps}",
-        "surroundings": surroundings(torch.device("cpu"), "32-true"),
+        "surroundings": describe_environment(torch.device("cpu"), "32-true"),
         "runs": [run._asdict() for run in runs],
     }
     path = write_record(options.output, "logging", record)

@@ -20,7 +20,7 @@ from interstack.models.teacher import Teacher
 from interstack.target_cache.format import CacheDtype, Entry, write_shard
 from interstack.target_cache.manifest import CacheRecord
 from interstack.target_cache.reader import CachedTeacher, SplitIndex, TargetCache, write_front_end
-from interstack.target_cache.writer import ask_teacher
+from interstack.target_cache.writer import compute_targets
 
 TAPS: Final = (4, 8, 12)
 _SPLIT: Final = "train"
@@ -118,7 +118,7 @@ class Materials:
             Entry(id_, length, 0, length, checksum(waveform))
             for id_, waveform in zip(self._audio.ids, self._audio.waveforms, strict=True)
         ]
-        told = ask_teacher(teacher, self._audio, record, self.device)
+        told = compute_targets(teacher, self._audio, record, self.device)
         write_shard(split / _SHARD, list(zip(entries, told, strict=True)))
         SplitIndex((_SHARD, row, entry) for row, entry in enumerate(entries)).write(split)
 
@@ -153,7 +153,7 @@ class Materials:
             return self._audio
         split = teller.cache.split(_SPLIT)
         told = split.collate(self._audio.ids)
-        batch = self._audio._replace(told=told)
+        batch = self._audio._replace(targets=told)
         if split.replaces_audio:
             batch = batch._replace(waveforms=torch.empty(self.scale.utterances, 0))
         return batch

@@ -28,7 +28,7 @@ from interstack.errors import InterstackError
 from interstack.models.config import StudentConfig, student_hubert_config
 from interstack.models.student import Student
 from interstack.tracking.flops import layer_matrices
-from interstack.utils.environment import surroundings
+from interstack.utils.environment import describe_environment
 
 KIND: Final = "optimizers"
 _HEADS: Final = 64
@@ -108,7 +108,7 @@ def measure(width: int, layers: int, repetitions: int, device: torch.device) -> 
     return {
         "command": f"python -m benchmarks.optimizers --width {width} --layers {layers} "
         f"--repetitions {repetitions} --device {device.type}",
-        "surroundings": surroundings(device, "32-true"),
+        "surroundings": describe_environment(device, "32-true"),
         "width": width,
         "layers": layers,
         "parameters": sum(each.numel() for each in student.layers.parameters()),

@@ -1,4 +1,4 @@
-"""Errors that a user can mend: each names the thing that is wrong and what to do about it.
+"""Errors that a user can fix: each names the thing that is wrong and what to do about it.
 
 The command line prints these without a traceback; any other exception is a defect of ours.
 """
@@ -9,7 +9,7 @@ import signal
 
 
 class InterstackError(ValueError):
-    """Base of all errors whose cause is the user's input or surroundings."""
+    """Base of all errors whose cause is the user's input or environment."""
 
 
 class ConfigurationError(InterstackError):

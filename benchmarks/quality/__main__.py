@@ -31,7 +31,7 @@ import torch
 
 from benchmarks.quality.worker import RunPlan, RunResult
 from interstack.utils.atomic import write_whole
-from interstack.utils.environment import surroundings
+from interstack.utils.environment import describe_environment
 
 ARMS = {
     "own": ("own", None),
@@ -87,7 +87,8 @@ def _run_all(plans: list[RunPlan], options: argparse.Namespace, results: list[Ru
             print(result, flush=True)
             record = {
                 "command": _command(options),
-                "surroundings": surroundings(torch.device("cpu"), "32-true") | {"threads": "1"},
+                "surroundings": describe_environment(torch.device("cpu"), "32-true")
+                | {"threads": "1"},
                 "results": [each.to_primitives() for each in results],
             }
             write_whole(options.output, (json.dumps(record, indent=1) + "\n").encode())

@@ -19,7 +19,7 @@ import yaml
 from benchmarks.study.records import RECORDS, RunRecord, curves_of
 from interstack.sweep.records import is_finished
 from interstack.sweep.study import PlannedRun, Study
-from interstack.utils.environment import surroundings
+from interstack.utils.environment import describe_environment
 
 FILES = Path(__file__).with_name("files")
 
@@ -63,7 +63,7 @@ def judge(study: str, run: PlannedRun, output: Path, probe_corpus: Path) -> RunR
         arm=run.arm,
         seed=run.seed,
         words=run.words,
-        environment=surroundings(torch.device("cpu"), "32-true"),
+        environment=describe_environment(torch.device("cpu"), "32-true"),
         **curves_of(directory / "events.jsonl"),
         judged=losses,
         phone_accuracy=round(probed.upstreams[0].score.test[0], 5),

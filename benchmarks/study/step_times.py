@@ -52,9 +52,9 @@ from interstack.target_cache.reader import (
     TargetCache,
     write_front_end,
 )
-from interstack.target_cache.writer import ask_teacher
+from interstack.target_cache.writer import compute_targets
 from interstack.tracking.flops import optimizer_flops, training_flops
-from interstack.utils.environment import surroundings
+from interstack.utils.environment import describe_environment
 
 _SPLIT: Final = "train"
 _GROWTHS: Final = 2
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str]) -> int:
         assert run is not None
         record = {
             "command": f"python -m benchmarks.study.step_times {shlex.join(_names(arguments))}",
-            "surroundings": surroundings(
+            "surroundings": describe_environment(
                 run.trainer.strategy.root_device, str(run.trainer.precision)
             ),
             "measured": [each.to_primitives() for each in measured],
@@ -226,7 +226,7 @@ def _cached(
             Entry(id_, length, 0, length, checksum(waveform[:length]))
             for id_, length, waveform in zip(batch.ids, lengths, batch.waveforms, strict=True)
         ]
-        told = ask_teacher(teacher, batch, record, device, front_end)
+        told = compute_targets(teacher, batch, record, device, front_end)
         write_shard(split / shard, list(zip(entries, told, strict=True)))
         rows += [(shard, row, entry) for row, entry in enumerate(entries)]
     SplitIndex(rows).write(split)
@@ -240,7 +240,7 @@ def _recalled(loaded: _Loaded, targets: SplitTargets) -> _Loaded:
     """Return a batch as workers would make it of a cache, and the seconds that they would take."""
     batch, seconds = loaded
     begin = time.perf_counter()
-    batch = batch._replace(told=targets.collate(batch.ids))
+    batch = batch._replace(targets=targets.collate(batch.ids))
     recalling = time.perf_counter() - begin
     if targets.replaces_audio:
         return _Loaded(batch._replace(waveforms=torch.empty(len(batch.ids), 0)), recalling)

@@ -162,7 +162,7 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Restore the random states, now that nothing before the first batch draws from them."""
-        self._stop.listen()
+        self._stop.install()
         spare_stop_broadcast(trainer)
         self._training = True
         self._between_steps = False
@@ -256,7 +256,7 @@ class Checkpoints(Checkpoint):
         else:
             self.writer.save_surely(trainer)
         self._training = False
-        self._stop.leave()
+        self._stop.uninstall()
         self.writer.finish_records()
 
     def on_exception(
@@ -264,7 +264,7 @@ class Checkpoints(Checkpoint):
     ) -> None:
         """Save what is done where the run broke off between two steps, as bad data makes it."""
         del pl_module
-        self._stop.leave()
+        self._stop.uninstall()
         saves = self._training and self._between_steps and isinstance(exception, Exception)
         self._training = False
         if not saves:
@@ -281,7 +281,7 @@ class Checkpoints(Checkpoint):
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the signals back."""
         del trainer, pl_module, stage
-        self._stop.leave()
+        self._stop.uninstall()
 
     def _is_due(self, trainer: L.Trainer) -> bool:
         step = trainer.global_step

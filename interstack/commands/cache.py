@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -21,8 +19,9 @@ from interstack.models.factory import load_front_end, load_teacher
 from interstack.models.precision import device_format
 from interstack.target_cache.build import CacheOptions, make_cache
 from interstack.target_cache.format import CacheDtype
-from interstack.target_cache.partition import Share
+from interstack.target_cache.partition import Partition
 from interstack.utils.disk import deferred_writes
+from interstack.utils.environment import choose_device
 
 
 def run_cache(arguments: Sequence[str]) -> None:
@@ -44,7 +43,7 @@ def run_cache(arguments: Sequence[str]) -> None:
     if source is not None:
         only_local = module.teacher_config.local_files_only
         options = replace(options, front_end=load_front_end(source, local_files_only=only_local))
-    if options.share.index == 0:
+    if options.partition.index == 0:
         datamodule.prepare_data()
     for stage in ("fit", "test") if "test" in options.splits else ("fit",):
         datamodule.setup(stage)
@@ -53,8 +52,8 @@ def run_cache(arguments: Sequence[str]) -> None:
         remaining = make_cache(datamodule, module.teacher_config, teacher, options)
     if remaining:
         print(
-            f"share {options.share.index} of {options.share.total} is done; {remaining} utterances "
-            "are still to come from the others"
+            f"partition {options.partition} is done; {remaining} utterances are still to come from "
+            "the others"
         )
     else:
         print(
@@ -104,18 +103,8 @@ def _options(config: Namespace, target_cache: str | None, module: Distillation) 
         dtype=config.dtype,
         with_features=module.student_config.front_end == "shared",
         splits=tuple(dict.fromkeys(config.splits)),
-        share=Share.parse(config.share),
-        device=_device(config.device),
+        partition=Partition.parse(config.share),
+        device=choose_device(config.device),
         shard_bytes=int(config.shard_megabytes * 1e6),
         precision_check=module.precision_check,
     )
-
-
-def _device(name: str) -> torch.device:
-    """Return the device; of several GPUs each of torchrun's ranks takes its own."""
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ConfigurationError("--device cuda is asked for, but no GPU is available: give cpu")
-    if name == "cpu" or not available:
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-from interstack.data.skips import LeftOutHere, OnCorrupt, Tolerance, report_skipped
+from interstack.data.skips import OnCorrupt, SkipCounter, Tolerance, report_skipped
 from interstack.errors import ConfigurationError, DataError
 from interstack.evaluation.features import (
     DTYPES,
@@ -24,7 +24,7 @@ from interstack.evaluation.features import (
     parse_layers,
 )
 from interstack.models.pretrained import Source
-from interstack.target_cache.partition import Share
+from interstack.target_cache.partition import Partition
 from interstack.utils.tensor_files import TensorFormat
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def run_features(arguments: Sequence[str]) -> None:
         raise ConfigurationError(f"--window-seconds is {options.window_seconds}: give more than 0")
     available = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(available if options.device == "auto" else options.device)
-    part = Share.parse(options.partition, "--partition")
+    part = Partition.parse(options.partition, "--partition")
     num_layers: int = Source(options.model).read_config().num_hidden_layers
     settings = FeatureSettings(
         options.model,
@@ -64,7 +64,7 @@ def run_features(arguments: Sequence[str]) -> None:
     missing = [file for file in mine if not file.is_written()]
     if len(missing) < len(mine):
         log.info("%d of %d files are there already", len(mine) - len(missing), len(mine))
-    skipped = LeftOutHere()
+    skipped = SkipCounter()
     tolerance = Tolerance(options.on_corrupt, skipped)
     console = Console(stderr=True)
     for file in track(missing, "features", console=console, disable=not console.is_terminal):

@@ -9,8 +9,6 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-
 from interstack.errors import ConfigurationError, TeacherError
 from interstack.evaluation.costs import costs_table, measure_costs
 from interstack.export.huggingface import export_student, load_student
@@ -18,7 +16,7 @@ from interstack.export.provenance import teacher_of
 from interstack.models.pretrained import Source
 from interstack.utils.console import table_console
 from interstack.utils.disk import check_output, write_errors, write_output
-from interstack.utils.environment import surroundings
+from interstack.utils.environment import choose_device, describe_environment
 
 log = logging.getLogger(__name__)
 
@@ -50,15 +48,13 @@ def run_inspect(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.seconds < 0.1 or options.rounds < 1:
         raise ConfigurationError("inspect needs --seconds of 0.1 at least, and --rounds of 1")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("--device cuda is asked for, but no GPU is available: give cpu")
     if options.json is not None:
         check_output(options.json, "--json")
-    device = torch.device(options.device)
+    device = choose_device(options.device)
     with tempfile.TemporaryDirectory() as scratch:
         models = list(dict(_models(options.models, Path(scratch))).items())
         costs = measure_costs(models, seconds=options.seconds, rounds=options.rounds, device=device)
-    found = surroundings(device, "32-true")
+    found = describe_environment(device, "32-true")
     threads = "" if device.type == "cuda" else f", {found['threads']} threads"
     table_console().print(costs_table(costs, options.seconds, found["device"] + threads))
     if options.json is not None:

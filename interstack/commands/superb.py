@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-import torch
 import yaml
 
 from interstack.data.skips import OnCorrupt
@@ -32,9 +31,10 @@ from interstack.evaluation.superb.tasks import (
 from interstack.evaluation.superb.upstream import FBANK, Upstream
 from interstack.models.precision import device_format
 from interstack.settings import check_effect
-from interstack.target_cache.partition import Share
+from interstack.target_cache.partition import Partition
 from interstack.utils.console import table_console
 from interstack.utils.disk import deferred_writes, write_errors
+from interstack.utils.environment import choose_device
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +63,10 @@ def _run(options: argparse.Namespace, tasks: Sequence[Task]) -> None:
     jobs = _jobs(options)
     if not options.table:
         _check(jobs)
-        share = Share.of_array(options.share)
-        device = _device(options.device)
+        partition = Partition.of_array(options.share)
+        device = choose_device(options.device)
         for number, job in enumerate(jobs):
-            if number % share.total == share.index and job.result() is None:
+            if number % partition.total == partition.index and job.result() is None:
                 run_job(job, device, precision_check=not options.no_precision_check)
                 log.info("%s is done: %s", job.name, _found(job))
     results = [result for job in jobs if (result := job.result()) is not None]
@@ -181,7 +181,7 @@ def _check_effects(options: argparse.Namespace, tasks: Sequence[Task]) -> None:
     if plain == [protocol(task, options.preset, {}) for task in tasks]:
         check_effect("--preset", options.preset, "superb", here, "name a task that it changes")
     if options.no_precision_check and not options.table:
-        device = _device(options.device)
+        device = choose_device(options.device)
         upstreams = " ".join(options.upstream)
         for fixed, where in (
             (device_format(device) == "float32", f"on {device}, which computes in float32"),
@@ -216,13 +216,6 @@ def _check(jobs: Sequence[Job]) -> None:
             problems.append(str(error))
     if problems:
         raise DataError("\n".join(dict.fromkeys(problems)))
-
-
-def _device(name: str) -> torch.device:
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ConfigurationError("--device cuda is asked for, but no GPU is available: give cpu")
-    return torch.device("cpu" if name == "cpu" or not available else "cuda")
 
 
 def _found(job: Job) -> str:

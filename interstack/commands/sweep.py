@@ -30,7 +30,7 @@ from interstack.sweep.results import (
 )
 from interstack.sweep.study import PlannedRun, Study
 from interstack.target_cache.format import CacheDtype
-from interstack.target_cache.partition import Share
+from interstack.target_cache.partition import Partition
 from interstack.utils.console import table_console
 from interstack.utils.disk import write_errors
 
@@ -58,7 +58,7 @@ def run_sweep(arguments: Sequence[str]) -> None:
         for name, default in (("partition", None), ("jobs", 1), ("dry_run", False)):
             flag = f"--{name.replace('_', '-')}"
             check_effect(flag, getattr(options, name), default, "with --table", "leave --table out")
-    part = Share.of_array(options.partition, "--partition")
+    part = Partition.of_array(options.partition, "--partition")
     study = _study(options)
     if study.baseline is not None and importlib.util.find_spec("scipy") is None:
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""One utterance: where its audio lies, how long it is by its header, and its samples."""
+"""One utterance: its audio file, its length by the header, and its samples."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ libmpg123 complains on the terminal."""
 
 
 class Utterance(NamedTuple):
-    """An utterance's audio, still encoded, with what its header says.
+    """An utterance's audio, still encoded, with what its header states.
 
-    A lhotse cut says the same and much more, at some 3 kB each; an epoch's batches are built from
+    A lhotse cut holds the same and much more, at some 3 kB each; an epoch's batches are built from
     all of a corpus' utterances, and every loader worker holds them, so these are kept small.
 
     Attributes:
-        id: unique within a split.
-        audio: path of the audio file, or its bytes (streams).
-        num_source_samples: samples a channel in the file, at the file's own rate.
-        sample_rate: the file's own rate in Hz.
-        num_channels: channels in the file.
+        id: Unique within a split.
+        audio: Path of the audio file, or its bytes (streams).
+        num_source_samples: Samples a channel in the file, at the file's own rate.
+        sample_rate: The file's own rate in Hz.
+        num_channels: Channels in the file.
     """
 
     id: str
@@ -55,7 +55,7 @@ class Utterance(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What to call it in a message: the file's path, or the id where there is no file."""
+        """Its name in messages: the file's path, or the id where there is no file."""
         return self.audio if isinstance(self.audio, str) else self.id
 
 
@@ -63,8 +63,8 @@ class Utterance(NamedTuple):
 def open_audio(audio: str | bytes, name: str) -> Iterator[soundfile.SoundFile]:
     """Open an audio file, or the bytes of one, for reading.
 
-    The file's name has no say in its format: libsndfile would take any content for headerless
-    samples where the name ends so.
+    The file's name does not decide its format: libsndfile would take any content for headerless
+    samples where the suffix is that of such a format.
 
     Raises:
         DataError: If it is missing, out of reach, empty or no audio that libsndfile reads.
@@ -91,7 +91,7 @@ def _open_file(path: str, name: str) -> int:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise DataError(
-            f"{name} can't be opened ({_why_unreachable(path, error)}); see that it is there and "
+            f"{name} can't be opened ({_why_unreachable(path, error)}): see that it is there and "
             "readable"
         ) from error
     status = os.fstat(descriptor)
@@ -122,11 +122,11 @@ def _reason(error: soundfile.LibsndfileError) -> str:
 def read_samples(
     audio: str | bytes, name: str, start: int = 0, length: int = -1
 ) -> tuple[NDArray[np.float32], int]:
-    """Decode audio: the one place where interstack does.
+    """Decode audio; all of interstack does it here.
 
     Args:
         audio: Path of the audio file, or its bytes.
-        name: What to call it in a message.
+        name: Its name in messages.
         start: First sample, at the file's own rate.
         length: Samples from there on that there have to be; -1 for all that the header states.
 
@@ -173,7 +173,7 @@ def _num_samples(file: soundfile.SoundFile, audio: str | bytes, name: str) -> in
         counted = length_by_frames(audio) if file.format == "MP3" else None
     except OSError as error:
         raise DataError(
-            f"{name} can't be read ({error.strerror}); see that it is there and readable"
+            f"{name} can't be read ({error.strerror}): see that it is there and readable"
         ) from error
     if missing:
         raise DataError(f"{name} is cut off, {missing}: fetch it again or remove it")
@@ -198,8 +198,8 @@ def read_header(id_: str, audio: str | bytes, name: str) -> Utterance:
 
 
 CropPlace = Literal["random", "fixed"]
-"""Where training crops what is too long: ``random``, at another place each epoch, or ``fixed``, at
-one that the utterance's id decides once and for all, so that its targets can be cached."""
+"""Where training crops what is too long: ``random``, at another position each epoch, or ``fixed``,
+at one that the utterance's id alone decides, so that its targets can be cached."""
 
 
 @dataclass(frozen=True)
@@ -207,10 +207,10 @@ class Decoder:
     """Decodes utterances to mono float32 waveforms at 16 kHz, longer ones cropped.
 
     Attributes:
-        max_samples: longest waveform at 16 kHz; None leaves every utterance whole.
-        epoch: epoch of training, which moves the crops; None crops from the start.
-        seed: seed of the crops; `fixed` ones are the same for every seed.
-        place: where training crops.
+        max_samples: Longest waveform at 16 kHz; None leaves every utterance whole.
+        epoch: Epoch of training, which moves the crops; None crops from the start.
+        seed: Seed of the crops; `fixed` ones are the same for every seed.
+        place: Where training crops.
     """
 
     max_samples: int | None = None
@@ -219,25 +219,24 @@ class Decoder:
     place: CropPlace = "random"
 
     def __call__(self, utterance: Utterance) -> Tensor:
-        """Returns the waveform, (num_samples,) float32.
+        """Return the waveform, (num_samples,) float32.
 
         Raises:
-            DataError: the audio is corrupt, or shorter than its header says.
+            DataError: If the audio is corrupt, or shorter than its header states.
         """
         start, length = self.crop(utterance)
         if utterance.sample_rate == SAMPLE_RATE:
             return torch.from_numpy(_read(utterance, start, length))
-        # torchaudio is imported only here: it is in maintenance, and most corpora are at 16 kHz.
-        from torchaudio.functional import resample
+        from torchaudio.functional import resample  # slow to import, and most corpora are at 16 kHz
 
         whole = torch.from_numpy(_read(utterance, 0, utterance.num_source_samples))
         resampled: Tensor = resample(whole, utterance.sample_rate, SAMPLE_RATE)
         return resampled[start : start + length].clone()
 
     def crop(self, utterance: Utterance) -> tuple[int, int]:
-        """Returns the crop's first sample and its length, at 16 kHz.
+        """Return the crop's first sample and its length, at 16 kHz.
 
-        The place depends on seed, epoch and id at most, so that neither workers, ranks nor a
+        The position depends on seed, epoch and id at most, so that neither workers, ranks nor a
         resumed run change it.
         """
         spare = utterance.num_samples - (self.max_samples or utterance.num_samples)
@@ -252,9 +251,7 @@ class Decoder:
         return draw % (spare + 1), self.max_samples
 
 
-def _read(
-    utterance: Utterance, start: int, length: int
-) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def _read(utterance: Utterance, start: int, length: int) -> NDArray[np.float32]:
     """Read samples [start, start + length) at the file's own rate, channels averaged."""
     samples, _ = read_samples(utterance.audio, utterance.name, start, length)
     mono = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)

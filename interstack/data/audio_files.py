@@ -1,4 +1,4 @@
-"""Which files of a folder are audio: one list of names for everything that looks for speech."""
+"""Which files of a folder are audio."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ import soundfile
 from interstack.data.audio import open_audio
 from interstack.errors import DataError
 
-_log = logging.getLogger(__name__)
-
 _NO_SUFFIXES: Final = frozenset({"raw", "sd2", "mat4", "mat5", "mpc2k", "wavex"})
 """libsndfile's names of formats that no file is called after, or that it can't recognise: without a
 header, or with the header in another file."""
@@ -28,7 +26,7 @@ _ALIASES: Final = frozenset(
 AUDIO_SUFFIXES: Final = _ALIASES | {
     f".{name.lower()}" for name in soundfile.available_formats() if name.lower() not in _NO_SUFFIXES
 }
-"""What names of files that libsndfile reads end with, in lower case."""
+"""Suffixes of files that libsndfile reads, in lower case."""
 _HEADERLESS: Final = frozenset(
     {".al", ".alaw", ".g722", ".g729", ".gsm", ".pcm", ".raw", ".sln", ".ul", ".ulaw", ".vox"}
 )
@@ -37,9 +35,12 @@ _OTHER_SUFFIXES: Final = _HEADERLESS | frozenset(
     | {".flv", ".m4a", ".m4b", ".m4p", ".mka", ".mkv", ".mov", ".mp4", ".mpc", ".ra", ".rm"}
     | {".sd2", ".shn", ".spx", ".tak", ".tta", ".weba", ".webm", ".wma", ".wv"}
 )
-"""What names of other files that hold speech end with; some of them are misnamed."""
+"""Suffixes of other files that hold speech; some of them are misnamed."""
+_KNOWN: Final = AUDIO_SUFFIXES | _OTHER_SUFFIXES
 _THREADS: Final = 8
-"""Looking at a file waits for the disk, most of all a cluster's; threads hide that."""
+"""Opening a file waits for the disk, most of all a cluster's; threads hide that."""
+
+_log = logging.getLogger(__name__)
 
 
 class AudioFiles(NamedTuple):
@@ -61,7 +62,7 @@ def list_audio(folder: str | os.PathLike[str], seen: set[object] | None = None) 
 
     Links are followed after everything else, so that a file's name does not depend on them. One
     that leads to a folder above itself brings nothing new and is not followed. Names that begin
-    with a dot are not looked at: macOS, editors and synchronisation leave such files.
+    with a dot are skipped: macOS, editors and synchronisation leave such files.
 
     Args:
         folder: Where to look.
@@ -84,15 +85,20 @@ def list_audio(folder: str | os.PathLike[str], seen: set[object] | None = None) 
 
 
 def supported_audio(folder: str | os.PathLike[str]) -> list[str]:
-    """List the audio below a folder that can be read, and warn of what looks like it and can't."""
+    """List the audio below a folder that can be read, and warn of files that can't."""
     found = list_audio(folder)
-    if found.unsupported:
+    report_unsupported(found.unsupported, folder)
+    return found.files
+
+
+def report_unsupported(files: Sequence[str], where: object) -> None:
+    """Warn of files that look like audio and can't be read; nothing if there are none."""
+    if files:
         _log.warning(
             "%d files of %s look like audio that can't be read and are skipped (%s): convert them "
             "to FLAC, or remove them",
-            *(len(found.unsupported), folder, describe_unsupported(found.unsupported)),
+            *(len(files), where, describe_unsupported(files)),
         )
-    return found.files
 
 
 def describe_unsupported(files: Sequence[str]) -> str:
@@ -100,9 +106,6 @@ def describe_unsupported(files: Sequence[str]) -> str:
     counts = Counter(_suffix(file) for file in files)
     kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
     return f"{kinds}, the first: {files[0]}"
-
-
-_KNOWN: Final = AUDIO_SUFFIXES | _OTHER_SUFFIXES
 
 
 def _suffix(path: str) -> str:
@@ -192,7 +195,7 @@ def _without_repeats(paths: Sequence[str], seen: set[object]) -> tuple[list[str]
             real = f"{real_folders[folder]}/{name}"
             if stat.S_ISLNK(status.st_mode):
                 real, status = os.path.realpath(path), Path(path).stat()
-        except OSError:  # a broken link: whoever opens it says so
+        except OSError:  # a broken link, which is an error when it is opened
             return [path]
         return [real] if status.st_nlink < 2 else [real, (status.st_dev, status.st_ino)]
 

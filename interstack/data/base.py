@@ -13,7 +13,7 @@ from interstack.constants import SAMPLE_RATE
 from interstack.data.audio import CropPlace, Decoder, Utterance
 from interstack.data.batch import Batch, StoredTargets
 from interstack.data.global_batch import BatchSplit
-from interstack.data.skips import LeftOut, LeftOutHere, OnCorrupt, Tolerance
+from interstack.data.skips import OnCorrupt, SkipCounter, Skips, Tolerance
 from interstack.errors import ConfigurationError, DataError
 
 Split: TypeAlias = Literal["train", "validation", "test"]
@@ -30,39 +30,39 @@ class SpeechSource(ABC):
     """The option that names the corpus, for messages; None: the section's ``root``."""
 
     def prepare(self, splits: Sequence[Split] = ("train", "validation", "test")) -> None:
-        """Fetches what is missing of some splits. Called in one process a machine, before `open`.
+        """Fetch what is missing of some splits; called in one process a machine, before `open`.
 
         Args:
-            splits: the splits.
+            splits: The splits.
         """
         del splits
 
     @abstractmethod
     def open(self, split: Split, settings: FeedSettings) -> Feed:
-        """Finds and checks a split, before any training.
+        """Find and check a split, before any training.
 
         Raises:
-            ConfigurationError: a setting does not suit this source or this split.
-            DataError: the split is missing, empty or out of reach, or its audio unusable.
+            ConfigurationError: If a setting does not suit this source or this split.
+            DataError: If the split is missing, empty or out of reach, or its audio unusable.
         """
 
 
 class Delivery(NamedTuple):
-    """What a dataset hands over, in this process or from a worker, for the loader to unpack.
+    """What a dataset yields, in this process or from a worker, for the loader to unpack.
 
     Attributes:
-        batch: the batch, or the error that prevents it: an exception that a worker raises would
+        batch: The batch, or the error that prevents it: an exception that a worker raises would
             arrive with the worker's traceback pasted into its message. None where all of a
-            prediction's batch was left out.
-        left_out: what was left out of it, or found and passed over on the way to it.
+            prediction's batch was skipped.
+        skips: What was skipped in it, or on the way to it.
     """
 
     batch: Batch | DataError | None
-    left_out: LeftOut
+    skips: Skips
 
 
 class CachedTargets(Protocol):
-    """The teacher's targets of one split, stored; ``interstack.target_cache`` has them.
+    """The teacher's targets of one split, from ``interstack.target_cache``.
 
     Attributes:
         name: ``train``, ``validation`` or ``test``.
@@ -75,7 +75,7 @@ class CachedTargets(Protocol):
         """Whether a batch needs no waveforms."""
 
     def check(self, id_: str, num_samples: int, crop: tuple[int, int]) -> None:
-        """Hold an utterance of a run to what the cache was computed from.
+        """Refuse an utterance other than the one that the cache was computed from.
 
         Raises:
             DataError: If the cache lacks it, since its audio could not be read.
@@ -83,7 +83,7 @@ class CachedTargets(Protocol):
         """
 
     def check_audio(self, id_: str, checksum: int) -> None:
-        """Hold decoded audio, by the CRC-32 of its samples, to what the teacher heard.
+        """Refuse decoded audio other than the teacher's input, by the CRC-32 of its samples.
 
         Raises:
             DataError: If it is other audio.
@@ -98,21 +98,21 @@ class FeedSettings:
     """How a split becomes batches; see `SpeechDataModule` for what each means.
 
     Attributes:
-        batch_samples: budget of one rank's batch, padding included.
-        budget_name: the setting that the budget comes from.
-        max_samples: longest waveform; longer ones are cropped.
-        min_samples: shorter utterances are left out.
-        num_buckets: most buckets of alike lengths.
-        seed: seed of order and crops.
-        on_corrupt: what to do with audio that can't be decoded.
-        resample: whether other rates than 16 kHz are allowed.
-        epoch_batches: batches a rank in an epoch of a stream, each micro-batch counted.
-        left_out: counts the utterances left out in this process.
-        crop: where training crops what is too long.
-        targets: the teacher's, from a cache; None: they are the model's to compute.
-        whole: nothing is cropped; an utterance longer than a batch is a batch of its own, of which
-             the model computes a batch's samples at a time.
-        split: how a global batch of training is divided; None: each rank has a budget of its own.
+        batch_samples: Budget of one rank's batch, padding included.
+        budget_name: The setting that the budget comes from.
+        max_samples: Longest waveform; longer ones are cropped.
+        min_samples: Shorter utterances are skipped.
+        num_buckets: Most buckets of similar lengths.
+        seed: Seed of order and crops.
+        on_corrupt: What to do with audio that can't be decoded.
+        resample: Whether other rates than 16 kHz are allowed.
+        epoch_batches: Batches a rank in an epoch of a stream, each micro-batch counted.
+        skips: Counts the utterances skipped in this process.
+        crop: Where training crops what is too long.
+        targets: The teacher's, from a cache; None: the model computes them.
+        whole: Nothing is cropped; an utterance longer than a batch is a batch of its own, of which
+            the model computes a batch's samples at a time.
+        split: How a global batch of training is divided; None: each rank has a budget of its own.
     """
 
     batch_samples: int
@@ -123,7 +123,7 @@ class FeedSettings:
     on_corrupt: OnCorrupt
     resample: bool
     epoch_batches: int | None
-    left_out: LeftOutHere
+    skips: SkipCounter
     crop: CropPlace = "random"
     targets: CachedTargets | None = None
     whole: bool = False
@@ -156,45 +156,58 @@ class FeedSettings:
         )
 
     def decoder(self, epoch: int | None) -> Decoder:
-        """Returns what decodes and crops in an epoch of training, or in evaluation (None)."""
+        """Return the decoder of an epoch of training, or of evaluation (None)."""
         return Decoder(None if self.whole else self.max_samples, epoch, self.seed, self.crop)
 
     def check_targets(self, utterance: Utterance, crop: tuple[int, int]) -> None:
-        """Holds an utterance to the cache of targets, if there is one.
+        """Refuse an utterance that differs from the cache of targets, if there is one.
 
         Args:
-            utterance: the utterance.
-            crop: first sample and length of what the student will hear of it.
+            utterance: The utterance.
+            crop: First sample and length of the student's input.
 
         Raises:
-            ConfigurationError: the cache is of another corpus, or crops move.
-            DataError: its audio could not be read when the cache was made.
+            ConfigurationError: If the cache is of another corpus, or crops move.
+            DataError: If its audio could not be read when the cache was made.
         """
         if self.targets is None:
             return
-        moves = self.crop == "random" and self.targets.name == "train"
-        if moves and crop[1] < utterance.num_samples:
-            raise ConfigurationError(
-                f"{utterance.name} is cropped to {crop[1] / SAMPLE_RATE:g} s, at another place "
-                "each epoch, for which a cache can't hold targets: give data.crop fixed"
-            )
+        if self.targets.name == "train":
+            self.check_fixed_crop(utterance, crop[1])
         self.targets.check(utterance.id, utterance.num_samples, crop)
 
+    def check_fixed_crop(self, utterance: Utterance, length: int) -> None:
+        """Refuse a crop of training that moves, for which a cache can't hold targets.
+
+        Args:
+            utterance: The utterance.
+            length: Samples of its crop.
+
+        Raises:
+            ConfigurationError: If it is shorter than the utterance and ``data.crop`` is random.
+        """
+        if self.crop == "random" and length < utterance.num_samples:
+            raise ConfigurationError(
+                f"data.crop is random, but {utterance.name} is cropped to "
+                f"{length / SAMPLE_RATE:g} s, and a cache can't hold targets of crops that move: "
+                "give data.crop fixed, to cache and to fit"
+            )
+
     def tolerance(self) -> Tolerance:
-        """Returns a fresh judge of audio that can't be read."""
-        return Tolerance(self.on_corrupt, self.left_out)
+        """Return a new count of audio that can't be read."""
+        return Tolerance(self.on_corrupt, self.skips)
 
 
 def check_rate(utterance: Utterance, resample: bool, option: str = "data.resample") -> None:
-    """Refuses rates other than 16 kHz unless resampling is allowed.
+    """Refuse rates other than 16 kHz unless resampling is allowed.
 
     Args:
-        utterance: the utterance.
-        resample: whether it is allowed.
-        option: the option that allows it, by its name in the command at hand.
+        utterance: The utterance.
+        resample: Whether it is allowed.
+        option: The option that allows it, by its name in the command at hand.
 
     Raises:
-        DataError: the utterance is at another rate.
+        DataError: If the utterance is at another rate.
     """
     if utterance.sample_rate != SAMPLE_RATE and not resample:
         raise DataError(
@@ -217,7 +230,7 @@ class Feed(ABC):
 
     @abstractmethod
     def utterances_once(self) -> Iterable[Utterance]:
-        """Returns every usable utterance once, in the corpus' order."""
+        """Return every usable utterance once, in the corpus' order."""
 
     @property
     @abstractmethod
@@ -227,32 +240,32 @@ class Feed(ABC):
     @property
     @abstractmethod
     def counts(self) -> dict[str, float]:
-        """What is known of the split beforehand: utterances, seconds, how many were left out."""
+        """What is known of the split beforehand: utterances, seconds, how many were skipped."""
 
     @abstractmethod
     def num_training_batches(self, world_size: int) -> int:
-        """Returns the batches that each of so many ranks gets in an epoch.
+        """Return the batches that each of so many ranks gets in an epoch.
 
         Raises:
-            DataError: the utterances are too few for the ranks.
+            DataError: If the utterances are too few for the ranks.
         """
 
     def cropped(self, split: str) -> str | None:
-        """Returns how much of the split an evaluation crops, as a sentence for the log.
+        """Return how much of the split an evaluation crops, as a sentence for the log.
 
-        None if nothing, or if nobody knows beforehand: then it is counted while loading.
+        None if nothing, or if that is not known beforehand: then it is counted while loading.
 
         Args:
-            split: what to call it.
+            split: What to call it.
         """
         del split
         return None
 
     def mean_batch_samples(self, world_size: int) -> float | None:
-        """Returns the mean padded size of an epoch's batches; None if nobody knows beforehand.
+        """Return the mean padded size of an epoch's batches; None if that is not known beforehand.
 
         Raises:
-            DataError: the utterances are too few for the ranks.
+            DataError: If the utterances are too few for the ranks.
         """
         del world_size
         return None
@@ -261,7 +274,7 @@ class Feed(ABC):
     def training(
         self, epoch: int, rank: int, world_size: int, first_batch: int = 0
     ) -> Dataset[Delivery]:
-        """Returns one rank's batches of an epoch from `first_batch` on, shuffled and sized.
+        """Return one rank's batches of an epoch from `first_batch` on, shuffled and sized.
 
         Every rank has the same number. All are a function of the arguments and the seed (and, for
         streams, of the number of workers).
@@ -269,4 +282,4 @@ class Feed(ABC):
 
     @abstractmethod
     def evaluation(self, rank: int, world_size: int, keep_order: bool = False) -> Dataset[Delivery]:
-        """Returns one rank's batches of a single pass, in the corpus' order or by length."""
+        """Return one rank's batches of a single pass, in the corpus' order or by length."""

@@ -1,4 +1,4 @@
-"""The batch that every part of interstack trains, validates and predicts on."""
+"""The batch that training, validation and prediction take."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from interstack.constants import SAMPLE_RATE
 
@@ -34,14 +35,14 @@ class Batch(NamedTuple):
         waveforms: (batch, max_num_samples) float32 in [-1, 1] at 16 kHz, zeros after each end. Or
             (batch, 0) where the stored targets hold all that a model needs of the audio.
         num_samples: (batch,) int64, the valid samples of each utterance.
-        ids: one utterance id a row.
-        told: what the teacher says of the batch, if that comes from a cache.
+        ids: One utterance id a row.
+        targets: The teacher's, if they come from a cache.
     """
 
     waveforms: Tensor
     num_samples: Tensor
     ids: tuple[str, ...]
-    told: StoredTargets | None = None
+    targets: StoredTargets | None = None
 
     @property
     def seconds(self) -> Tensor:
@@ -50,15 +51,15 @@ class Batch(NamedTuple):
 
 
 def collate(waveforms: Sequence[Tensor], ids: Sequence[str]) -> Batch:
-    """Pads 1-D waveforms with zeros on the right into one batch.
+    """Pad 1-D waveforms with zeros on the right into one batch.
 
     Raises:
-        ValueError: there is no waveform, or not one id for each.
+        ValueError: If there is no waveform, or not one id for each.
     """
     if not waveforms or len(waveforms) != len(ids):
-        raise ValueError(f"{len(waveforms)} waveforms and {len(ids)} ids do not make a batch.")
+        raise ValueError(f"{len(waveforms)} waveforms and {len(ids)} ids do not make a batch")
     return Batch(
-        waveforms=torch.nn.utils.rnn.pad_sequence(list(waveforms), batch_first=True),
+        waveforms=pad_sequence(list(waveforms), batch_first=True),
         num_samples=torch.tensor([len(waveform) for waveform in waveforms]),
         ids=tuple(ids),
     )

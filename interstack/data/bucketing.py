@@ -1,9 +1,9 @@
-"""Which utterances make a batch: a duration budget, length buckets, equal shares for all ranks.
+"""Which utterances make a batch: a duration budget, length buckets, as many for every rank.
 
 lhotse's `DynamicBucketingSampler` does this for corpora too large to hold in memory. Where lengths
 are known beforehand, as for a folder, more can be promised, and training relies on it: the number
 of batches is known and the same in every epoch (the schedule of growth and learning rate counts
-on it), no utterance is lost or read twice however many ranks there are, and an epoch's batches
+on it), no utterance is lost or read twice for any number of ranks, and an epoch's batches
 are a pure function of seed, epoch and ranks, so that resuming skips batches without replaying them.
 """
 
@@ -25,10 +25,10 @@ _WIDEST_BUCKET: Final = 1.25
 """Longest over shortest of a bucket."""
 
 _LEAST_FULL: Final = 0.4
-"""Share of the budget that a batch takes before it may end early, to be spared padding."""
+"""Fraction of the budget that a batch takes before it may end early, to avoid padding."""
 
 _MOST_PADDING: Final = 0.047
-"""Share of padding that is put up with."""
+"""Fraction of padding that is accepted."""
 
 _TRADES: Final = ((0.3, 1.1), (0.2, 1.1), (0.15, 1.1), (0.1, 1.1), (0.1, 1.06), (0.1, 1.03))
 """What is tried to keep to that, in this order: by how much lengths are blurred for mixing, and
@@ -36,7 +36,7 @@ longest over shortest of a batch as planned, where it ends early. A large corpus
 utterances alike for full batches that are well mixed; a small one mixes less, and then has more
 batches that are less full, but it always mixes some."""
 
-_FOR_LACK_OF_A_BETTER: Final = (0.1, 1.1)
+_FALLBACK_TRADE: Final = (0.1, 1.1)
 """For a corpus so small that none of them is enough."""
 
 
@@ -44,18 +44,18 @@ _FOR_LACK_OF_A_BETTER: Final = (0.1, 1.1)
 class BatchPlan:
     """The fixed part of a corpus' batches: order by length, buckets and batch sizes.
 
-    Utterances stand in order of length. Buckets are runs of that order with about equal durations,
-    batches are runs too. Each epoch lengthens every utterance on paper by a random share of at most
-    `spread` and sorts anew within every bucket, so an utterance meets others whose lengths are
-    alike, by chance. Batches are sized for the longest that can get there, so whatever the order,
+    Utterances are in order of length. Buckets are runs of that order with about equal durations,
+    batches are runs too. Each epoch lengthens every utterance nominally by a random fraction of at
+    most `spread` and sorts again within every bucket, so that an utterance meets random others of
+    similar length. Batches are sized for the longest that can get there, so whatever the order,
     the budget holds and the number of batches stays.
 
     Attributes:
-        order: indices of the utterances, shortest first.
-        lengths: length of each, in that order.
-        bucket_starts: position in `order` where each bucket starts.
-        batch_starts: position in `order` where each batch starts.
-        spread: the share by which lengths are blurred.
+        order: Indices of the utterances, shortest first.
+        lengths: Length of each, in that order.
+        bucket_starts: Position in `order` where each bucket starts.
+        batch_starts: Position in `order` where each batch starts.
+        spread: The fraction by which lengths are blurred.
     """
 
     order: NDArray[np.int64]
@@ -68,32 +68,32 @@ class BatchPlan:
         return len(self.batch_starts)
 
     def batches(self) -> list[NDArray[np.int64]]:
-        """Returns the batches as planned, each the indices of its utterances."""
+        """Return the batches as planned, each the indices of its utterances."""
         return np.split(self.order, self.batch_starts[1:])
 
     def shuffled(self, key: Sequence[int], world_size: int = 1) -> list[list[NDArray[np.int64]]]:
-        """Returns shuffled batches for every rank, [rank][step], as a pure function of `key`.
+        """Return shuffled batches for every rank, [rank][step], as a pure function of `key`.
 
         The ranks' batches of one step are neighbours in length, so no rank waits long for another.
         Where ranks accumulate, `world_size` is ranks × micro-batches.
         """
         random = np.random.default_rng(key)
         batches = np.split(self.order[self._shuffle(random)], self.batch_starts[1:])
-        shares: list[list[NDArray[np.int64]]] = [[] for _ in range(world_size)]
+        ranks: list[list[NDArray[np.int64]]] = [[] for _ in range(world_size)]
         for step in random.permutation(len(batches) // world_size):
-            for rank, place in enumerate(random.permutation(world_size)):
-                shares[rank].append(batches[step * world_size + place])
-        return shares
+            for rank, index in enumerate(random.permutation(world_size)):
+                ranks[rank].append(batches[step * world_size + index])
+        return ranks
 
     def padding(self, key: Sequence[int]) -> float:
-        """Returns the share of padding in the shuffled batches, before they are dealt to ranks."""
+        """Return the fraction of padding in the shuffled batches of all ranks."""
         lengths = self.lengths[self._shuffle(np.random.default_rng(key))]
         sizes = np.diff([*self.batch_starts, len(lengths)])
         padded = np.maximum.reduceat(lengths, self.batch_starts) * sizes
         return 1 - float(lengths.sum() / padded.sum())
 
     def _shuffle(self, random: np.random.Generator) -> NDArray[np.int64]:
-        """Returns which position of `order` each place of the new order takes."""
+        """Return the new order, as positions in `order`."""
         blurred = self.lengths * (1 + self.spread * random.random(len(self.lengths)))
         buckets = np.zeros(len(self.lengths), dtype=np.int64)
         buckets[self.bucket_starts[1:]] = 1
@@ -110,21 +110,21 @@ def plan_batches(
     keep_order: bool = False,
     budget_option: str = "data.batch_seconds",
 ) -> BatchPlan:
-    """Plans batches whose padded size, utterances × longest, stays within a budget.
+    """Plan batches whose padded size, utterances × longest, stays within a budget.
 
     Args:
-        num_samples: length of every utterance, after cropping.
-        budget: samples of one rank's batch, padding included; at least the longest utterance.
-        num_buckets: buckets of equal duration, fewer for a small corpus; those that span more
+        num_samples: Length of every utterance, after cropping.
+        budget: Samples of one rank's batch, padding included; at least the longest utterance.
+        num_buckets: Buckets of equal duration, fewer for a small corpus; those that span more
             than a quarter in length are divided further. None: no buckets, nothing to shuffle.
-        world_size: number of ranks.
-        micro_batches: batches of a rank that are drawn together. The number of all batches is made
+        world_size: Number of ranks.
+        micro_batches: Batches of a rank that are drawn together. The number of all batches is made
             a multiple of ranks × micro-batches by halving the batches with the most utterances.
-        keep_order: leave the utterances as they stand; only without buckets.
-        budget_option: name of the option that the budget comes from, for the message.
+        keep_order: Leave the utterances as they stand; only without buckets.
+        budget_option: Name of the option that the budget comes from, for the message.
 
     Raises:
-        DataError: the utterances are too few for the ranks.
+        DataError: If the utterances are too few for the ranks.
     """
     lengths = np.asarray(num_samples, dtype=np.int64)
     order = np.arange(len(lengths)) if keep_order else np.argsort(lengths, kind="stable")
@@ -134,7 +134,7 @@ def plan_batches(
         starts = _halve_largest(starts, len(lengths), world_size, micro_batches, budget_option)
         return BatchPlan(order, lengths, np.arange(len(lengths)), np.asarray(starts))
     bucket_starts = _bucket_starts(lengths, budget, num_buckets)
-    for spread, width in (*_TRADES, _FOR_LACK_OF_A_BETTER):
+    for spread, width in (*_TRADES, _FALLBACK_TRADE):
         longest = _longest(lengths, bucket_starts, spread)
         reached = np.searchsorted(lengths, lengths * width, side="right")
         filled = _fill(longest.tolist(), budget, reached.tolist())
@@ -146,7 +146,7 @@ def plan_batches(
 
 
 def _bucket_starts(lengths: NDArray[np.int64], budget: int, num_buckets: int) -> NDArray[np.int64]:
-    """Divides sorted lengths into buckets of equal duration, none of them too wide."""
+    """Divide sorted lengths into buckets of equal duration, none of them too wide."""
     ends = lengths.cumsum()
     total = int(ends[-1])
     num_buckets = max(1, min(num_buckets, total // (budget * _BATCHES_A_BUCKET)))
@@ -162,7 +162,7 @@ def _bucket_starts(lengths: NDArray[np.int64], budget: int, num_buckets: int) ->
 def _longest(
     lengths: NDArray[np.int64], bucket_starts: NDArray[np.int64], spread: float
 ) -> NDArray[np.int64]:
-    """Returns the longest that each position can hold after a shuffle.
+    """Return the longest that each position can hold after a shuffle.
 
     The first n utterances count as at most their longest times 1 + `spread`, hence so do the first
     n after the shuffle, and none of them is longer than it counts.
@@ -175,12 +175,12 @@ def _longest(
 
 
 def _fill(longest: list[int], budget: int, ends: list[int] | None = None) -> list[int]:
-    """Returns where each batch starts if every one takes what fits, in the order given.
+    """Return where each batch starts if every one takes what fits, in the order given.
 
     Args:
-        longest: the longest that each position can hold.
-        budget: a batch's.
-        ends: where a batch that begins at a position ends if it is full enough by then.
+        longest: The longest that each position can hold.
+        budget: A batch's.
+        ends: Where a batch that begins at a position ends if it is full enough by then.
     """
     starts, most = [0], 0
     for position, length in enumerate(longest):
@@ -197,7 +197,7 @@ def _fill(longest: list[int], budget: int, ends: list[int] | None = None) -> lis
 def _halve_largest(
     starts: list[int], end: int, world_size: int, micro_batches: int, budget_option: str
 ) -> list[int]:
-    """Halves the batches with the most utterances until the ranks can share them evenly."""
+    """Halve the batches with the most utterances until every rank has as many."""
     slots = world_size * micro_batches
     if end < -(-len(starts) // slots) * slots:
         ranks = f"{world_size} ranks"

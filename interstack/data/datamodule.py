@@ -16,7 +16,7 @@ from interstack.data.audio import CropPlace, Utterance
 from interstack.data.base import Feed, FeedSettings, SpeechSource, Split
 from interstack.data.global_batch import BatchSplit, set_up_accumulation, split_global_batch
 from interstack.data.loader import SpeechLoader, TrainingLoader
-from interstack.data.skips import LeftOutHere, LeftOutSoFar, OnCorrupt
+from interstack.data.skips import OnCorrupt, SkipCounter, SkipTotals
 from interstack.errors import ConfigurationError
 from interstack.settings import check_effect
 
@@ -39,34 +39,33 @@ _FEEDS: dict[str, tuple[FeedName, ...]] = {
 class SpeechDataModule(L.LightningDataModule):
     """Batches of speech for training, validation, test and prediction.
 
-    Each epoch has its own order of batches, so the trainer must ask for a loader every epoch:
+    Each epoch has its own order of batches, so that the trainer needs a new loader every epoch:
     `reload_dataloaders_every_n_epochs: 1`. And the batches are split over ranks here:
     `use_distributed_sampler: false`.
 
     Args:
-        source: where the speech comes from.
-        batch_seconds: most seconds in one rank's batch, padding included (utterances × longest).
-        validation_batch_seconds: the same for validation, test and prediction; null: as training.
+        source: Where the speech comes from.
+        batch_seconds: Most seconds in one rank's batch, padding included (utterances × longest).
+        validation_batch_seconds: The same for validation, test and prediction; null: as training.
             Prediction computes a longer utterance in windows of this length that overlap.
-        max_seconds: longer utterances are cropped, in training at a random place that seed, epoch
+        max_seconds: Longer utterances are cropped, in training at a random place that seed, epoch
             and id decide, in validation and test from the start, which is logged. Null keeps all
             whole; prediction always does.
-        min_seconds: shorter utterances are left out and counted.
-        num_buckets: buckets of alike lengths that batches are drawn from; a small corpus gets
+        min_seconds: Shorter utterances are skipped and counted.
+        num_buckets: Buckets of similar lengths that batches are drawn from; a small corpus gets
             fewer.
-        num_workers: processes that decode audio; 0 decodes in the training process.
-        seed: seed of the order of batches and of the crops.
-        on_corrupt: raise: stop at audio that can't be decoded, naming it; skip: leave it out and
-            count it.
-        resample: resample audio of other rates to 16 kHz instead of refusing it.
-        epoch_batches: batches that make an epoch on each rank. Streams need it; a folder refuses
+        num_workers: Processes that decode audio; 0 decodes in the training process.
+        seed: Seed of the order of batches and of the crops.
+        on_corrupt: raise: stop at audio that can't be decoded, naming it; skip: skip and count it.
+        resample: Resample audio of other rates to 16 kHz instead of refusing it.
+        epoch_batches: Batches that make an epoch on each rank. Streams need it; a folder refuses
             it, since its epoch is every utterance once. With `global_batch_seconds` it counts
             global batches, which are optimizer steps.
         crop: random: training crops at another place each epoch; fixed: at one place for each
             utterance, whatever the seed, so that its targets can be cached. Needs max_seconds.
-        target_cache: directory of targets that the command `cache` has computed; the teacher is
+        target_cache: Directory of targets that the command `cache` has computed; the teacher is
             then never loaded. Null: it computes them in every step.
-        global_batch_seconds: seconds of all ranks in an optimizer step, padding included. They are
+        global_batch_seconds: Seconds of all ranks in an optimizer step, padding included. They are
             shared out over the ranks, and over as many accumulated batches as `batch_seconds`, the
             most that one rank then holds at once, makes necessary; so any number of devices trains
             the same recipe. `trainer.limit_train_batches` and `trainer.val_check_interval` count
@@ -74,7 +73,7 @@ class SpeechDataModule(L.LightningDataModule):
             rank has a batch of `batch_seconds`, so more devices make a larger step.
 
     Raises:
-        ConfigurationError: a setting is out of range.
+        ConfigurationError: If a setting is out of range.
     """
 
     def __init__(
@@ -117,12 +116,12 @@ class SpeechDataModule(L.LightningDataModule):
         self.planned_world_size: int | None = None  # of a run that is not this process' trainer's
         self._set_up_for: L.Trainer | None = None
         self._check_settings()
-        self._left_out = LeftOutSoFar()
+        self._skips = SkipTotals()
         self._crops_reported: set[FeedName] = set()
         self._feeds: dict[FeedName, Feed] = {}
 
     def _check_settings(self) -> None:
-        """Refuses settings out of range, by their names on the command line."""
+        """Refuse settings out of range, by their names on the command line."""
         at_least: dict[str, tuple[float | None, float]] = {
             "min_seconds": (self.min_seconds, 0),
             "max_seconds": (self.max_seconds, max(self.min_seconds, 1 / SAMPLE_RATE)),
@@ -136,44 +135,44 @@ class SpeechDataModule(L.LightningDataModule):
         }
         for name, (value, least) in at_least.items():
             if value is not None and value < least:
-                raise ConfigurationError(f"data.{name} is {value}; it must be at least {least:g}.")
+                raise ConfigurationError(f"data.{name} is {value}; it must be at least {least:g}")
         if self.max_seconds is None:
             where = "with data.max_seconds null, where nothing is cropped"
             check_effect("data.crop", self.crop, "random", where, "give data.max_seconds")
 
     def prepare_data(self) -> None:
-        """Downloads what the source is allowed to; Lightning calls it once a machine."""
+        """Download what the source is allowed to; Lightning calls it once a machine."""
         self.source.prepare()
 
     def setup(self, stage: str) -> None:
-        """Finds and checks the splits that a stage needs; those found before are kept.
+        """Find and check the splits that a stage needs; those found before are kept.
 
         Raises:
-            DataError: a split is missing or empty, or its audio corrupt, at another rate than
+            DataError: If a split is missing or empty, or its audio corrupt, at another rate than
                 16 kHz or too short.
-            ConfigurationError: an utterance is longer than a batch may be, or a setting does not
+            ConfigurationError: If an utterance is longer than a batch may be, or a setting does not
                 suit the source.
         """
         if self.target_cache is not None and self.targets is None and stage != "predict":
             from interstack.target_cache.reader import TargetCache  # which knows data's batches
 
             self.targets = TargetCache(self.target_cache)
-        told = self.targets if stage != "predict" else None
+        targets = self.targets if stage != "predict" else None
         for name in _FEEDS[stage]:
             known = self._feeds.get(name)
-            if known is None or (told is not None and known.settings.targets is None):
-                self._open(name, told)
+            if known is None or (targets is not None and known.settings.targets is None):
+                self._open(name, targets)
         if stage == "fit":
             self._set_up_accumulation()
 
-    def _open(self, name: FeedName, told: TargetCache | None = None) -> Feed:
-        """Opens the split that a feed reads."""
+    def _open(self, name: FeedName, targets: TargetCache | None = None) -> Feed:
+        """Open the split that a feed reads."""
         split: Split = "test" if name == "predict" else name
         settings = self._settings(split)
         if name == "predict":
             settings = replace(settings, whole=True)
-        elif told is not None:
-            settings = replace(settings, targets=told.split(split))
+        elif targets is not None:
+            settings = replace(settings, targets=targets.split(split))
         self._feeds[name] = self.source.open(split, settings)
         return self._feeds[name]
 
@@ -193,21 +192,21 @@ class SpeechDataModule(L.LightningDataModule):
         """How a global batch is divided among the ranks; None without ``global_batch_seconds``."""
         if self.global_batch_seconds is None:
             return None
-        world_size = self.planned_world_size or self._place()[1]
+        world_size = self.planned_world_size or self._rank()[1]
         return split_global_batch(self.global_batch_seconds, self.batch_seconds, world_size)
 
     def teardown(self, stage: str) -> None:
-        """Says what was left out, if anything was."""
+        """Log what was skipped, if anything was."""
         del stage
-        left_out = {
+        skipped = {
             name: int(count)
             for name, count in self.report().items()
             if count and name.rpartition("/")[2] in ("too_short", "corrupt", "skipped")
         }
-        if left_out:
-            counts = ", ".join(f"{name} {count}" for name, count in left_out.items())
-            _log.info("utterances left out: %s", counts)
-        cropped = self._left_out.total.cropped
+        if skipped:
+            counts = ", ".join(f"{name} {count}" for name, count in skipped.items())
+            _log.info("utterances skipped: %s", counts)
+        cropped = self._skips.total.cropped
         if cropped:
             _log.info("utterances cropped in validation and test: %d", cropped)
 
@@ -227,29 +226,29 @@ class SpeechDataModule(L.LightningDataModule):
             on_corrupt=self.on_corrupt,
             resample=self.resample,
             epoch_batches=epoch_batches,
-            left_out=LeftOutHere(),
+            skips=SkipCounter(),
             crop=self.crop,
             budget_name=f"data.{'batch_seconds' if training else self._evaluation_option}",
         )
 
     def utterances_once(self, name: FeedName) -> tuple[Iterable[Utterance], FeedSettings]:
-        """Returns every usable utterance of a split once, and how it becomes a waveform.
+        """Return every usable utterance of a split once, and how it becomes a waveform.
 
         Raises:
-            ConfigurationError: the split is not set up.
+            ConfigurationError: If the split is not set up.
         """
         feed = self._feed(name)
         return feed.utterances_once(), feed.settings
 
     def train_dataloader(self) -> TrainingLoader:
-        """Returns this rank's batches of the trainer's present epoch (0 without a trainer).
+        """Return this rank's batches of the trainer's current epoch (0 without a trainer).
 
         With `trainer.overfit_batches` every epoch has the first one's, the same crops included.
 
-        The loader can go on from the middle of its epoch; see `TrainingLoader`.
+        The loader can resume in the middle of its epoch; see `TrainingLoader`.
 
         Raises:
-            ConfigurationError: the trainer would use this epoch's order for later ones too.
+            ConfigurationError: If the trainer would use this epoch's order for later ones too.
         """
         epoch = 0
         if self.trainer is not None:
@@ -260,11 +259,11 @@ class SpeechDataModule(L.LightningDataModule):
             if every != 1 and self.trainer.max_epochs != 1:
                 raise ConfigurationError(
                     f"trainer.reload_dataloaders_every_n_epochs is {every}; it must be 1, or every "
-                    "epoch would repeat the first one's batches and crops."
+                    "epoch would repeat the first one's batches and crops"
                 )
         # Lightning doubts the length of every stream; ours is exact with any number of workers.
         warnings.filterwarnings("ignore", message=".*`IterableDataset` has `__len__` defined")
-        rank, world_size = self._place()
+        rank, world_size = self._rank()
         return TrainingLoader(
             self._feed("train"),
             epoch=epoch,
@@ -272,12 +271,12 @@ class SpeechDataModule(L.LightningDataModule):
             world_size=world_size,
             num_workers=self.num_workers,
             seed=self.seed,
-            left_out=self._left_out,
+            skips=self._skips,
             window=1 if self.trainer is None else self.trainer.accumulate_grad_batches,
         )
 
     def num_training_batches(self, world_size: int) -> int:
-        """Returns the batches that each of so many ranks gets in an epoch; needs no trainer.
+        """Return the batches that each of so many ranks gets in an epoch; needs no trainer.
 
         It is exact, and the same in every epoch; each micro-batch counts. A folder's utterances
         are shared out, so twice the ranks get about half the batches each. A stream's ranks get
@@ -285,32 +284,32 @@ class SpeechDataModule(L.LightningDataModule):
         global batches. The trainer's limit_train_batches is left aside.
 
         Args:
-            world_size: number of ranks.
+            world_size: Number of ranks.
 
         Raises:
-            ConfigurationError: the train split is not set up.
-            DataError: the utterances are too few for the ranks.
+            ConfigurationError: If the train split is not set up.
+            DataError: If the utterances are too few for the ranks.
         """
         return self._feed("train").num_training_batches(world_size)
 
     def mean_batch_seconds(self, world_size: int) -> float | None:
-        """Returns the mean size of a training batch in seconds, padding included.
+        """Return the mean size of a training batch in seconds, padding included.
 
-        None for a stream, whose batches nobody knows beforehand; raises as `num_training_batches`.
+        None for a stream, whose batches are not known beforehand; raises as `num_training_batches`.
         """
         samples = self._feed("train").mean_batch_samples(world_size)
         return None if samples is None else samples / SAMPLE_RATE
 
     def val_dataloader(self) -> SpeechLoader:
-        """Returns this rank's batches of the validation split, the longest utterances first."""
+        """Return this rank's batches of the validation split, the longest utterances first."""
         return self._evaluation_loader("validation")
 
     def test_dataloader(self) -> SpeechLoader:
-        """Returns this rank's batches of the test split, the longest utterances first."""
+        """Return this rank's batches of the test split, the longest utterances first."""
         return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> SpeechLoader:
-        """Returns this rank's batches of the test split, in the corpus' order, nothing cropped.
+        """Return this rank's batches of the test split, in the corpus' order, nothing cropped.
 
         An utterance longer than a batch is a batch of its own, and to be computed in windows of
         `window_samples`.
@@ -328,42 +327,41 @@ class SpeechDataModule(L.LightningDataModule):
         self._crops_reported.add(name)
         if cropped is not None:
             _log.warning(cropped)
-        dataset = feed.evaluation(*self._place(), keep_order=keep_order)
+        dataset = feed.evaluation(*self._rank(), keep_order=keep_order)
         most = feed.max_evaluation_workers
         workers = self.num_workers if most is None else min(self.num_workers, most)
-        return SpeechLoader(dataset, workers, self.seed, self._left_out)
+        return SpeechLoader(dataset, workers, self.seed, self._skips)
 
     def _feed(self, name: FeedName) -> Feed:
         if name not in self._feeds:
-            # Both read the test split: who has set up one may ask for the other.
+            # Both read the test split: where one is set up, the other may be used.
             other = {"test": "predict", "predict": "test"}.get(name)
             if other not in self._feeds:
-                raise ConfigurationError(f"The split {name} is not set up; call setup() first.")
+                raise ConfigurationError(f"the split {name} is not set up: call setup() first")
             return self._open(name)
         return self._feeds[name]
 
-    def _place(self) -> tuple[int, int]:
-        """Returns rank and number of ranks."""
-        return (
-            (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
-        )
+    def _rank(self) -> tuple[int, int]:
+        """Return rank and number of ranks."""
+        trainer = self.trainer
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
 
     def longest_seconds(self, split: Split) -> float:
-        """Returns the longest waveform a batch of a split can hold, after cropping, in seconds."""
+        """Return the longest waveform a batch of a split can hold, after cropping, in seconds."""
         return self._feed(split).longest_samples / SAMPLE_RATE
 
     def report(self) -> dict[str, float]:
-        """Returns counts for the log: utterances, seconds and what was left out.
+        """Return counts for the log: utterances, seconds and what was skipped.
 
         Keys are "train/utterances", "train/seconds", "train/too_short", "train/corrupt", the same
-        for the other splits that are set up, and "skipped" and "too_short" for those left out
+        for the other splits that are set up, and "skipped" and "too_short" for those skipped
         while loading.
         """
         counts = {
             f"{split}/{k}": v for split, feed in self._feeds.items() for k, v in feed.counts.items()
         }
-        left_out = self._left_out.total
-        return {**counts, "skipped": left_out.skipped, "too_short": left_out.too_short}
+        total = self._skips.total
+        return {**counts, "skipped": total.skipped, "too_short": total.too_short}
 
     def same_epochs(self, world_size: int, saved: Mapping[str, float] | None) -> bool:
         """Return whether a run that was saved had the same utterances in every optimizer step.
@@ -374,14 +372,14 @@ class SpeechDataModule(L.LightningDataModule):
         """
         split = self.split
         if split is None or saved is None or self._feed("train").order_depends_on_workers:
-            return split is None and saved is None and world_size == self._place()[1]
+            return split is None and saved is None and world_size == self._rank()[1]
         before = BatchSplit(**saved)  # type: ignore[arg-type]
         return before.slots == split.slots and before.num_samples == split.num_samples
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what this rank left out of the batches before the present one."""
-        return self._left_out.state_dict()
+        """Return what this rank skipped in the batches before the current one."""
+        return self._skips.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Lets the counts go on from a checkpoint's, which are those of rank 0."""
-        self._left_out.load_state_dict(state_dict)
+        """Continue from a checkpoint's counts, which are those of rank 0."""
+        self._skips.load_state_dict(state_dict)

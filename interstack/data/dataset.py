@@ -1,4 +1,4 @@
-"""From utterances to padded batches: decode each, leave out or report what is corrupt."""
+"""From utterances to padded batches: each is decoded; what is corrupt is skipped or reported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from interstack.data.audio import Utterance
 from interstack.data.base import Delivery, FeedSettings, Split
 from interstack.data.batch import Batch, collate
 from interstack.data.datamodule import SpeechDataModule
-from interstack.data.skips import LeftOutHere
+from interstack.data.skips import SkipCounter
 from interstack.errors import DataError
 
 
@@ -25,26 +25,26 @@ class BatchAssembler:
     """Decodes a batch's utterances and pads them together, with their targets from a cache.
 
     Args:
-        settings: how long utterances may be, and what to do with corrupt ones.
-        epoch: epoch of training, which moves the crops; None for evaluation.
+        settings: How long utterances may be, and what to do with corrupt ones.
+        epoch: Epoch of training, which moves the crops; None for evaluation.
     """
 
     def __init__(self, settings: FeedSettings, epoch: int | None) -> None:
         self.decode = settings.decoder(epoch)
-        self.left_out = settings.left_out
+        self.skips = settings.skips
         self.settings = settings
         self._tolerance = settings.tolerance()
 
     def __call__(self, utterances: Sequence[Utterance]) -> Batch | None:
-        """Returns the batch, or None if all of its utterances were left out.
+        """Return the batch, or None if all of its utterances were skipped.
 
         Raises:
-            DataError: an utterance is corrupt and must not be left out, or too many are.
+            DataError: If an utterance is corrupt and must not be skipped, or too many are.
         """
         waveforms, kept = [], []
         for utterance in utterances:
             try:
-                waveforms.append(self._hear(utterance))
+                waveforms.append(self._waveform(utterance))
             except DataError as error:
                 self._tolerance.failed(error)
             else:
@@ -58,13 +58,13 @@ class BatchAssembler:
         if targets is None:
             return batch
         lengths = torch.tensor([self.decode.crop(utterance)[1] for utterance in kept])
-        return batch._replace(num_samples=lengths, told=targets.collate(ids))
+        return batch._replace(num_samples=lengths, targets=targets.collate(ids))
 
-    def _hear(self, utterance: Utterance) -> Tensor:
-        """Returns the waveform; an empty one where the targets replace the audio.
+    def _waveform(self, utterance: Utterance) -> Tensor:
+        """Return the waveform; an empty one where the targets replace the audio.
 
         Raises:
-            DataError: the audio is corrupt, or not what the targets were computed from.
+            DataError: If the audio is corrupt, or not what the targets were computed from.
         """
         targets = self.settings.targets
         self.settings.check_targets(utterance, self.decode.crop(utterance))
@@ -78,17 +78,17 @@ class BatchAssembler:
 
 
 def checksum(waveform: Tensor) -> int:
-    """Returns the CRC-32 of a waveform's samples as float32."""
+    """Return the CRC-32 of a waveform's samples as float32."""
     return zlib.crc32(waveform.contiguous().numpy().data)
 
 
 class BatchDataset(Dataset[Delivery]):
-    """Known batches of utterances, decoded when asked for; item i is batch `first_batch` + i.
+    """Known batches of utterances, decoded on access; item i is batch `first_batch` + i.
 
     Args:
-        batches: the utterances of every batch, in the order of training.
-        assemble: makes a batch of utterances.
-        first_batch: batches to pass over.
+        batches: The utterances of every batch, in the order of training.
+        assemble: Makes a batch of utterances.
+        first_batch: Batches to skip.
     """
 
     def __init__(
@@ -105,16 +105,16 @@ class BatchDataset(Dataset[Delivery]):
         return max(0, len(self.batches) - self.first_batch)
 
     def __getitem__(self, index: int) -> Delivery:
-        """Returns an item with what was left out of it; see `batch`."""
-        left_out = self.assemble.left_out
-        left_out.take()  # what was counted before, by others, is no part of this batch
-        return Delivery(self.batch(self.first_batch + index), left_out.take())
+        """Return an item with what was skipped in it; see `batch`."""
+        skips = self.assemble.skips
+        skips.take()  # what was counted before, by others, is no part of this batch
+        return Delivery(self.batch(self.first_batch + index), skips.take())
 
     def batch(self, index: int) -> Batch | DataError | None:
-        """Returns batch `index`, or the error that prevents it.
+        """Return batch `index`, or the error that prevents it.
 
         Every step needs a batch, or ranks would fall out of step: one whose utterances are all
-        corrupt is replaced by the next (the last by the first, passed over or not). A prediction
+        corrupt is replaced by the next (the last by the first, skipped or not). A prediction
         has no such steps, and each utterance once: None stands for such a batch there.
         """
         try:
@@ -126,7 +126,7 @@ class BatchDataset(Dataset[Delivery]):
                     return batch
         except DataError as error:
             return error
-        return DataError(f"None of {len(self.batches)} batches can be decoded; check the audio.")
+        return DataError(f"none of {len(self.batches)} batches can be decoded: check the audio")
 
 
 _CANDIDATES: Final = 16
@@ -136,7 +136,7 @@ _CANDIDATES: Final = 16
 def first_utterances(datamodule: SpeechDataModule, split: Split, epoch: int | None) -> Batch | None:
     """Return a small batch of a split's first utterances, padded; None if none can be read.
 
-    No loader has a part in it, so that none moves.
+    No loader takes part, so that none moves.
 
     Args:
         datamodule: With the split set up.
@@ -144,10 +144,10 @@ def first_utterances(datamodule: SpeechDataModule, split: Split, epoch: int | No
         epoch: Of training, which moves crops; None for evaluation.
 
     Raises:
-        DataError: If audio can't be read and must not be left out.
+        DataError: If audio can't be read and must not be skipped.
     """
     utterances, settings = datamodule.utterances_once(split)
-    settings = replace(settings, left_out=LeftOutHere())  # the run counts what it skips itself
+    settings = replace(settings, skips=SkipCounter())  # the run counts what it skips itself
     with closing(_iterated(utterances)) as iterator:
         candidates = list(islice(iterator, _CANDIDATES))
     shortest = sorted(candidates, key=lambda utterance: utterance.num_samples)[:2]

@@ -1,4 +1,4 @@
-"""Fetching LibriSpeech splits through torchaudio, whole or not at all."""
+"""Downloading LibriSpeech splits through torchaudio, atomically."""
 
 from __future__ import annotations
 
@@ -32,23 +32,23 @@ _BROKEN_ARCHIVE: Final = (EOFError, tarfile.TarError, zlib.error)
 
 
 def download_split(name: str, folder: Path) -> None:
-    """Downloads one LibriSpeech split and checks it, then moves it to `folder/name`.
+    """Download one LibriSpeech split, check it, and move it to `folder/name`.
 
-    torchaudio takes a half unpacked split for a whole one, so unpacking happens in a folder of its
-    own beside the target, and only a whole split is moved. Of several processes, also of machines
-    that share a file system, one downloads and the others wait for it.
+    torchaudio takes a partly unpacked split for a complete one, so that it is unpacked in a folder
+    of its own beside the target, and only a complete split is moved. Of several processes, also of
+    machines that share a file system, one downloads and the others wait for it.
 
     Raises:
-        DataError: the name is none of LibriSpeech's; the folder can't be written or locked; or the
-            download, its checksum or unpacking failed.
+        DataError: If the name is none of LibriSpeech's, the folder can't be written or locked, or
+            the download, its checksum or unpacking failed.
     """
     if name not in LIBRISPEECH_SPLITS:
         raise DataError(
-            f"{name!r} can't be downloaded; LibriSpeech has {', '.join(LIBRISPEECH_SPLITS)}."
+            f"{name!r} can't be downloaded: name one of {', '.join(LIBRISPEECH_SPLITS)}"
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _alone(folder / f".download-{name}.lock"):
+        with _exclusive(folder / f".download-{name}.lock"):
             if not (folder / name).exists():  # else another process was faster
                 _download(name, folder)
     except (OSError, RuntimeError, *_BROKEN_ARCHIVE) as error:
@@ -58,35 +58,35 @@ def download_split(name: str, folder: Path) -> None:
                 "or give data.source.root another directory"
             ) from error
         raise DataError(
-            f"LibriSpeech {name} could not be downloaded ({error}); try again, or unpack "
-            f"{name}.tar.gz from openslr.org/12 so that {folder / name} exists."
+            f"LibriSpeech {name} could not be downloaded ({error}): try again, or unpack "
+            f"{name}.tar.gz from openslr.org/12 so that {folder / name} exists"
         ) from error
 
 
 def _download(name: str, folder: Path) -> None:
     from torchaudio.datasets import LIBRISPEECH
 
-    workshop = folder / f".download-{name}"
-    unpacked = workshop / "LibriSpeech"
+    workspace = folder / f".download-{name}"
+    unpacked = workspace / "LibriSpeech"
     _log.info("downloading LibriSpeech %s to %s", name, folder)
-    workshop.mkdir(exist_ok=True)
-    # Of a download that was killed a whole archive may be left, which is used, and halves.
+    workspace.mkdir(exist_ok=True)
+    # A killed download may leave a complete archive, which is used, and partial ones.
     shutil.rmtree(unpacked, ignore_errors=True)
-    for half in workshop.glob("*.partial"):
-        half.unlink()
+    for part in workspace.glob("*.partial"):
+        part.unlink()
     try:
         with _safe_unpacking():
-            LIBRISPEECH(workshop, url=name, download=True)
+            LIBRISPEECH(workspace, url=name, download=True)
     except _BROKEN_ARCHIVE:
-        (workshop / f"{name}.tar.gz").unlink()  # or the next attempt would use it again
+        (workspace / f"{name}.tar.gz").unlink()  # or the next attempt would use it again
         raise
     (unpacked / name).rename(folder / name)
-    shutil.rmtree(workshop)
+    shutil.rmtree(workspace)
 
 
 @contextmanager
 def _safe_unpacking() -> Iterator[None]:
-    """Let archives be unpacked by the same rules under every Python: nothing outside the folder.
+    """Unpack archives by the same rules under every Python: nothing outside the folder.
 
     torchaudio leaves the rules to Python, whose default warns from 3.12 on and changes in 3.14.
     """
@@ -102,13 +102,13 @@ def _safe_unpacking() -> Iterator[None]:
 
 
 @contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Lets one process at a time into the block: the one that holds the lock on a file.
+def _exclusive(path: Path) -> Iterator[None]:
+    """Run the block in one process at a time: the one that holds the lock on a file.
 
     The system releases the lock of a process that dies, so none is ever left over.
 
     Raises:
-        OSError: the file can't be made, or its file system has no locks.
+        OSError: If the file can't be made, or its file system has no locks.
     """
     while True:
         with path.open("w") as file:
@@ -118,7 +118,7 @@ def _alone(path: Path) -> Iterator[None]:
                 _log.info("another process is at %s; waiting for it", path)
                 fcntl.lockf(file, fcntl.LOCK_EX)
             if not _is_still(file, path):
-                continue  # whoever held it removed it meanwhile: others lock a new file
+                continue  # its holder removed it meanwhile: others lock a new file
             try:
                 yield
             finally:
@@ -127,7 +127,7 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def _is_still(file: IO[str], path: Path) -> bool:
-    """Tells whether an open file is the one that its path leads to."""
+    """Return whether an open file is the one that its path leads to."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from interstack.constants import SAMPLE_RATE
 from interstack.data.audio import Utterance, read_header
-from interstack.data.audio_files import describe_unsupported, list_audio
+from interstack.data.audio_files import describe_unsupported, list_audio, report_unsupported
 from interstack.data.base import Feed, FeedSettings, SpeechSource, Split, check_rate
 from interstack.data.bucketing import BatchPlan, plan_batches
 from interstack.data.dataset import BatchAssembler, BatchDataset
@@ -24,6 +24,9 @@ from interstack.data.download import LIBRISPEECH_SPLITS, download_split
 from interstack.data.skips import OnCorrupt, report_skipped
 from interstack.errors import DataError
 from interstack.settings import check_effect
+
+_HEADER_THREADS = 8
+"""Reading a header waits for the disk, most of all a cluster's; threads hide that."""
 
 _log = logging.getLogger(__name__)
 
@@ -33,10 +36,11 @@ class FileSource(SpeechSource):
 
     @abstractmethod
     def utterances(self, split: Split, on_corrupt: OnCorrupt) -> tuple[list[Utterance], list[str]]:
-        """Returns the split's utterances in a fixed order, and the ids of corrupt ones left out.
+        """Return the split's utterances in a fixed order, and the ids of corrupt ones.
 
         Raises:
-            DataError: the split is missing or empty, or audio is corrupt and `on_corrupt` raises.
+            DataError: If the split is missing or empty, or audio is corrupt and `on_corrupt` is
+                ``raise``.
         """
 
     def checked_utterances(
@@ -52,7 +56,7 @@ class FileSource(SpeechSource):
         return found, corrupt
 
     def open(self, split: Split, settings: FeedSettings) -> FileFeed:
-        """Lists the split's utterances and keeps the usable ones; see `SpeechSource.open`."""
+        """List the split's utterances and keep the usable ones; see `SpeechSource.open`."""
         where = f"with {type(self).__name__}, whose epoch is every utterance once"
         fix = "limit an epoch by trainer.limit_train_batches"
         check_effect("data.epoch_batches", settings.epoch_batches, None, where, fix)
@@ -62,8 +66,8 @@ class FileSource(SpeechSource):
         kept = [utterance for utterance in found if utterance.num_samples >= settings.min_samples]
         if not kept:
             raise DataError(
-                f"All {len(found)} utterances of {split} are shorter than "
-                f"{settings.min_samples / SAMPLE_RATE} s; lower data.min_seconds."
+                f"all {len(found)} utterances of {split} are shorter than "
+                f"{settings.min_samples / SAMPLE_RATE} s: lower data.min_seconds"
             )
         mixed = [utterance.name for utterance in kept if utterance.num_channels > 1]
         if mixed:
@@ -94,13 +98,13 @@ class FileFeed(Feed):
     """Batches of a list of utterances.
 
     Args:
-        utterances: at least one.
-        settings: how they become batches.
-        too_short: utterances left out before, for the counts.
-        corrupt: the same.
+        utterances: At least one.
+        settings: How they become batches.
+        too_short: Utterances that were skipped before, for the counts.
+        corrupt: The same.
 
     Raises:
-        ConfigurationError: an utterance exceeds the budget of a batch, unless it is to be whole.
+        ConfigurationError: If an utterance exceeds the budget of a batch, unless it is to be whole.
     """
 
     def __init__(
@@ -127,7 +131,7 @@ class FileFeed(Feed):
             self._check_targets(utterance, crop)
 
     def _check_targets(self, utterance: Utterance, crop: tuple[int, int]) -> None:
-        """Holds an utterance to the cache now; one that it left out is met when it is its turn."""
+        """Check an utterance against the cache; one that it skipped is skipped in its turn."""
         try:
             self.settings.check_targets(utterance, crop)
         except DataError:
@@ -135,7 +139,7 @@ class FileFeed(Feed):
                 raise
 
     def utterances_once(self) -> Sequence[Utterance]:
-        """Returns the utterances, as listed."""
+        """Return the utterances, as listed."""
         return self.utterances
 
     @property
@@ -145,11 +149,11 @@ class FileFeed(Feed):
 
     @property
     def counts(self) -> dict[str, float]:
-        """Usable utterances, their seconds after cropping, and how many were left out."""
+        """Usable utterances, their seconds after cropping, and how many were skipped."""
         return self._counts
 
     def cropped(self, split: str) -> str | None:
-        """Returns how much of the split an evaluation leaves out by cropping; None if nothing."""
+        """Return how much of the split an evaluation crops; None if nothing."""
         crop = self.settings.decoder(None).crop
         cropped = [each for each in self.utterances if crop(each)[1] < each.num_samples]
         if not cropped:
@@ -166,32 +170,32 @@ class FileFeed(Feed):
         )
 
     def num_training_batches(self, world_size: int) -> int:
-        """Returns the batches that each of so many ranks gets, the same in every epoch."""
+        """Return the batches that each of so many ranks gets, the same in every epoch."""
         return len(self._training_plan(world_size)) // world_size
 
     def mean_batch_samples(self, world_size: int) -> float:
-        """Returns the mean padded size of an epoch's batches."""
+        """Return the mean padded size of an epoch's batches."""
         lengths = np.asarray(self._lengths)
         slots = world_size * self.settings.micro_batches
-        shares = self._training_plan(world_size).shuffled((self.settings.seed, 0), slots)
-        sizes = [len(batch) * lengths[batch].max() for share in shares for batch in share]
+        ranks = self._training_plan(world_size).shuffled((self.settings.seed, 0), slots)
+        sizes = [len(batch) * lengths[batch].max() for rank in ranks for batch in rank]
         return float(np.mean(sizes))
 
     def training(
         self, epoch: int, rank: int, world_size: int, first_batch: int = 0
     ) -> BatchDataset:
-        """Returns one rank's batches of an epoch; together the ranks' hold every utterance once.
+        """Return one rank's batches of an epoch; together the ranks' hold every utterance once.
 
         A step's batches of all ranks depend on their number, ranks × micro-batches, alone.
         """
         key, micro_batches = (self.settings.seed, epoch), self.settings.micro_batches
         slots = self._training_plan(world_size).shuffled(key, world_size * micro_batches)
-        share = [batch for step in zip(*slots[rank::world_size], strict=True) for batch in step]
+        batches = [batch for step in zip(*slots[rank::world_size], strict=True) for batch in step]
         assemble = BatchAssembler(self.settings, epoch)
-        return BatchDataset(self._utterances(share), assemble, first_batch)
+        return BatchDataset(self._utterances(batches), assemble, first_batch)
 
     def evaluation(self, rank: int, world_size: int, keep_order: bool = False) -> BatchDataset:
-        """Returns one rank's batches of a single pass: as listed, or longest first.
+        """Return one rank's batches of a single pass: as listed, or longest first.
 
         Longest first because what does not fit into memory then fails at once.
         """
@@ -223,23 +227,19 @@ class FileFeed(Feed):
         return [[self.utterances[index] for index in batch] for batch in batches]
 
 
-_HEADER_THREADS = 8
-"""Reading a header waits for the disk, most of all a cluster's; threads hide that."""
-
-
 class LibriSpeechFolder(FileSource):
     """A folder that holds `LibriSpeech/<split>/<speaker>/<chapter>/<utterance>.flac`.
 
     Any other layout below a split's folder does as well, with files of every format that
     libsndfile reads: FLAC, WAV, MP3, Ogg Vorbis, Opus, AIFF, AU and many more, whatever their
-    names say about their content. Each file is used once, whatever links lead to it.
+    suffixes. Each file is used once, whatever links lead to it.
 
     Args:
-        root: the folder that holds `LibriSpeech`, or the splits themselves.
-        train: splits (folder names) to train on.
-        validation: splits to validate on.
-        test: splits to test and predict on.
-        download: fetch missing LibriSpeech splits through torchaudio, with checksums. The 960
+        root: The folder that holds `LibriSpeech`, or the splits themselves.
+        train: Splits (folder names) to train on.
+        validation: Splits to validate on.
+        test: Splits to test and predict on.
+        download: Fetch missing LibriSpeech splits through torchaudio, with checksums. The 960
             hours take 60 GB.
     """
 
@@ -267,7 +267,7 @@ class LibriSpeechFolder(FileSource):
         return nested if nested.is_dir() or to_be_made else self.root
 
     def prepare(self, splits: Sequence[Split] = ("train", "validation", "test")) -> None:
-        """Downloads what is missing of some splits if `download` is set."""
+        """Download what is missing of some splits if `download` is set."""
         if not self.download:
             return
         for name in dict.fromkeys(name for split in splits for name in self.splits[split]):
@@ -275,10 +275,10 @@ class LibriSpeechFolder(FileSource):
                 download_split(name, self.base)
 
     def utterances(self, split: Split, on_corrupt: OnCorrupt) -> tuple[list[Utterance], list[str]]:
-        """Lists the split's utterances, sorted by path, each by the header of its file.
+        """List the split's utterances, sorted by path, each by the header of its file.
 
         Raises:
-            DataError: see `FileSource.utterances`.
+            DataError: See `FileSource.utterances`.
         """
         files = self._files(split)
         ids = self._ids(files, split)
@@ -290,7 +290,7 @@ class LibriSpeechFolder(FileSource):
             raise DataError(f"{errors[0]}, or set {self.corrupt_option} to skip{more}")
         found = [result for result in results if isinstance(result, Utterance)]
         if not found:
-            raise DataError(f"All {len(errors)} audio files of {split} are corrupt: {errors[0]}")
+            raise DataError(f"all {len(errors)} audio files of {split} are corrupt: {errors[0]}")
         report_skipped(len(errors), str(errors[0]) if errors else "", f"files of {split}")
         pairs = zip(ids, results, strict=True)
         return found, [id_ for id_, result in pairs if isinstance(result, DataError)]
@@ -318,12 +318,7 @@ class LibriSpeechFolder(FileSource):
             files += found.files
             unsupported += found.unsupported
             repeated += found.repeated
-        if unsupported:
-            _log.warning(
-                "%d files of %s look like audio that can't be read and are skipped (%s): convert "
-                "them to FLAC, or remove them",
-                *(len(unsupported), split, describe_unsupported(unsupported)),
-            )
+        report_unsupported(unsupported, split)
         if repeated:
             _log.info(
                 "%d more paths of %s lead to files that it already has; each file is used once",
@@ -332,17 +327,17 @@ class LibriSpeechFolder(FileSource):
         return files
 
     def _missing(self, name: str) -> str:
-        """Says what there is instead of a split, and how to come by it."""
+        """Return what there is instead of a split, and how to get it."""
         if not self.base.is_dir():
             there = f"{self.base} is no folder"
         else:
             names = sorted(entry.name for entry in self.base.iterdir() if entry.is_dir())
             there = f"{self.base} has {', '.join(names) or 'no folders'}"
         root = self.root_option or f"{self.section}.root"
-        mend = f"name one of these, or point {root} elsewhere"
+        fix = f"name one of these, or point {root} elsewhere"
         if name in LIBRISPEECH_SPLITS and not self.download and not self.root_option:
-            mend += f", or set {self.section}.download to true to fetch it"
-        return f"there is no split {name!r}, {there}: {mend}"
+            fix += f", or set {self.section}.download to true to fetch it"
+        return f"there is no split {name!r}, {there}: {fix}"
 
     def _ids(self, files: Sequence[str], split: Split) -> list[str]:
         """Name utterances as LibriSpeech does, by file name; by path where names recur.
@@ -350,7 +345,7 @@ class LibriSpeechFolder(FileSource):
         Files that then differ by their suffixes alone keep them.
 
         Raises:
-            DataError: If a name is not UTF-8, which no output could be called by.
+            DataError: If a name is not UTF-8, which no output could have.
         """
         paths = [Path(file) for file in files]
         unreadable = [file for file in files if not _is_utf8(file)]

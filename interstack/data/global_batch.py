@@ -1,4 +1,4 @@
-"""One recipe on any number of ranks: how the audio of an optimizer step is divided."""
+"""The global batch: how the audio of an optimizer step is divided over any number of ranks."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class BatchSplit:
         )
 
     def fault(self, name: str, longest_seconds: float) -> str:
-        """Return what to write where an utterance does not fit into one batch.
+        """Return the message where an utterance does not fit into one batch.
 
         Args:
-            name: The longest utterance's, or what stands for it.
+            name: The longest utterance's.
             longest_seconds: Its length after cropping.
         """
         ranks = int(self.global_seconds / longest_seconds)
@@ -117,7 +117,7 @@ def check_accumulation(trainer: L.Trainer, global_seconds: float | None) -> None
 
 
 def set_up_accumulation(trainer: L.Trainer, split: BatchSplit, batches: int) -> None:
-    """Let the Trainer accumulate what a split asks for, and count its limits in global batches.
+    """Make the Trainer accumulate as a split requires, and count its limits in global batches.
 
     ``limit_train_batches`` and ``val_check_interval`` are numbers of a rank's batches to Lightning;
     a recipe for any number of ranks can only mean global batches, which are optimizer steps.
@@ -139,21 +139,21 @@ def set_up_accumulation(trainer: L.Trainer, split: BatchSplit, batches: int) -> 
         value = _in_global_batches(name, settings.get(name), steps)
         if isinstance(value, int):
             settings[name] = value * split.micro_batches
-            if name == "limit_train_batches":  # of which an interval is a share
+            if name == "limit_train_batches":  # of which an interval is a fraction
                 steps = min(steps, value)
 
 
 def _in_global_batches(name: str, value: Any, steps: int) -> Any:  # noqa: ANN401, of either type
-    """Return the number for a share of an epoch's global batches; others stay as they are.
+    """Return the number for a fraction of an epoch's global batches; others stay as they are.
 
     Raises:
-        ConfigurationError: If that share is none.
+        ConfigurationError: If that is less than one.
     """
     if not isinstance(value, float) or not 0.0 < value < 1.0:
         return value
     if value * steps < 1:
         raise ConfigurationError(
             f"trainer.{name} is {value:g}, which of an epoch's {steps} global batches is none: "
-            "give a number, or a larger share"
+            "give a number, or a larger fraction"
         )
     return int(value * steps)

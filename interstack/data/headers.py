@@ -1,8 +1,7 @@
-"""Whether a file's header can be trusted: lengths that libsndfile guesses or passes over."""
+"""Lengths that libsndfile guesses or ignores: MP3 without a length, and files that are cut off."""
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections.abc import Callable
@@ -27,7 +26,7 @@ _KILOBITS: Final = {
 
 
 UNKNOWN: Final = 0
-"""In place of a length that nothing tells."""
+"""In place of a length that is stated nowhere."""
 
 
 def length_by_frames(audio: str | bytes) -> int | None:
@@ -42,7 +41,7 @@ def length_by_frames(audio: str | bytes) -> int | None:
         The samples a channel; None where the file states its length, so that libsndfile knows it;
         ``UNKNOWN`` where the bit rate varies.
     """
-    with io.BytesIO(audio) if isinstance(audio, bytes) else Path(audio).open("rb") as file:
+    with BytesIO(audio) if isinstance(audio, bytes) else Path(audio).open("rb") as file:
         file.seek(_first_frame(file.read(10)))
         data = file.read(_LONGEST_FRAME)
         first = _frame(data, 0)

@@ -29,18 +29,18 @@ class HubDataset(StreamSource):
     lhotse can read these datasets too, but names utterances by a hash of their audio.
 
     Args:
-        path: the hub's id of the dataset, or a local folder.
-        name: its configuration, where it has several ("all", "clean", …).
-        train: splits to train on.
-        validation: splits to validate on.
-        test: splits to test and predict on.
-        audio_column: column that holds the audio.
-        id_column: column that names the utterance; where there is no column "id", the audio's file
+        path: The hub's id of the dataset, or a local folder.
+        name: Its configuration, where it has several ("all", "clean", …).
+        train: Splits to train on.
+        validation: Splits to validate on.
+        test: Splits to test and predict on.
+        audio_column: Column that holds the audio.
+        id_column: Column that names the utterance; where there is no column "id", the audio's file
             name or else its position does.
-        revision: branch, tag or commit of the dataset; refused for a local folder.
+        revision: Branch, tag or commit of the dataset; refused for a local folder.
 
     Raises:
-        ConfigurationError: there is a revision of a local folder.
+        ConfigurationError: If a revision of a local folder is given.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class HubDataset(StreamSource):
             check_effect(f"{self.section}.revision", revision, None, where)
 
     def shards(self, split: Split) -> Sequence[Shard]:
-        """Lists the files of a split's dataset; see `StreamSource.shards`."""
+        """List the files of a split's dataset; see `StreamSource.shards`."""
         shards = [shard for name in self.splits[split] for shard in self._shards_of(name)]
         if not shards:
             raise DataError(f"no split is named for {split}: set {self.section}.{split}")
@@ -89,21 +89,21 @@ class HubDataset(StreamSource):
         number = dataset.num_shards
         return [
             Shard(
-                f"part {place} of the dataset {self.path!r}",
-                partial(_read, dataset.shard(number, index), self, place),
+                f"part {part} of the dataset {self.path!r}",
+                partial(_read, dataset.shard(number, index), self, part),
                 "set data.source.id_column to a column that tells them apart",
             )
             for index in range(number)
-            for place in [f"{split}-{index}"]
+            for part in [f"{split}-{index}"]
         ]
 
     def _columns_needed(self) -> dict[str, str]:
-        """Returns the options that name a column which has to be there, and what they are."""
+        """Return the options that name a required column, and the columns."""
         needed = {"audio_column": self.audio_column}
         return needed | ({} if self.id_column == _ID_COLUMN else {"id_column": self.id_column})
 
     def _load(self, split: str) -> IterableDataset:
-        """Opens a split without reading it."""
+        """Open a split without reading it."""
         from datasets import load_dataset
 
         try:
@@ -112,17 +112,17 @@ class HubDataset(StreamSource):
             )
         except Exception as error:  # datasets, huggingface_hub and httpx each raise their own
             raise DataError(
-                f"The split {split!r} of the dataset {self.path!r} can't be opened ({error}). "
-                f"Without a connection to the hub, set {self.section}.path to a local copy, or use "
-                "LibriSpeechFolder or Shards."
+                f"the split {split!r} of the dataset {self.path!r} can't be opened ({error}): "
+                f"without a connection to the hub, set {self.section}.path to a local copy, or use "
+                "LibriSpeechFolder or Shards"
             ) from error
 
 
-def _read(dataset: IterableDataset, source: HubDataset, place: str) -> Iterator[tuple[str, bytes]]:
-    """Yields ids and encoded audio of one of a dataset's files.
+def _read(dataset: IterableDataset, source: HubDataset, part: str) -> Iterator[tuple[str, bytes]]:
+    """Yield ids and encoded audio of one of a dataset's files.
 
     Raises:
-        DataError: the file can't be reached or read.
+        DataError: If the file can't be reached or read.
     """
     try:
         # Not iter(dataset): inside a loader worker that divides the shards among the workers,
@@ -130,22 +130,22 @@ def _read(dataset: IterableDataset, source: HubDataset, place: str) -> Iterator[
         for index, rows in enumerate(dataset.iter(batch_size=1)):
             row = {column: values[0] for column, values in rows.items()}
             audio = row[source.audio_column]
-            yield _name(row, source.id_column, audio, f"{place}-{index}"), _bytes(audio)
+            yield _name(row, source.id_column, audio, f"{part}-{index}"), _bytes(audio)
     except Exception as error:
         raise DataError(
-            f"Part {place} of the dataset {source.path!r} can't be read ({error}); see that it is "
-            "there, readable and whole."
+            f"part {part} of the dataset {source.path!r} can't be read ({error}): see that it is "
+            "there, readable and complete"
         ) from error
 
 
-def _name(row: dict[str, Any], id_column: str, audio: dict[str, Any], place: str) -> str:
+def _name(row: dict[str, Any], id_column: str, audio: dict[str, Any], position: str) -> str:
     if row.get(id_column) is not None:
         return str(row[id_column])
-    return PurePosixPath(audio["path"]).stem if audio.get("path") else place
+    return PurePosixPath(audio["path"]).stem if audio.get("path") else position
 
 
 def _bytes(audio: dict[str, Any]) -> bytes:
-    """Returns a row's encoded audio, which is in the row itself or in a file it names."""
+    """Return a row's encoded audio, which is in the row itself or in a file it names."""
     if audio["bytes"] is not None:
         return bytes(audio["bytes"])
     with fsspec.open(audio["path"], "rb") as file:

@@ -1,4 +1,4 @@
-"""Loaders of batches: the torch DataLoader around our datasets, and the place in an epoch."""
+"""Loaders of batches: torch's DataLoader around our datasets, and the position in an epoch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from interstack.data.base import Delivery, Feed
 from interstack.data.batch import Batch
-from interstack.data.skips import LeftOutSoFar
+from interstack.data.skips import SkipTotals
 from interstack.data.workers import load, prepare_worker
 from interstack.errors import DataError
 
@@ -23,15 +23,15 @@ _log = logging.getLogger(__name__)
 class SpeechLoader:
     """Loads the batches of a dataset that yields whole batches, in their order.
 
-    It makes a DataLoader instead of being one: Lightning takes a DataLoader apart and builds it
-    anew around samplers that ours has no use for.
+    It makes a DataLoader instead of being one: Lightning takes a DataLoader apart and rebuilds it
+    around samplers that ours does not need.
 
     Args:
-        dataset: yields batches, and knows how many.
-        num_workers: worker processes; 0 decodes in the main one.
-        seed: seed of the loader's own generator. Without one torch draws the workers' seeds from
+        dataset: Yields batches, and knows how many.
+        num_workers: Worker processes; 0 decodes in the main one.
+        seed: Seed of the loader's own generator. Without one torch draws the workers' seeds from
             the global random state, and then a resumed run's state would differ.
-        left_out: sums what is left out of the batches.
+        skips: Sums what is skipped in the batches.
     """
 
     def __init__(
@@ -39,22 +39,22 @@ class SpeechLoader:
         dataset: Dataset[Delivery],
         num_workers: int,
         seed: int,
-        left_out: LeftOutSoFar | None = None,
+        skips: SkipTotals | None = None,
     ) -> None:
         self.dataset = dataset
         self.num_workers = num_workers
         self._seed = seed
-        self._left_out = left_out or LeftOutSoFar()
+        self._skips = skips or SkipTotals()
         self._passes: WeakSet[Generator[Batch]] = WeakSet()
 
     def __len__(self) -> int:
         return len(cast("Sized", self.dataset))
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields the batches.
+        """Yield the batches.
 
         Raises:
-            DataError: audio can't be read, or a worker died.
+            DataError: If audio can't be read, or a worker died.
         """
         batches = self._batches(self.dataset)
         self._passes.add(batches)
@@ -80,16 +80,16 @@ class SpeechLoader:
         error = None
         try:
             with closing(load(loader, _num_items(dataset))) as deliveries:
-                for number, (batch, left_out) in enumerate(deliveries, start=first):
+                for number, (batch, skips) in enumerate(deliveries, start=first):
                     if isinstance(batch, DataError):
                         error = batch
                         break
                     begins_step = number % window == 0
-                    self._left_out.hand_out(this_pass, left_out, begins_step=begins_step)
+                    self._skips.add(this_pass, skips, begins_step=begins_step)
                     if batch is not None:
                         yield batch
         finally:
-            self._left_out.settle(this_pass)
+            self._skips.finalise(this_pass)
         if error is not None:
             raise error
 
@@ -103,19 +103,19 @@ def _num_items(dataset: Dataset[Delivery]) -> int | None:
 
 
 class TrainingLoader(SpeechLoader):
-    """Loads one rank's batches of an epoch, and can go on from the middle of it.
+    """Loads one rank's batches of an epoch, and can resume in the middle of it.
 
     Its length is always the whole epoch's: Lightning adds the batches done before to its own count.
 
     Args:
-        feed: where the batches come from.
-        epoch: the epoch.
-        rank: this process' rank.
-        world_size: number of ranks.
-        num_workers: see `SpeechLoader`.
-        seed: see `SpeechLoader`.
-        left_out: see `SpeechLoader`.
-        window: batches that are accumulated for an optimizer step.
+        feed: Where the batches come from.
+        epoch: The epoch.
+        rank: This process' rank.
+        world_size: Number of ranks.
+        num_workers: See `SpeechLoader`.
+        seed: See `SpeechLoader`.
+        skips: See `SpeechLoader`.
+        window: Batches that are accumulated for an optimizer step.
     """
 
     def __init__(
@@ -127,27 +127,27 @@ class TrainingLoader(SpeechLoader):
         world_size: int = 1,
         num_workers: int = 0,
         seed: int = 0,
-        left_out: LeftOutSoFar | None = None,
+        skips: SkipTotals | None = None,
         window: int = 1,
     ) -> None:
         dataset = feed.training(epoch, rank, world_size)
-        super().__init__(dataset, num_workers, seed, left_out)
+        super().__init__(dataset, num_workers, seed, skips)
         self._feed = feed
         self._epoch = epoch
         self._rank = rank
         self._world_size = world_size
         self._window = window
-        self._next_pass_begins = 0
+        self._first_of_next_pass = 0
         self._batches_done = 0
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields the batches; the first pass after `load_state_dict` begins where that says.
+        """Yield the batches; the first pass after `load_state_dict` starts where that says.
 
         Raises:
-            DataError: audio can't be read, or a worker died.
+            DataError: If audio can't be read, or a worker died.
         """
-        # Not before the first batch is asked for: Lightning makes iterators that it doesn't use.
-        first, self._next_pass_begins = self._next_pass_begins, 0
+        # Not before the first batch is requested: Lightning makes iterators that it doesn't use.
+        first, self._first_of_next_pass = self._first_of_next_pass, 0
         self._batches_done = first
         dataset = self.dataset
         if first:
@@ -157,10 +157,10 @@ class TrainingLoader(SpeechLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Returns the place in the epoch, for a checkpoint.
+        """Return the position in the epoch, for a checkpoint.
 
-        Its "first_batch" is the number of batches of the epoch that have been handed out. Who
-        writes the checkpoint may lower that to the batches that have been trained on.
+        Its "first_batch" is the number of batches of the epoch that have been yielded. The writer
+        of the checkpoint may lower that to the batches that have been trained on.
         """
         return {
             "first_batch": self._batches_done,
@@ -171,22 +171,21 @@ class TrainingLoader(SpeechLoader):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Makes the next pass begin at a checkpoint's place; what comes before is not decoded.
+        """Make the next pass start at a checkpoint's position; what comes before is not decoded.
 
         The batches are then those of the epoch that was cut, bit for bit, on as many ranks as
         before, and on others too where a global batch is as many batches. Otherwise, on another
-        number of ranks, they are others, and only the place counts. A stream's
-        batches depend on the number of workers too, so the rest of the epoch is read with as many
-        as it was begun with.
+        number of ranks, they are others, and only the position counts. A stream's batches depend on
+        the number of workers too, so the rest of the epoch is read with as many as its start.
 
-        The state of another epoch is ignored: that epoch was over when the checkpoint was written
-        (Lightning restores the state of a finished loader too), and this one begins at its start.
+        The state of another epoch is ignored, and this one starts at its first batch: that epoch
+        was over when the checkpoint was written (Lightning restores a finished loader's state too).
         """
         if state["epoch"] != self._epoch:
-            _log.debug("epoch %d begins at its start: %s is over", self._epoch, state)
+            _log.debug("epoch %d starts at its first batch: %s is over", self._epoch, state)
             return
         self._batches_done = min(max(0, state["first_batch"]), len(self))
-        self._next_pass_begins = self._batches_done
+        self._first_of_next_pass = self._batches_done
         readers = max(1, state["num_workers"])
         if (
             self._feed.order_depends_on_workers
@@ -195,7 +194,7 @@ class TrainingLoader(SpeechLoader):
         ):
             if self._rank == 0:
                 _log.info(
-                    "the rest of epoch %d is read by %d workers, as it was begun, and not by %d: "
+                    "the rest of epoch %d is read by %d workers, as its start was, and not by %d: "
                     "a stream's batches depend on their number",
                     *(self._epoch, readers, self.num_workers),
                 )

@@ -19,13 +19,15 @@ from interstack.constants import SAMPLE_RATE
 from interstack.data.audio import Decoder, Utterance, decode_each
 from interstack.data.base import Split, check_rate
 from interstack.data.folder import FileSource
-from interstack.data.skips import LeftOutHere, OnCorrupt, Tolerance, report_skipped
+from interstack.data.skips import OnCorrupt, SkipCounter, Tolerance, report_skipped
 from interstack.data.streaming import Shard, StreamSource
 from interstack.errors import ConfigurationError, DataError
 from interstack.utils.disk import write_errors
 
 INDEX_NAME: Final = "index.json"
 """Lists a folder's shards, which plain http can't: {"shards": ["recording.000000.tar", …]}."""
+
+_log = logging.getLogger(__name__)
 
 
 class Shards(StreamSource):
@@ -38,12 +40,12 @@ class Shards(StreamSource):
 
     The shards are read here and not by lhotse's `LazySharIterator`: it opens URLs only with a
     package of its own (smart_open), where fsspec is already here for Hugging Face, and reads the
-    cut manifests along, which nothing here needs.
+    cut manifests too, which nothing here needs.
 
     Args:
-        train: folders to train on.
-        validation: folders to validate on.
-        test: folders to test and predict on.
+        train: Folders to train on.
+        validation: Folders to validate on.
+        test: Folders to test and predict on.
     """
 
     def __init__(
@@ -59,11 +61,13 @@ class Shards(StreamSource):
         }
 
     def shards(self, split: Split) -> Sequence[Shard]:
-        """Lists a split's shards; see `StreamSource.shards`."""
+        """List a split's shards; see `StreamSource.shards`."""
         if not self.folders[split]:
             raise DataError(f"no folder of shards is named for {split}: set {self.section}.{split}")
         return [
-            Shard(url, partial(_read, url), "pack them again under other names, or leave one out")
+            Shard(
+                url, partial(_read, url), "pack them again under other names, or remove one of them"
+            )
             for folder in self.folders[split]
             for name in _shard_names(folder)
             for url in [f"{folder.rstrip('/')}/{name}"]
@@ -71,7 +75,7 @@ class Shards(StreamSource):
 
 
 def _shard_names(folder: str) -> list[str]:
-    """Lists a folder's shards by its index, or by looking."""
+    """List a folder's shards by its index, or by looking."""
     try:
         files, path = fsspec.core.url_to_fs(folder)
         if files.exists(index := f"{path.rstrip('/')}/{INDEX_NAME}"):
@@ -80,20 +84,23 @@ def _shard_names(folder: str) -> list[str]:
             found = files.glob(f"{path.rstrip('/')}/recording.*.tar")
             names = sorted(str(name).rpartition("/")[2] for name in found)
     except Exception as error:  # every file system raises its own kinds
-        raise DataError(f"The shards in {folder} can't be listed ({_say(error)}).") from error
+        raise DataError(
+            f"the shards in {folder} can't be listed ({_message(error)}): see that it is there and "
+            "readable"
+        ) from error
     if not names:
         raise DataError(
-            f"{folder} holds no shards (recording.*.tar or {INDEX_NAME}); write some with "
-            "`interstack pack`, or mend the path."
+            f"{folder} holds no shards (recording.*.tar or {INDEX_NAME}): write some with "
+            "`interstack pack`, or give another folder"
         )
     return names
 
 
 def _read(url: str) -> Iterator[tuple[str, bytes]]:
-    """Yields ids and encoded audio of one shard, front to back.
+    """Yield ids and encoded audio of one shard, front to back.
 
     Raises:
-        DataError: the shard can't be reached, or is cut off.
+        DataError: If the shard can't be reached, or is cut off.
     """
     # lhotse takes two seconds to import: only those who read shards wait for it.
     from lhotse.shar.readers.tar import iterate_tarfile_pairwise
@@ -106,18 +113,15 @@ def _read(url: str) -> Iterator[tuple[str, bytes]]:
             if tar.fileobj is None or not tar.fileobj.read(1):  # a tar ends with two empty blocks
                 raise tarfile.ReadError("its end is missing")
     except Exception as error:
-        mend = "see that it is there and readable"
+        fix = "see that it is there and readable"
         if isinstance(error, (tarfile.TarError, RuntimeError)):  # lhotse's, of a pair cut in two
-            mend = "copy or pack it anew"
-        raise DataError(f"The shard {url} can't be read ({_say(error)}); {mend}.") from error
+            fix = "copy or pack it again"
+        raise DataError(f"the shard {url} can't be read ({_message(error)}): {fix}") from error
 
 
-def _say(error: Exception) -> str:
-    """Returns an error's message, or its kind where it has none."""
+def _message(error: Exception) -> str:
+    """Return an error's message, or its kind where it has none."""
     return str(error) or type(error).__name__
-
-
-_log = logging.getLogger(__name__)
 
 
 def pack(
@@ -129,30 +133,30 @@ def pack(
     on_corrupt: OnCorrupt = "raise",
     resample: bool = False,
 ) -> dict[Split, int]:
-    """Writes splits of a corpus as tar shards, FLAC inside, in lhotse's Shar format.
+    """Write splits of a corpus as tar shards, FLAC inside, in lhotse's Shar format.
 
     `output/train` and so on are then what `Shards` reads. The utterances are shuffled, since a
     reader sees only a small window of a shard at a time, and windows of one speaker train badly.
-    Each split's folder appears when it is complete: one that was interrupted is begun anew.
+    Each split's folder appears when it is complete: one that was interrupted is restarted.
 
     Args:
-        source: the corpus.
-        output: folder to write to; must not hold the splits yet.
-        splits: the splits to pack.
-        utterances_per_shard: a thousand of LibriSpeech's make some 200 MB. Have at least as many
+        source: The corpus.
+        output: Folder to write to; must not hold the splits yet.
+        splits: The splits to pack.
+        utterances_per_shard: A thousand of LibriSpeech's make some 200 MB. Have at least as many
             shards as ranks × workers will read them.
-        seed: seed of the shuffle.
-        on_corrupt: raise: stop at audio that can't be decoded, naming it; skip: leave it out,
-            name the first and count them.
-        resample: resample other rates to 16 kHz instead of refusing them.
+        seed: Seed of the shuffle.
+        on_corrupt: raise: stop at audio that can't be decoded, naming it; skip: name the
+            first and count them.
+        resample: Resample other rates to 16 kHz instead of refusing them.
 
     Returns:
         How many utterances each split got.
 
     Raises:
-        DataError: a split is missing, empty, corrupt, at another rate, or packed already.
-        ConfigurationError: shards of less than one utterance.
-        InterstackError: the disk is full; splits that are complete are kept.
+        DataError: If a split is missing, empty, corrupt, at another rate, or packed already.
+        ConfigurationError: If `utterances_per_shard` is below 1.
+        InterstackError: If the disk is full; splits that are complete are kept.
     """
     if utterances_per_shard < 1:
         raise ConfigurationError(
@@ -179,12 +183,12 @@ def pack(
                 shutil.rmtree(partial_, ignore_errors=True)
                 partial_.mkdir(parents=True)
                 progress = track(shuffled, description=f"packing {split}", transient=True)
-                tolerance = Tolerance(on_corrupt, LeftOutHere())
+                tolerance = Tolerance(on_corrupt, SkipCounter())
                 number = _write(progress, partial_, utterances_per_shard, tolerance)
-                skipped = tolerance.left_out.take()
+                skipped = tolerance.skips.take()
                 report_skipped(skipped.skipped, skipped.example, f"utterances of {split}")
                 if not number:
-                    raise DataError(f"No utterance of {split} can be decoded: {skipped.example}")
+                    raise DataError(f"no utterance of {split} can be decoded: {skipped.example}")
                 partial_.rename(target)
                 packed[split] = number
         finally:
@@ -196,7 +200,7 @@ def pack(
 def _write(
     utterances: Iterable[Utterance], folder: Path, utterances_per_shard: int, tolerance: Tolerance
 ) -> int:
-    """Writes shards and their index, and returns the number of utterances written."""
+    """Write shards and their index, and return the number of utterances written."""
     # lhotse's SharWriter would decode by itself; with its two halves the audio comes through our
     # decoder, which names what is corrupt, mixes and resamples just as training does.
     from lhotse import AudioSource, Recording

@@ -1,4 +1,4 @@
-"""Utterances from shards: once through, or endlessly, each reader its own share."""
+"""Speech streamed from shards: a single pass, or endless epochs in which each reader has a part."""
 
 from __future__ import annotations
 
@@ -19,13 +19,19 @@ from interstack.data.dataset import BatchAssembler, BatchDataset
 from interstack.data.skips import Tolerance
 from interstack.errors import ConfigurationError, DataError
 
+_WINDOW = 32
+"""Batches' worth of encoded utterances that a reader holds and batches at a time. More would pad
+less and mix more; these cost some 2 MB a minute of audio."""
+
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Shard:
     """A part of a stream that is read front to back. Picklable, for spawned workers.
 
     Attributes:
-        name: What to call it in a message.
+        name: Its name in messages.
         read: Opens it: yields utterance ids and encoded audio.
         unique_ids: How to give its utterances ids that are unique.
     """
@@ -36,50 +42,50 @@ class Shard:
 
 
 def read_once(shards: Sequence[Shard], settings: FeedSettings) -> Iterator[Utterance]:
-    """Yields the usable utterances of all shards, in order.
+    """Yield the usable utterances of all shards, in order.
 
     Raises:
-        DataError: a shard can't be read, two utterances have the same id, or audio is corrupt
+        DataError: If a shard can't be read, two utterances have the same id, or audio is corrupt
             (unless that is to be skipped) or not at 16 kHz.
     """
     tolerance = settings.tolerance()
-    places: dict[str, str] = {}
+    shard_of: dict[str, str] = {}
     for shard in shards:
         for id_, audio in shard.read():
-            if id_ in places:  # outputs and targets are kept by ids: one would replace the other
+            if id_ in shard_of:  # outputs and targets are kept by ids: one would replace the other
                 both = (
                     f"{shard.name} holds the utterance {id_} twice"
-                    if places[id_] == shard.name
-                    else f"{places[id_]} and {shard.name} both hold an utterance {id_}"
+                    if shard_of[id_] == shard.name
+                    else f"{shard_of[id_]} and {shard.name} both hold an utterance {id_}"
                 )
                 raise DataError(f"{both}: {shard.unique_ids}")
-            places[id_] = shard.name
+            shard_of[id_] = shard.name
             utterance = _admit(id_, audio, settings, tolerance)
             if utterance is not None:
                 yield utterance
 
 
-def read_share(
+def read_part(
     shards: Sequence[Shard],
     settings: FeedSettings,
     epoch: int,
     reader: int,
     num_readers: int,
 ) -> Iterator[Utterance | None]:
-    """Yields one reader's utterances without end, in an order that seed and epoch decide.
+    """Yield one reader's utterances without end, in an order that seed and epoch decide.
 
     All readers shuffle the shards alike and take turns in choosing. Where there are more readers
-    than shards, those of one shard take turns with its utterances. After all of its share, and a
-    None to mark that, a reader goes on with its share of another shuffle.
+    than shards, those of one shard take turns with its utterances. After all of its part, and a
+    None to mark that, a reader continues with its part of another shuffle.
 
     Raises:
-        DataError: see `read_once`; or nothing in the share is usable.
+        DataError: See `read_once`; or if nothing in the part is usable.
     """
     tolerance = settings.tolerance()
     for pass_ in count():
         random = np.random.default_rng((settings.seed, epoch, pass_))
         found = False
-        for shard, part, parts in _share(random.permutation(len(shards)), reader, num_readers):
+        for shard, part, parts in _parts(random.permutation(len(shards)), reader, num_readers):
             for index, (id_, audio) in enumerate(shards[shard].read()):
                 if index % parts != part:
                     continue
@@ -89,28 +95,28 @@ def read_share(
                     yield utterance
         if not found:
             raise DataError(
-                f"Reader {reader} of {num_readers} finds no usable utterance in its share of "
+                f"reader {reader} of {num_readers} finds no usable utterance in its part of "
                 f"{len(shards)} shards: lower data.num_workers or trainer.devices, or pack more "
                 "shards"
             )
         yield None
 
 
-def _share(
+def _parts(
     order: np.ndarray[tuple[int], np.dtype[np.int64]], reader: int, num_readers: int
 ) -> list[tuple[int, int, int]]:
-    """Returns a reader's shards, each as shard, which part of it, of how many parts."""
+    """Return a reader's shards, each as shard, which part of it, of how many parts."""
     if len(order) >= num_readers:
         return [(int(shard), 0, 1) for shard in order[reader::num_readers]]
-    place = reader % len(order)
-    parts = len(range(place, num_readers, len(order)))
-    return [(int(order[place]), reader // len(order), parts)]
+    position = reader % len(order)
+    parts = len(range(position, num_readers, len(order)))
+    return [(int(order[position]), reader // len(order), parts)]
 
 
 def _admit(
     id_: str, audio: bytes, settings: FeedSettings, tolerance: Tolerance
 ) -> Utterance | None:
-    """Describes an utterance, or returns None if it is too short or corrupt and to be skipped."""
+    """Return an utterance, or None if it is too short, or corrupt and to be skipped."""
     try:
         utterance = read_header(id_, audio, id_)
     except DataError as error:
@@ -119,14 +125,9 @@ def _admit(
     tolerance.passed()
     check_rate(utterance, settings.resample)
     if utterance.num_samples < settings.min_samples:
-        settings.left_out.count_too_short()
+        settings.skips.count_too_short()
         return None
     return utterance
-
-
-_WINDOW = 32
-"""Batches' worth of encoded utterances that a reader holds and batches at a time. More would pad
-less and mix more; these cost some 2 MB a minute of audio."""
 
 
 class StreamDataset(IterableDataset[Delivery]):
@@ -134,18 +135,18 @@ class StreamDataset(IterableDataset[Delivery]):
 
     Not lhotse's `DynamicBucketingSampler`, though it batches streams too: an epoch here has a known
     number of batches, their order is a pure function of seed, epoch, rank and number of workers,
-    and batches before `first_batch` are passed over without decoding them.
+    and batches before `first_batch` are skipped without decoding them.
 
     Worker w of a rank makes its batches w, w + workers, …, in which order torch collects them.
 
     Args:
-        shards: openers of the shards.
-        settings: how utterances become batches.
-        epoch: epoch of training; None for a single pass, which is alike on all ranks.
-        rank: this process' rank.
-        world_size: number of ranks.
-        first_batch: batches of the epoch to pass over.
-        keep_order: single pass: leave the utterances as they come; otherwise longest first within
+        shards: Openers of the shards.
+        settings: How utterances become batches.
+        epoch: Epoch of training; None for a single pass, which is alike on all ranks.
+        rank: This process' rank.
+        world_size: Number of ranks.
+        first_batch: Batches of the epoch to skip.
+        keep_order: Single pass: leave the utterances as they come; otherwise longest first within
             a window.
     """
 
@@ -176,21 +177,21 @@ class StreamDataset(IterableDataset[Delivery]):
         return max(0, self.settings.epoch_batches - self.first_batch)
 
     def __iter__(self) -> Iterator[Delivery]:
-        """Yields this worker's batches; an error is yielded too, for the loader to raise."""
-        left_out = self.settings.left_out
-        left_out.take()  # what was counted before, by others, is no part of these batches
+        """Yield this worker's batches; an error is yielded too, for the loader to raise."""
+        skips = self.settings.skips
+        skips.take()  # what was counted before, by others, is no part of these batches
         try:
-            done, end, batches = self._share()
+            done, end, batches = self._own_batches()
             for number, (window, index) in enumerate(islice(batches, end)):
                 if number < done:
-                    left_out.take()  # counted before, when these batches were handed out
+                    skips.take()  # counted when these batches were first loaded
                 else:
-                    yield Delivery(window.batch(index), left_out.take())
+                    yield Delivery(window.batch(index), skips.take())
         except DataError as error:
-            yield Delivery(error, left_out.take())
+            yield Delivery(error, skips.take())
 
-    def _share(self) -> tuple[int, int | None, Iterator[tuple[BatchDataset, int]]]:
-        """Returns which of its batches this worker has to pass over and to end before, and all."""
+    def _own_batches(self) -> tuple[int, int | None, Iterator[tuple[BatchDataset, int]]]:
+        """Return how many of its batches this worker skips, where it ends, and all of them."""
         if self.epoch is None:
             return 0, None, self._windows(read_once(self.shards, self.settings), (0,))
         info = get_worker_info()
@@ -198,7 +199,7 @@ class StreamDataset(IterableDataset[Delivery]):
         # Torch asks worker 0 first, who therefore takes the part of whoever is next.
         worker = (worker + self.first_batch) % workers
         reader, readers = self.rank * workers + worker, self.world_size * workers
-        stream = read_share(self.shards, self.settings, self.epoch, reader, readers)
+        stream = read_part(self.shards, self.settings, self.epoch, reader, readers)
         batches = self._windows(stream, (self.settings.seed, self.epoch, reader))
         done = len(range(worker, self.first_batch, workers))
         end = len(range(worker, self.settings.epoch_batches or 0, workers))
@@ -207,11 +208,11 @@ class StreamDataset(IterableDataset[Delivery]):
     def _windows(
         self, stream: Iterator[Utterance | None], key: tuple[int, ...]
     ) -> Iterator[tuple[BatchDataset, int]]:
-        """Yields undecoded batches, each as a window of them and its place there.
+        """Yield undecoded batches, each as a window of them and its index there.
 
-        The next window is read little by little while this one's batches are handed out, so that
-        the model never waits for a whole window. A window ends where all of the reader's share has
-        been read, so that none holds an utterance twice.
+        The next window is read little by little while this one's batches are used, so that the
+        model never waits for a whole window. A window ends where all of the reader's part has been
+        read, so that none holds an utterance twice.
         """
         budget = self.settings.batch_samples
         window, _ = self._take(stream, _WINDOW * budget)
@@ -230,7 +231,7 @@ class StreamDataset(IterableDataset[Delivery]):
                 window, _ = self._take(stream, _WINDOW * budget)
 
     def _batches(self, window: list[Utterance], key: tuple[int, ...]) -> list[list[Utterance]]:
-        """Divides a window into batches, shuffled in training."""
+        """Divide a window into batches, shuffled in training."""
         settings = self.settings
         lengths = [self._length(utterance) for utterance in window]
         if self.epoch is None:
@@ -244,7 +245,7 @@ class StreamDataset(IterableDataset[Delivery]):
     def _take(
         self, stream: Iterator[Utterance | None], num_samples: int
     ) -> tuple[list[Utterance], bool]:
-        """Takes utterances until they last `num_samples` or the share ends, and says which."""
+        """Take utterances until they last `num_samples` or the part ends, and return which."""
         taken: list[Utterance] = []
         while num_samples > 0:
             utterance = next(stream, None)
@@ -253,16 +254,13 @@ class StreamDataset(IterableDataset[Delivery]):
             taken.append(utterance)
             length = self._length(utterance)
             if self.epoch is None and length < utterance.num_samples:
-                self.settings.left_out.count_cropped(utterance.name, utterance.num_samples, length)
+                self.settings.skips.count_cropped(utterance.name, utterance.num_samples, length)
             num_samples -= length
         return taken, False
 
     def _length(self, utterance: Utterance) -> int:
-        """Returns an utterance's samples after cropping."""
+        """Return an utterance's samples after cropping."""
         return self._assemble.decode.crop(utterance)[1]
-
-
-_log = logging.getLogger(__name__)
 
 
 class StreamSource(SpeechSource):
@@ -270,14 +268,14 @@ class StreamSource(SpeechSource):
 
     @abstractmethod
     def shards(self, split: Split) -> Sequence[Shard]:
-        """Lists a split's shards in a fixed order.
+        """List a split's shards in a fixed order.
 
         Raises:
-            DataError: the split is missing, empty or out of reach.
+            DataError: If the split is missing, empty or out of reach.
         """
 
     def open(self, split: Split, settings: FeedSettings) -> StreamFeed:
-        """Lists the split's shards and tries the first utterance; see `SpeechSource.open`."""
+        """List the split's shards and try the first utterance; see `SpeechSource.open`."""
         if split == "train" and settings.epoch_batches is None:
             raise ConfigurationError(
                 "data.epoch_batches is null, but a stream has no end of its own: set it to the "
@@ -294,9 +292,11 @@ class StreamSource(SpeechSource):
         shards = self.shards(split)
         first = next(read_once(shards, settings), None)
         if first is None:
-            raise DataError(f"The {len(shards)} shards of {split} hold no usable utterance.")
+            raise DataError(
+                f"the {len(shards)} shards of {split} hold no usable utterance: pack others"
+            )
         if first.num_channels > 1:
-            _log.warning("%s has several channels; these are averaged.", first.name)
+            _log.warning("%s has several channels, which are averaged", first.name)
         return StreamFeed(shards, settings, longest)
 
 
@@ -304,14 +304,14 @@ class StreamFeed(Feed):
     """Batches of a stream.
 
     Args:
-        shards: openers of the shards.
-        settings: how utterances become batches.
-        longest_samples: longest waveform after cropping; of whole utterances, the most that is
+        shards: Openers of the shards.
+        settings: How utterances become batches.
+        longest_samples: Longest waveform after cropping; of whole utterances, the most that is
             computed at a time.
     """
 
     max_evaluation_workers = 1  # a single pass in one order needs one reader
-    order_depends_on_workers = True  # each reads a share of its own
+    order_depends_on_workers = True  # each reads a part of its own
 
     def __init__(
         self, shards: Sequence[Shard], settings: FeedSettings, longest_samples: int
@@ -321,7 +321,7 @@ class StreamFeed(Feed):
         self._longest_samples = longest_samples
 
     def utterances_once(self) -> Iterator[Utterance]:
-        """Reads all shards through, in order."""
+        """Read all shards through, in order."""
         return read_once(self.shards, self.settings)
 
     @property
@@ -335,7 +335,7 @@ class StreamFeed(Feed):
         return {"shards": len(self.shards)}
 
     def num_training_batches(self, world_size: int) -> int:
-        """Returns the settings' `epoch_batches`, whatever the number of ranks."""
+        """Return the settings' `epoch_batches`, whatever the number of ranks."""
         del world_size
         assert self.settings.epoch_batches is not None  # checked when the split was opened
         return self.settings.epoch_batches
@@ -343,7 +343,7 @@ class StreamFeed(Feed):
     def training(
         self, epoch: int, rank: int, world_size: int, first_batch: int = 0
     ) -> StreamDataset:
-        """Returns `epoch_batches` batches from this rank's share of the shards."""
+        """Return `epoch_batches` batches from this rank's part of the shards."""
         return StreamDataset(
             self.shards,
             self.settings,
@@ -354,9 +354,9 @@ class StreamFeed(Feed):
         )
 
     def evaluation(self, rank: int, world_size: int, keep_order: bool = False) -> StreamDataset:
-        """Returns the whole split on every rank.
+        """Return the whole split on every rank.
 
-        How many batches a share would make shows only in reading it, and ranks that differ in
+        How many batches a rank's part would make shows only in reading it, and ranks that differ in
         that wait for each other for ever. Equal results on all ranks average to the same.
         """
         settings = replace(self.settings, targets=None) if keep_order else self.settings

@@ -1,4 +1,4 @@
-"""Worker processes: the signals that they leave to the run, and how the death of one is told."""
+"""Worker processes: signals that they ignore, and the error when one of them dies."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 
 from interstack.errors import DataError
 
-_BURIAL_SECONDS: Final = 5.0
+_EXIT_SECONDS: Final = 5.0
+"""How long a worker may take to exit once its connection has broken."""
 
 ItemT = TypeVar("ItemT")
 
@@ -33,12 +34,12 @@ def load(loader: DataLoader[ItemT], num_items: int | None = None) -> Generator[I
     Args:
         loader: The loader.
         num_items: The number of its items; None if it is not known. A consumer that counts the
-            items, as Lightning does, asks for none after the last one, so that the workers would
+            items, as Lightning does, requests none after the last one, so that the workers would
             wait for ever.
 
     Raises:
-        DataError: a worker died; the others have been ended. It is raised where an item is asked
-            for and nowhere else, so never in the middle of a step.
+        DataError: If a worker died; the others have been ended. It is raised where an item is
+            requested and nowhere else, so never in the middle of a step.
     """
     if not loader.num_workers:
         yield from loader
@@ -79,27 +80,27 @@ def load(loader: DataLoader[ItemT], num_items: int | None = None) -> Generator[I
         _workers.difference_update(workers)
         del items  # ends the workers; a traceback that held it would make that take seconds
     if dead:
-        raise DataError(_obituary(dead[0]))
+        raise DataError(_death_message(dead[0]))
     yield item
 
 
 def prepare_worker(_worker: int) -> None:
-    """Makes a loader's worker a good subordinate; its `worker_init_fn`.
+    """Set up a loader's worker; its `worker_init_fn`.
 
-    It doesn't compete with the training process for its cores. And it outlives the signals that
-    end a run: the training process goes on to the end of its step and writes a checkpoint, and
-    needs its batches for that. SIGTERM from the training process itself is obeyed: so torch and
-    multiprocessing end workers that are stuck, and would wait for ever for one that ignores it.
-    Torch's own handler makes this distinction too, but dies of everybody else's SIGTERM. If the
+    It doesn't compete with the training process for its cores. And it survives the signals that
+    end a run: the training process continues to the end of its step and writes a checkpoint, and
+    needs its batches for that. SIGTERM from the training process itself is obeyed, as torch and
+    multiprocessing end workers that are stuck by it, and would wait for ever for one that ignores
+    it. Torch's own handler makes this distinction too, but exits at anyone else's SIGTERM. If the
     training process is killed, torch's watchdog ends its workers within seconds.
     """
     torch.set_num_threads(1)
     signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_OF_THE_RUN)
-    threading.Thread(target=_obey_the_parent_alone, daemon=True).start()
+    threading.Thread(target=_exit_at_parents_signal, daemon=True).start()
 
 
-def _obey_the_parent_alone() -> None:
-    """Takes the signals in; only waiting for them tells who sent them."""
+def _exit_at_parents_signal() -> None:
+    """Wait for the signals, which is the only way to learn who sent them."""
     while True:
         received = signal.sigwaitinfo(_SIGNALS_OF_THE_RUN)
         if received.si_signo == signal.SIGTERM and received.si_pid == os.getppid():
@@ -108,7 +109,7 @@ def _obey_the_parent_alone() -> None:
 
 @contextmanager
 def _blocked_signals() -> Iterator[None]:
-    """Holds the signals of the run back, in this thread, until the end of the block."""
+    """Block the signals of the run, in this thread, until the end of the block."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS_OF_THE_RUN)
     try:
         yield
@@ -117,7 +118,7 @@ def _blocked_signals() -> Iterator[None]:
 
 
 class _FrozenHeap:
-    """Keeps workers from collecting what they inherit from the training process.
+    """Keeps workers from garbage-collecting what they inherit from the training process.
 
     A forked worker has a copy of its parent's heap. An iterator of an earlier loader may be garbage
     there, or become it; collected in the worker, it would try to end the parent's workers, which
@@ -147,11 +148,11 @@ _frozen_heap: Final = _FrozenHeap()
 
 
 class _Gate:
-    """Lets news of a worker's death through only while a batch is waited for.
+    """Lets torch's error of a worker's death through only while a batch is waited for.
 
     Torch raises it from a handler of SIGCHLD, wherever the training process happens to be: in an
-    optimizer's step, in a growth, in the writing of a checkpoint. But it must be let through while
-    a batch is waited for, or that could be for ever: a worker can die holding the queue.
+    optimizer's step, in a growth step, in the writing of a checkpoint. But it must be let through
+    while a batch is waited for, or that could be for ever: a worker can die holding the queue.
     """
 
     def __init__(self) -> None:
@@ -165,19 +166,19 @@ class _Gate:
         self.close()
 
     def close(self) -> None:
-        """Holds the news back from now on."""
+        """Suppress the error from now on."""
         self._is_open = False
 
     def install(self) -> None:
-        """Stands before the present handler of SIGCHLD, which is torch's once there are workers."""
-        behind = signal.getsignal(signal.SIGCHLD)
+        """Wrap the present handler of SIGCHLD, which is torch's once there are workers."""
+        wrapped = signal.getsignal(signal.SIGCHLD)
         in_main_thread = threading.current_thread() is threading.main_thread()
-        if not callable(behind) or behind is self._installed or not in_main_thread:
+        if not callable(wrapped) or wrapped is self._installed or not in_main_thread:
             return
 
         def handle(signum: int, frame: FrameType | None) -> None:
             try:
-                behind(signum, frame)
+                wrapped(signum, frame)
             except RuntimeError:
                 if self._is_open:
                     raise
@@ -193,31 +194,33 @@ _workers: Final[set[BaseProcess]] = set()
 
 
 def _dead() -> list[BaseProcess]:
-    """Lists the workers that came to a bad end; those that finished their share have status 0."""
+    """Return the workers that died; those that finished have status 0."""
     return [worker for worker in _workers if worker.exitcode]
 
 
 def _dead_soon() -> list[BaseProcess]:
-    """Waits a little for a death: a connection breaks while its worker is still being buried."""
-    deadline = time.monotonic() + _BURIAL_SECONDS
+    """Return the dead workers, after a while: a connection breaks before its worker has exited."""
+    deadline = time.monotonic() + _EXIT_SECONDS
     while not (dead := _dead()) and time.monotonic() < deadline:
         time.sleep(0.01)
     return dead
 
 
-def _obituary(worker: BaseProcess) -> str:
-    """Says how a worker ended, and what to do about it."""
+def _death_message(worker: BaseProcess) -> str:
+    """Return how a worker ended, and what to do about it."""
     assert worker.exitcode is not None
     if worker.exitcode > 0:
         return (
-            f"A worker that decodes audio ended with status {worker.exitcode}; what it printed "
-            "before may say why, and data.num_workers=0 shows it in full."
+            f"a worker that decodes audio ended with status {worker.exitcode}: see what it printed "
+            "before, or set data.num_workers to 0, which shows the cause in full"
         )
     cause = signal.Signals(-worker.exitcode)
-    mend = "with data.num_workers=0 the training process decodes and shows the cause."
+    fix = "set data.num_workers to 0, which shows the cause"
     if cause == signal.SIGKILL:
-        mend = "most often memory has run out: lower data.num_workers or data.batch_seconds."
+        fix = "if memory has run out, lower data.num_workers or data.batch_seconds"
     elif cause == signal.SIGBUS:
-        mend = "most often shared memory (/dev/shm) has run out: enlarge it or lower "
-        mend += "data.num_workers or data.batch_seconds."
-    return f"A worker that decodes audio was killed by {cause.name}; {mend}"
+        fix = (
+            "if shared memory (/dev/shm) has run out, enlarge it, or lower data.num_workers or "
+            "data.batch_seconds"
+        )
+    return f"a worker that decodes audio was killed by {cause.name}: {fix}"

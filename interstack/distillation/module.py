@@ -380,8 +380,8 @@ class Distillation(L.LightningModule):
         teacher, extracts = self.teacher, self.extracts_features
         teacher_output: TeacherOutput
         if isinstance(teacher, CachedTeacher):
-            assert batch.told is not None
-            teacher_output = teacher.recall(batch.told)
+            assert batch.targets is not None
+            teacher_output = teacher.unpack(batch.targets)
         else:
             teacher_output = teacher(
                 batch.waveforms,

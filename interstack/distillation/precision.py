@@ -206,7 +206,7 @@ def _sample(trainer: L.Trainer) -> Batch | None:
                 log.warning("precision is not checked: the training loader would lose its position")
                 return None
         batch: Batch | None = next(iter(loaders), (None,))[0]
-    if batch is None or batch.told is not None:
+    if batch is None or batch.targets is not None:
         return batch
     rows = slice(0, 2)
     return Batch(batch.waveforms[rows], batch.num_samples[rows], batch.ids[rows])

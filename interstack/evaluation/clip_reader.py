@@ -14,7 +14,7 @@ from interstack.constants import SAMPLE_RATE
 from interstack.data.audio import Decoder, Utterance, decode_each
 from interstack.data.base import Split
 from interstack.data.folder import LibriSpeechFolder
-from interstack.data.skips import LeftOutHere, OnCorrupt, Tolerance, report_skipped
+from interstack.data.skips import OnCorrupt, SkipCounter, Tolerance, report_skipped
 from interstack.errors import DataError
 from interstack.models.precision import (
     NO_TF32,
@@ -134,7 +134,7 @@ class ClipReader:
                 "first: %s",
                 *(len(cut), split, (most or 0) / SAMPLE_RATE, cut[0].name),
             )
-        tolerance = Tolerance(self.on_corrupt, LeftOutHere())
+        tolerance = Tolerance(self.on_corrupt, SkipCounter())
         for utterance, waveform in decode_each(utterances, decode, tolerance):
             if len(waveform) >= self.min_samples:
                 yield utterance, waveform
@@ -145,8 +145,8 @@ class ClipReader:
             )
             if self.on_corrupt == "raise":
                 raise error
-            tolerance.left_out.count_skipped(error)
-        counts = tolerance.left_out.take()
+            tolerance.skips.count_corrupt(error)
+        counts = tolerance.skips.take()
         self.skipped[split] += counts.skipped
         report_skipped(counts.skipped, counts.example, f"clips of {split}")
 

@@ -19,7 +19,7 @@ from interstack.checkpointing.inspect import newest_run, read_checkpoint
 from interstack.constants import SAMPLE_RATE
 from interstack.data.audio import Decoder, decode_each
 from interstack.data.datamodule import SpeechDataModule
-from interstack.data.skips import LeftOutHere, Tolerance, report_skipped
+from interstack.data.skips import SkipCounter, Tolerance, report_skipped
 from interstack.errors import CheckpointError, ConfigurationError, InterstackError
 from interstack.export.card import write_card
 from interstack.export.onnx import check_onnx, export_onnx
@@ -246,12 +246,12 @@ def validation_clips(datamodule: SpeechDataModule) -> list[Tensor]:
         datamodule: Set up for fitting or validating.
     """
     decode = Decoder(max_samples=_CLIP_SECONDS * SAMPLE_RATE)
-    tolerance = Tolerance(datamodule.on_corrupt, LeftOutHere())
+    tolerance = Tolerance(datamodule.on_corrupt, SkipCounter())
     try:
         utterances, _ = datamodule.utterances_once("validation")
         decoded = decode_each(utterances, decode, tolerance)
         clips = [waveform for _, waveform in islice(decoded, _NUM_CLIPS)]
-        skipped = tolerance.left_out.take()
+        skipped = tolerance.skips.take()
         report_skipped(skipped.skipped, skipped.example, "utterances of validation")
         return clips
     except InterstackError as error:

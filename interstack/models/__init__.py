@@ -1,1 +1,1 @@
-"""Teacher and student: everything with weights, free of Lightning, so that it fits any trainer."""
+"""Teacher and student: everything with weights, free of Lightning, for any trainer."""

@@ -24,7 +24,7 @@ FRONT_END_KEYS = (
     "feat_extract_activation",
     "num_feat_extract_layers",
 )
-"""What a Hugging Face configuration says of the convolutional front end."""
+"""Keys of a Hugging Face configuration that describe the convolutional front end."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class TeacherConfig:
             layer of the student's first stage, spread evenly.
         revision: Branch, tag or commit on the hub; refused for a directory.
         dtype: Number format of the teacher's weights and computation; targets are fp32 in any case.
-        local_files_only: Never ask the hub, but take what is in the local cache; refused for a
-            directory.
+        local_files_only: Never contact the hub, but take what is in the local cache; refused for
+            a directory.
         pad_to_30s: Whisper alone: let each utterance attend to silence up to 30 s, as in OpenAI's
             own pipeline, instead of its own frames alone. Each utterance then costs the teacher
             30 s of computation.
@@ -93,12 +93,12 @@ class StudentConfig:
         num_conv_pos_embeddings: Kernel of the positional convolution, in frames.
         num_conv_pos_embedding_groups: Groups of the positional convolution.
         do_stable_layer_norm: Pre-LN encoder (HuBERT Large) instead of post-LN (HuBERT Base).
-        dropout: Probability for hidden states, and for the next two where they are not given.
+        dropout: Probability for hidden states, and the default of the next two.
         activation_dropout: Probability for the activations within the feed-forward networks.
         attention_dropout: Probability for attention weights. Any above 0 keeps a CPU from the fused
             attention kernel; ``interstack plan`` measures what it costs.
         tap_placement: ``block_end``: a tap sits on its block's last layer. ``original``: it stays
-            on the layer it began with, but the uppermost, which is always the top layer's.
+            on its first layer, but the uppermost, which is always on the top layer.
     """
 
     hidden_size: int = 384
@@ -134,7 +134,7 @@ class StudentConfig:
 def student_hubert_config(
     student: StudentConfig, depth: int, pretrained: PretrainedConfig | None = None
 ) -> HubertConfig:
-    """Make the Hugging Face configuration of a student.
+    """Return the Hugging Face configuration of a student.
 
     Args:
         student: The student's settings.
@@ -147,9 +147,8 @@ def student_hubert_config(
     """
     _check_student(student)
     if student.front_end == "own":
-        front_end = {key: getattr(student, key) for key in ("conv_dim", "conv_kernel")}
-        front_end |= {"conv_stride": student.conv_stride}
-        front_end |= {"feat_extract_norm": student.feat_extract_norm}
+        own = ("conv_dim", "conv_kernel", "conv_stride", "feat_extract_norm")
+        front_end = {key: getattr(student, key) for key in own}
     elif pretrained is None or not hasattr(pretrained, "conv_kernel"):
         raise ConfigurationError(
             f"model.student.front_end is {student.front_end!r}, but the teacher takes log-mel "
@@ -167,8 +166,8 @@ def student_hubert_config(
         num_conv_pos_embedding_groups=student.num_conv_pos_embedding_groups,
         do_stable_layer_norm=student.do_stable_layer_norm,
         hidden_dropout=student.dropout,
-        activation_dropout=_either(student.activation_dropout, student.dropout),
-        attention_dropout=_either(student.attention_dropout, student.dropout),
+        activation_dropout=_default(student.activation_dropout, student.dropout),
+        attention_dropout=_default(student.attention_dropout, student.dropout),
         feat_proj_dropout=0.0,
         layerdrop=0.0,  # a dropped layer has no gradient, and growth already trains shallow stacks
         mask_time_prob=0.0,  # no masking in distillation, hence no embedding without a gradient
@@ -177,7 +176,7 @@ def student_hubert_config(
 
 
 def front_end_fields(pretrained: PretrainedConfig) -> dict[str, Any]:
-    """Return what a ``HubertConfig`` has to say of a waveform model's front end.
+    """Return the fields of a ``HubertConfig`` that describe a waveform model's front end.
 
     Args:
         pretrained: The model's configuration.
@@ -216,5 +215,5 @@ def _check_student(student: StudentConfig) -> None:
             raise ConfigurationError(f"model.student.{name} {probability} must lie in [0, 1)")
 
 
-def _either(value: float | None, otherwise: float) -> float:
-    return otherwise if value is None else value
+def _default(value: float | None, default: float) -> float:
+    return default if value is None else value

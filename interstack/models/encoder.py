@@ -1,8 +1,8 @@
-"""Run a transformers speech encoder and keep its hidden states; no utterance sees its batch.
+"""Hidden states of a transformers speech encoder; no utterance's depend on its batch.
 
-transformers' own forward does three things that do not suit us: it writes zeros into its input, it
-always runs every layer, and in data2vec-audio padding leaks through the stacked positional
-convolutions.
+transformers' own forward does three things that must not happen here: it writes zeros into its
+input, it always runs every layer, and in data2vec-audio padding leaks through the stacked
+positional convolutions.
 
 The last hidden state of a pre-LN encoder (`do_stable_layer_norm`: HuBERT Large, WavLM Large) is the
 encoder's output, after its final layer norm: the state that `last_hidden_state`, transformers 4,
@@ -26,7 +26,7 @@ def project(feature_projection: nn.Module, features: Tensor) -> Tensor:
     """Project front-end features to the encoder's width.
 
     Args:
-        feature_projection: that of a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model.
+        feature_projection: That of a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model.
         features: (batch, channels, frames).
 
     Returns:
@@ -40,16 +40,16 @@ def project(feature_projection: nn.Module, features: Tensor) -> Tensor:
 def encode(
     encoder: nn.Module, projected: Tensor, mask: Tensor, *, num_layers: int | None = None
 ) -> list[Tensor]:
-    """Hidden states as transformers' `output_hidden_states` gives them, the last one finished.
+    """Return hidden states as transformers' `output_hidden_states`, the last one normed.
 
     Layer drop is not applied: distillation needs every layer.
 
     Args:
-        encoder: that of a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model; plain or stable
+        encoder: That of a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model; plain or stable
             layer norm.
         projected: (batch, frames, width), from `project`.
         mask: (batch, frames) bool, True = valid.
-        num_layers: stop after so many layers; all by default.
+        num_layers: Stop after so many layers; all by default.
 
     Returns:
         num_layers + 1 tensors (batch, frames, width): 0 is the input of the first layer, k the
@@ -80,14 +80,14 @@ def encode(
 
 
 def tie_last_hidden_state(config: PretrainedConfig) -> None:
-    """Let transformers return a pre-LN model's last hidden state as `encode` does.
+    """Make transformers return a pre-LN model's last hidden state as `encode` does.
 
     transformers 5 collects the layers' outputs, so that `hidden_states[-1]` lacks the final layer
     norm unless the config says otherwise; `save_pretrained` keeps the setting. Post-LN models have
     no such norm, and their config stays as it is.
 
     Args:
-        config: config of a HuBERT, wav2vec 2.0 or WavLM model; changed in place.
+        config: Config of a HuBERT, wav2vec 2.0 or WavLM model; changed in place.
     """
     # With an adapter `last_hidden_state` is the adapter's output, which has other frames.
     if getattr(config, "do_stable_layer_norm", False) and not getattr(config, "add_adapter", False):
@@ -95,7 +95,7 @@ def tie_last_hidden_state(config: PretrainedConfig) -> None:
 
 
 def attended_frames(mask: Tensor) -> Tensor:
-    """The mask with each first frame set: with no key at all, a query would give NaN.
+    """Return the mask with each first frame set: with no key at all, a query would give NaN.
 
     Args:
         mask: (batch, frames) bool, True = valid.
@@ -104,10 +104,10 @@ def attended_frames(mask: Tensor) -> Tensor:
 
 
 def attention_mask(config: PretrainedConfig, hidden: Tensor, mask: Tensor) -> Tensor | None:
-    """The mask that a transformers layer expects for the attention its config names.
+    """Return the mask that a transformers layer expects for the attention its config names.
 
     Args:
-        config: config of the model that the layer belongs to.
+        config: Config of the model that the layer belongs to.
         hidden: (batch, frames, width), the layer's input.
         mask: (batch, frames) bool, True = attend.
     """
@@ -119,7 +119,7 @@ def attention_mask(config: PretrainedConfig, hidden: Tensor, mask: Tensor) -> Te
 
 
 def _positions(pos_conv: Any, hidden: Tensor, mask: Tensor) -> Tensor:  # noqa: ANN401 - as above
-    """Convolutional positions: past its end an utterance finds zeros, as it would alone."""
+    """Return convolutional positions: past its end an utterance has zeros, as it would alone."""
     padding = ~mask[:, None]
     stacked = getattr(pos_conv, "layers", None)  # data2vec-audio's
     batch_norm: Any = getattr(pos_conv, "batch_norm", None)  # an option of HuBERT's
@@ -157,11 +157,11 @@ def _convolve(module: nn.Module, hidden: Tensor) -> Tensor:
 
 
 def _run_wavlm(layers: list[nn.Module], hidden: Tensor, attended: Tensor) -> list[Tensor]:
-    """Outputs of WavLM's layers, which share the first one's position bias."""
+    """Return the outputs of WavLM's layers, which share the first one's position bias."""
     hidden_states = []
     position_bias = None
     with warnings.catch_warnings():
-        # WavLM hands torch a boolean padding mask beside a float bias; torch converts it and warns.
+        # WavLM gives torch a boolean padding mask beside a float bias; torch converts it and warns.
         warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask")
         for layer in layers:
             hidden, position_bias = layer(

@@ -15,11 +15,11 @@ from interstack.models.teacher import Teacher
 
 
 class TeacherFacts(FrontEndFacts, Protocol):
-    """What a student is built by; see `Teacher` for each."""
+    """What a student is built from; see `Teacher` for each."""
 
     @property
     def taps(self) -> tuple[int, ...]:
-        """Which of its hidden states are learnt."""
+        """Which of its hidden states are targets."""
 
     @property
     def width(self) -> int:
@@ -48,13 +48,13 @@ def load_teacher(config: TeacherConfig, initial_depth: int) -> Teacher:
         initial_depth: Encoder layers of the student's first stage.
 
     Raises:
-        TeacherError: If it can't be found, loaded or tapped as asked.
+        TeacherError: If it can't be found or loaded, or has no such taps.
     """
     taps = config.taps
     if taps is None:
         source = Source(config.source, config.revision, None, config.local_files_only)
         taps = taps_of(config, source.read_config().num_hidden_layers, initial_depth)
-    # transformers draws numbers for weights that it then reads; a student begins with the same ones
+    # transformers draws numbers for weights that it then reads; a student starts with the same ones
     # whether its teacher is loaded or cached
     with torch.random.fork_rng(devices=[]):
         return Teacher(
@@ -72,7 +72,7 @@ def load_front_end(name: str, *, local_files_only: bool = False) -> PretrainedFr
 
     Args:
         name: ``model.student.front_end_source``.
-        local_files_only: Never ask the hub.
+        local_files_only: Never contact the hub.
 
     Raises:
         ConfigurationError: If it can't be found or loaded, or there is none in that model.
@@ -87,7 +87,7 @@ def build_student(
     teacher: TeacherFacts,
     front_end: FrontEndFacts | None = None,
 ) -> Student:
-    """Make a fresh student for a teacher, with the front end that the settings ask for.
+    """Return a new student for a teacher, with the front end of the settings.
 
     Args:
         config: The student's settings.

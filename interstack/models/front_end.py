@@ -8,6 +8,7 @@ over time: transformers lets padding into them, here they come from each utteran
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from math import prod
 from typing import Any, NamedTuple, Protocol, cast
 
 import torch
@@ -34,7 +35,7 @@ class _HasFrontEnd(Protocol):
 
 
 class FrontEndWeights:
-    """Gives the weights of its ``feature_extractor``, as a student's are loaded from."""
+    """Gives the weights of its ``feature_extractor``, from which a student's are loaded."""
 
     def front_end_state(self: _HasFrontEnd) -> dict[str, Tensor]:
         """Return the convolutional front end's weights; raises as ``feature_extractor``."""
@@ -54,11 +55,11 @@ class Moments(NamedTuple):
 
 
 def num_frames(config: ConvConfig, num_samples: Tensor) -> Tensor:
-    """Frames that the front end makes of so many samples.
+    """Return the frames that the front end makes of so many samples.
 
     Args:
         config: transformers config of a waveform model.
-        num_samples: integer tensor of any shape.
+        num_samples: Integer tensor of any shape.
 
     Returns:
         Integer tensor of the same shape; 0 where the audio is shorter than the receptive field.
@@ -69,24 +70,21 @@ def num_frames(config: ConvConfig, num_samples: Tensor) -> Tensor:
 
 
 def receptive_field(config: ConvConfig) -> int:
-    """Samples that one frame sees: 400, or 25 ms, in every published model."""
+    """Return the samples of one frame: 400, or 25 ms, in every published model."""
     return _receptive_field(zip(config.conv_kernel, config.conv_stride, strict=True))
 
 
 def frame_hop(config: ConvConfig) -> int:
-    """Samples from one frame's centre to the next one's: 320, or 20 ms, in published models."""
-    hop = 1
-    for stride in config.conv_stride:
-        hop *= stride
-    return hop
+    """Return the samples from a frame's centre to the next: 320, or 20 ms, in published models."""
+    return prod(config.conv_stride)
 
 
 def frame_mask(num_frames: Tensor, max_frames: int) -> Tensor:
-    """Which frames are an utterance's own.
+    """Return which frames are an utterance's own.
 
     Args:
         num_frames: (batch,) valid frames of each utterance.
-        max_frames: frames of the padded batch.
+        max_frames: Frames of the padded batch.
 
     Returns:
         (batch, max_frames) bool, True = valid.
@@ -95,7 +93,7 @@ def frame_mask(num_frames: Tensor, max_frames: int) -> Tensor:
 
 
 def normalise_waveform(waveforms: Tensor, num_samples: Tensor) -> Tensor:
-    """Zero mean and unit variance over each utterance's valid samples; padding stays zero.
+    """Return waveforms of zero mean and unit variance over the valid samples; padding is zero.
 
     The formula is that of transformers' `Wav2Vec2FeatureExtractor.zero_mean_unit_var_norm`.
 
@@ -122,17 +120,17 @@ def extract_features(
     On unpadded input the result equals `feature_extractor(waveforms)`.
 
     Args:
-        feature_extractor: that of a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model.
+        feature_extractor: That of a HuBERT, wav2vec 2.0, WavLM or data2vec-audio model.
         waveforms: (batch, max_num_samples), padded on the right.
         num_samples: (batch,) valid samples of each.
-        moments: statistics for a group norm over time, where the waveform is a part of a longer
+        moments: Statistics for a group norm over time, where the waveform is a part of a longer
             one, which has been centred as a whole; see `utterance_moments`. None: its own.
 
     Returns:
         (batch, channels, frames). Frames past an utterance's end are finite and meaningless.
 
     Raises:
-        DataError: the whole batch is shorter than the front end's receptive field.
+        DataError: If the whole batch is shorter than the front end's receptive field.
     """
     # The families share these layers' attributes, but no type.
     layers: list[Any] = list(cast(nn.ModuleList, feature_extractor.conv_layers))
@@ -140,8 +138,8 @@ def extract_features(
     needed = _receptive_field(shapes)
     if waveforms.shape[1] < needed:
         raise DataError(
-            f"The longest utterance of a batch has {waveforms.shape[1]} samples, but the front "
-            f"end needs {needed} to make one frame: leave shorter audio out"
+            f"the longest utterance of a batch has {waveforms.shape[1]} samples, but the front "
+            f"end needs {needed} to make one frame: skip shorter audio"
         )
     if has_norm_over_time(feature_extractor) and moments is None:
         # Its result stays the same, and its variance can't cancel in a quiet offset recording.
@@ -160,7 +158,7 @@ def extract_features(
 
 
 def has_norm_over_time(feature_extractor: nn.Module) -> bool:
-    """Whether the first convolution is followed by a group norm over time, as in base models."""
+    """Return whether a group norm over time follows the first convolution, as in base models."""
     layers: Any = feature_extractor.conv_layers
     return isinstance(getattr(layers[0], "layer_norm", None), nn.GroupNorm)
 
@@ -169,9 +167,9 @@ def utterance_moments(feature_extractor: nn.Module, waveform: Tensor, max_sample
     """Measure the first convolution's output over a whole utterance, part by part.
 
     Args:
-        feature_extractor: one with a norm over time.
+        feature_extractor: One with a norm over time.
         waveform: (num_samples,), centred; at least as long as the first kernel.
-        max_samples: samples that are convolved at a time, at most (but a kernel's at least).
+        max_samples: Samples that are convolved at a time, at most (but a kernel's at least).
     """
     conv: Any = cast(Any, feature_extractor.conv_layers)[0].conv
     kernel, stride = conv.kernel_size[0], conv.stride[0]
@@ -191,7 +189,7 @@ def utterance_moments(feature_extractor: nn.Module, waveform: Tensor, max_sample
 
 
 def centre(waveforms: Tensor, num_samples: Tensor) -> Tensor:
-    """Waveforms in float32 with a mean of zero over the valid samples, and zeros after them."""
+    """Return float32 waveforms of zero mean over the valid samples, and zeros after them."""
     padding = ~frame_mask(num_samples, waveforms.shape[1])
     waveforms = waveforms.float().masked_fill(padding, 0.0)
     mean = waveforms.sum(1, keepdim=True) / num_samples.clamp(min=1)[:, None]
@@ -201,7 +199,7 @@ def centre(waveforms: Tensor, num_samples: Tensor) -> Tensor:
 def _norm_over_time_(
     norm: nn.GroupNorm, hidden: Tensor, num_frames: Tensor, moments: Moments | None
 ) -> Tensor:
-    """Group norm, one group a channel, with statistics over each utterance's valid frames.
+    """Apply a group norm, one group a channel, with statistics over the valid frames.
 
     Statistics are float32. The first convolution's output is by far the largest tensor of a model,
     so it is masked in place and its moments are taken in one pass, without a copy: this costs
@@ -222,7 +220,7 @@ def _norm_over_time_(
 
 
 def _conv_length(length: Tensor, kernel: int, stride: int) -> Tensor:
-    """Output length of an unpadded convolution, never below 0."""
+    """Return the output length of an unpadded convolution, never below 0."""
     return (torch.div(length - kernel, stride, rounding_mode="floor") + 1).clamp(min=0)
 
 

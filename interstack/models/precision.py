@@ -1,7 +1,7 @@
 """Whether a model computes in a number format what it computes in float32, layer by layer.
 
 A kernel may be wrong in one format on one kind of processor: oneDNN 3.12 computes a grouped
-convolution in bfloat16 wrongly on CPUs with AMX, and nothing says so. One batch shows it.
+convolution in bfloat16 wrongly on CPUs with AMX, without an error. One batch shows it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from interstack.errors import PrecisionError
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 BOUNDS: Final = {"bfloat16": 0.5, "float16": 0.1, "tf32": 0.1, "float32": 1e-3}
-"""The largest relative error, ‖found − float32‖ / ‖float32‖, of any layer that still is rounding.
+"""The largest relative error, ‖found − float32‖ / ‖float32‖, of any layer that is still rounding.
 
 Measured on speech over all layers of trained encoders: at most 0.03 in bfloat16 (8 bits of
 significand) and 0.003 in float16 (11 bits, as many as TF32), but 0.14 and 0.011 in Whisper base,
@@ -28,9 +28,9 @@ where a few channels hundreds of times larger than the others decide the norm. T
 implementations of one model differ by 1e-5. The faults that this is for give 1.0 and more.
 """
 NO_TF32: Final = "set the environment variable NVIDIA_TF32_OVERRIDE to 0"
-"""What makes a GPU compute float32 in float32."""
-SWITCH_OFF: Final = "or model.precision_check false to go on without this check"
-"""How a check of ``fit`` and ``cache`` is left out."""
+"""How a GPU computes float32 in float32."""
+SWITCH_OFF: Final = "or model.precision_check false to continue without this check"
+"""How the check of ``fit`` and ``cache`` is disabled."""
 _SAMPLED: Final = 65_536
 """Values of a layer's output that are compared, evenly spread; hidden states are whole."""
 
@@ -45,11 +45,11 @@ class PrecisionReport:
     """How far a model in a number format is from float32.
 
     Attributes:
-        model: ``student``, ``teacher``, or what the user called it.
+        model: ``student``, ``teacher``, or the user's name of it.
         format: The number format.
         layer: Where the error is largest, or the first layer above the bound.
         error: Its relative error.
-        bound: What still is rounding.
+        bound: The largest error that is still rounding.
     """
 
     model: str
@@ -64,7 +64,7 @@ class PrecisionReport:
         return self.error <= self.bound
 
     def to_primitives(self) -> dict[str, Any]:
-        """Return it as JSON can hold it."""
+        """Return it as a dictionary for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -74,11 +74,11 @@ class PrecisionReport:
         )
 
     def require(self, setting: str, fix: str) -> None:
-        """Stop where the error is more than rounding.
+        """Refuse an error that is more than rounding.
 
         Args:
             setting: The setting that chose the format, with its value.
-            fix: What to give instead.
+            fix: What to set instead.
 
         Raises:
             PrecisionError: With setting, layer, error and fix.
@@ -94,7 +94,7 @@ class PrecisionReport:
 def number_format(model: nn.Module, device: torch.device) -> str:
     """Return the format that a model without autocast computes in: a key of ``BOUNDS``.
 
-    ``float32`` is strictly that. A GPU's convolutions are in TF32 unless torch is told otherwise.
+    ``float32`` is strictly that. A GPU's convolutions are in TF32 unless torch is set otherwise.
     """
     for parameter in model.parameters():
         if parameter.dtype in (torch.bfloat16, torch.float16):
@@ -131,10 +131,10 @@ def compare_with_float32(
         model: The model, on the device.
         run: Runs it, or a copy of it in float32.
         device: Where it is.
-        name: What it is called.
+        name: Its name in the report.
         format: What it computes in: a key of ``BOUNDS``.
-        label: What the user calls that; the format if None.
-        context: Where it is run as it is used: autocast, say.
+        label: The user's name of the format; itself if None.
+        context: In which the model is run: autocast, say.
     """
     reference = model
     if any(parameter.dtype != torch.float32 for parameter in model.parameters()):
@@ -161,9 +161,9 @@ def report_errors(
 
     Args:
         errors: Layers with their relative errors, in the order of computation.
-        model: What the model is called.
+        model: Its name in the report.
         format: What it computes in.
-        bound: What still is rounding.
+        bound: The largest error that is still rounding.
     """
     wrong = [each for each in errors if not each[1] <= bound]
     layer, error = wrong[0] if wrong else max(errors, key=lambda each: each[1])
@@ -205,8 +205,8 @@ def is_compiled(model: nn.Module) -> bool:
 def _comparable_layers(model: nn.Module) -> set[str]:
     """Return the names of layers whose outputs can be compared.
 
-    Compiled layers are not looked into, which would compile them once more: their outputs are among
-    the hidden states.
+    Compiled layers are not hooked inside, which would compile them once more: their outputs are
+    among the hidden states.
     """
     compiled = [
         name for name, each in model.named_modules() if each._compiled_call_impl is not None
@@ -253,7 +253,7 @@ def _recorder(outputs: list[tuple[str, Tensor]], name: str) -> Callable[..., Non
 def _strict_float32(device: torch.device, *, eager: bool) -> Iterator[None]:
     """Compute in float32 alone: no autocast, no TF32 and, if compiled layers are, nothing compiled.
 
-    torch takes seconds to import what compiles, so that it is not asked in vain.
+    torch takes seconds to import what compiles, hence ``eager``.
     """
     before = torch.get_float32_matmul_precision()
     cudnn = torch.backends.cudnn

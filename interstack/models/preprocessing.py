@@ -1,4 +1,4 @@
-"""What a pretrained model expects of audio: its feature extractor, and what is computed here."""
+"""Feature extractors of pretrained models: read, checked against what is computed here, assumed."""
 
 from __future__ import annotations
 
@@ -33,11 +33,10 @@ def read_feature_extractor(
 ) -> Any:  # noqa: ANN401, one of several classes
     """Return the feature extractor that transformers would give for a model.
 
-    Where no file says what it does, what models of the kind were trained on is assumed, and the log
-    says so.
+    Where no file describes it, that of models of the kind is assumed, and logged.
 
     Args:
-        name: What the user called the model.
+        name: The user's name of the model.
         location: Its directory or hub id.
         config: Its configuration.
         options: Those of ``from_pretrained``.
@@ -62,7 +61,7 @@ def read_feature_extractor(
 
 
 def assumed_feature_extractor(config: PretrainedConfig) -> Any:  # noqa: ANN401, as above
-    """Return the feature extractor of a model that says nothing of its own.
+    """Return the feature extractor of a model that has no file of its own.
 
     Base models were trained on waveforms as they are, large ones on normalised ones; the norm of
     the front end tells them apart.

@@ -21,7 +21,7 @@ from interstack.models.pretrained import WAVEFORM_FAMILIES, Source
 
 
 class FrontEndFacts(Protocol):
-    """What a student's front end is built by; see `PretrainedFrontEnd` for each."""
+    """What a student's front end is built from; see `PretrainedFrontEnd` for each."""
 
     @property
     def config(self) -> Any:  # noqa: ANN401, one of several families'
@@ -40,7 +40,7 @@ class PretrainedFrontEnd(FrontEndWeights, nn.Module):
 
     Args:
         name: ``model.student.front_end_source``.
-        local_files_only: Never ask the hub.
+        local_files_only: Never contact the hub.
 
     Raises:
         ConfigurationError: If the model can't be found or loaded, or has no waveform front end.
@@ -93,11 +93,11 @@ class PretrainedFrontEnd(FrontEndWeights, nn.Module):
 
 
 def front_end_source(name: str, *, local_files_only: bool = False) -> Source:
-    """Return where the model of ``model.student.front_end_source`` is looked for.
+    """Return the source of the model of ``model.student.front_end_source``.
 
     Args:
         name: The setting's value.
-        local_files_only: Never ask the hub.
+        local_files_only: Never contact the hub.
     """
     return Source(name, None, None, local_files_only, "front end source", WAVEFORM_FAMILIES)
 

@@ -23,12 +23,12 @@ from interstack.utils.compiling import compile_layers
 
 
 class StudentOutput(NamedTuple):
-    """What the student says of a batch.
+    """The student's output for a batch.
 
     Attributes:
-        predictions: One tensor a tap, (batch, frames, teacher width): the heads' guesses of the
-            teacher's hidden states.
-        hidden_states: depth + 1 tensors (batch, frames, width); 0 is the encoder's input, the last
+        predictions: One tensor a tap, (batch, frames, teacher width): the heads' predictions of
+            the teacher's hidden states.
+        hidden_states: Depth + 1 tensors (batch, frames, width); 0 is the encoder's input, the last
             one the encoder's output: in a pre-LN student after the final layer norm.
         num_frames: Valid frames of each utterance, (batch,).
         mask: True at valid frames, (batch, frames).
@@ -87,7 +87,7 @@ class Student(nn.Module):
 
     @property
     def config(self) -> HubertConfig:
-        """The ``HubertModel``'s configuration at the present depth."""
+        """The ``HubertModel``'s configuration at the current depth."""
         return self.model.config
 
     @property
@@ -99,7 +99,7 @@ class Student(nn.Module):
 
     @property
     def depth(self) -> int:
-        """Encoder layers at present."""
+        """Current number of encoder layers."""
         return len(self.layers)
 
     @property
@@ -111,7 +111,7 @@ class Student(nn.Module):
     def forward(
         self, waveforms: Tensor, num_samples: Tensor, features: Tensor | None = None
     ) -> StudentOutput:
-        """Run the student at its present depth.
+        """Run the student at its current depth.
 
         Args:
             waveforms: (batch, samples), 16 kHz in [-1, 1], zero-padded on the right.
@@ -139,7 +139,7 @@ class Student(nn.Module):
         )
 
     def _predict(self, hidden_states: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Let every head read the hidden state of its tap."""
+        """Return every head's prediction from the hidden state of its tap."""
         taps = zip(self.heads, self.hidden_taps, strict=True)
         return tuple(head(hidden_states[tap]) for head, tap in taps)
 
@@ -168,7 +168,7 @@ class Student(nn.Module):
         compile_layers(self.layers)
 
     def fresh_layer(self, like: nn.Module) -> nn.Module:
-        """Initialise a layer as transformers does, with the place and mode of another one."""
+        """Initialise a layer as transformers does, with device, dtype and mode of another one."""
         layer = type(like)(self.config)
         layer.apply(self.model._init_weights)
         parameter = next(like.parameters())

@@ -54,7 +54,7 @@ class LogMel(nn.Module):
         self.register_buffer("filters", transposed, persistent=False)
 
     def forward(self, waveforms: Tensor, num_samples: Tensor) -> tuple[Tensor, Tensor]:
-        """Spectrogram of each utterance as if zeros followed it.
+        """Return the spectrogram of each utterance as if zeros followed it.
 
         Args:
             waveforms: (batch, max_num_samples) float32, padded on the right.
@@ -65,12 +65,12 @@ class LogMel(nn.Module):
             frames.
 
         Raises:
-            DataError: the whole batch is shorter than one window.
+            DataError: If the whole batch is shorter than one window.
         """
         if waveforms.shape[1] < WINDOW:
             raise DataError(
-                f"The longest utterance of a batch has {waveforms.shape[1]} samples, but Whisper "
-                f"needs {WINDOW}: leave shorter audio out"
+                f"the longest utterance of a batch has {waveforms.shape[1]} samples, but Whisper "
+                f"needs {WINDOW}: skip shorter audio"
             )
         waveforms = waveforms.masked_fill(~frame_mask(num_samples, waveforms.shape[1]), 0.0)
         # As in the feature extractor, whose mirror at the end the padding to 30 s keeps off speech.
@@ -94,8 +94,8 @@ class WhisperBody(nn.Module):
 
     Args:
         encoder: transformers' encoder; its layers above `num_layers` are dropped.
-        num_layers: layers to keep and run.
-        pad_to_30s: let each utterance attend to the silence that follows it up to the encoder's
+        num_layers: Layers to keep and run.
+        pad_to_30s: Let each utterance attend to the silence that follows it up to the encoder's
             last position (30 s in every published model), as it was trained.
     """
 
@@ -123,8 +123,8 @@ class WhisperBody(nn.Module):
             the (batch,) valid frames.
 
         Raises:
-            TeacherError: an utterance is longer than the encoder's positions.
-            DataError: the whole batch is shorter than one window.
+            TeacherError: If an utterance is longer than the encoder's positions.
+            DataError: If the whole batch is shorter than one window.
         """
         encoder = self.encoder
         waveforms = self._within_positions(waveforms, num_samples)
@@ -154,7 +154,7 @@ class WhisperBody(nn.Module):
         return None, [each[:, :longest] for each in hidden_states], num_frames
 
     def _within_positions(self, waveforms: Tensor, num_samples: Tensor) -> Tensor:
-        # The padded length is known without waiting for a GPU, so it is asked first.
+        # The padded length is known without waiting for a GPU, so that it is checked first.
         if waveforms.shape[1] <= self.max_samples:
             return waveforms
         too_long = int((num_samples > self.max_samples).sum())
@@ -164,6 +164,6 @@ class WhisperBody(nn.Module):
             raise TeacherError(
                 f"{too_long} of a batch's {len(num_samples)} utterances are longer than the "
                 f"{limit:g} s that this Whisper teacher has positions for (the longest: "
-                f"{longest:.2f} s): crop longer audio to {limit:g} s, or leave it out"
+                f"{longest:.2f} s): crop longer audio to {limit:g} s, or skip it"
             )
         return waveforms[:, : self.max_samples]

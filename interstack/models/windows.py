@@ -1,14 +1,14 @@
-"""The hidden states of an utterance that is too long to be computed at once, window by window.
+"""Hidden states of an utterance that is too long to be computed at once, window by window.
 
-What is as if the whole utterance were computed at once, up to rounding:
+Exact up to rounding, as if the whole utterance were computed at once:
 
-- the number of frames, and where each lies: windows begin at multiples of the frame hop;
+- the number of frames, and where each lies: windows start at multiples of the frame hop;
 - the waveform's normalisation, and the statistics of a front end's group norm over time, which are
   those of the whole utterance: a pause is not amplified to the loudness of speech;
 - the front end's features, and the positional convolution of every frame that is kept wherever the
   context covers half of its kernel.
 
-What is an approximation: self-attention, and so everything above it, sees the frames of one window
+Approximate: self-attention, and so everything above it, sees the frames of one window
 and not the whole utterance.
 """
 
@@ -37,9 +37,9 @@ from interstack.models.front_end import (
 )
 
 _CONTEXT: Final = 1 / 8
-"""Context on either side, as a share of the window."""
+"""Context on either side, as a fraction of the window."""
 _MOST_CONTEXT: Final = 1 / 4
-"""The same where the positional convolution asks for more."""
+"""The same where the positional convolution needs more."""
 
 
 class Window(NamedTuple):
@@ -59,7 +59,7 @@ class Window(NamedTuple):
 
 
 def plan_windows(frames: int, window: int, context: int) -> list[Window]:
-    """Cover an utterance with windows that overlap.
+    """Return overlapping windows that cover an utterance.
 
     All windows are of one length and as evenly spaced as whole frames allow. Two neighbours share
     twice the context or more, and each frame is kept from the window in which it lies further from

@@ -25,7 +25,7 @@ from interstack.planning.costs import DepthCosts, student_costs
 from interstack.planning.measure import Measurement, StepMeter
 from interstack.planning.predict import Prediction, StageLength, measure_stages, predict
 from interstack.planning.report import Plan
-from interstack.utils.environment import surroundings
+from interstack.utils.environment import describe_environment
 
 
 def make_plan(
@@ -99,7 +99,7 @@ def make_plan(
             *_remarks(measurement, clip, world_size),
             *_optimizer_remarks(module.optimizer_config.kind, costs, device),
         ),
-        surroundings(device, str(trainer.precision)),
+        describe_environment(device, str(trainer.precision)),
     )
 
 

@@ -14,7 +14,8 @@ from interstack.models.flops import ForwardMacs
 from interstack.planning.costs import DepthCosts
 from interstack.planning.measure import Measurement
 from interstack.planning.predict import Prediction, StepSplit
-from interstack.utils.console import clock_time, make_table
+from interstack.utils.console import make_table
+from interstack.utils.units import format_duration
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def print_plan(plan: Plan, console: Console) -> None:
     console.print(_speedup_table(plan.prediction))
     prediction = plan.prediction
     total, training, validation = map(
-        clock_time,
+        format_duration,
         (prediction.wall_clock, prediction.training_seconds, prediction.validation_seconds),
     )
     console.print(
@@ -108,8 +109,8 @@ def print_comparison(
             (
                 (
                     *map(str, row[:3]),
-                    clock_time(predicted),
-                    clock_time(real),
+                    format_duration(predicted),
+                    format_duration(real),
                     f"{predicted / real - 1:+.0%}" if real > 0 else "–",
                 )
                 for *row, predicted, real in rows
@@ -137,7 +138,7 @@ def _stage_table(plan: Plan) -> Table:
                 f"{costs.weights_mebibytes:.0f} MiB",
                 f"{stage.share:.0%}",
                 str(stage.steps),
-                clock_time(stage.seconds),
+                format_duration(stage.seconds),
             )
             for number, (stage, costs) in enumerate(
                 zip(plan.prediction.stages, plan.costs, strict=True), start=1
@@ -172,8 +173,8 @@ def _speedup_table(prediction: Prediction) -> Table:
         (
             (
                 name,
-                clock_time(each.seconds),
-                clock_time(each.full_depth_seconds),
+                format_duration(each.seconds),
+                format_duration(each.full_depth_seconds),
                 f"{each.speedup:.2f}×",
                 f"{prediction.configured.seconds / each.seconds:.2f}×",
             )

@@ -30,7 +30,7 @@ from interstack.report.figures import (
 )
 from interstack.report.run import Run
 from interstack.tracking.metrics import AUDIO_HOURS, PETAFLOPS, WALL_CLOCK
-from interstack.utils.console import clock_time
+from interstack.utils.units import format_duration
 
 _HOUR: Final = 3600.0
 
@@ -196,7 +196,7 @@ def _colour(block: int) -> str:
 
 
 def _clock(seconds: float) -> str:
-    return clock_time(seconds) if math.isfinite(seconds) else "not reached"
+    return format_duration(seconds) if math.isfinite(seconds) else "not reached"
 
 
 def _loss(loss: float | None) -> str:

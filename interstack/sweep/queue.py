@@ -16,9 +16,9 @@ from typing import Final, Protocol
 
 from interstack.errors import RunInterrupted
 from interstack.sweep.records import Job, Status, is_finished, write_record
-from interstack.utils.console import clock_time
 from interstack.utils.disk import reason, write_errors
 from interstack.utils.signals import StopRequest
+from interstack.utils.units import format_duration
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class Queue:
             InterstackError: If a record can't be written.
         """
         request = StopRequest("stopping the sweep's runs; the same command resumes them")
-        request.listen()
+        request.install()
         try:
             while self._waiting or self._running:
                 if request.received is not None:
@@ -176,7 +176,7 @@ class Queue:
                 time.sleep(_POLL_SECONDS)
         finally:
             self._end_processes()
-            request.leave()
+            request.uninstall()
         return self.outcome
 
     def _start(self) -> None:
@@ -251,7 +251,7 @@ class Queue:
             write_record(job, status, exit_status)
         finally:
             os.close(each.claim)
-        duration = clock_time(time.monotonic() - each.began)
+        duration = format_duration(time.monotonic() - each.began)
         if status == "finished":
             self.outcome.finished.add(job.name)
             done = len(self.outcome.finished)

@@ -1,4 +1,4 @@
-"""How targets are stored: number formats and what each loses, and many utterances a file."""
+"""How targets are stored: number formats, and shards of many utterances."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ TORCH_DTYPES: Final = {
 }
 _LEVELS: Final = 255
 
+SUFFIX: Final = ".safetensors"
+_UTTERANCES: Final = "utterances"
+
 
 class StoredValues(NamedTuple):
     """What is stored of one utterance.
@@ -47,8 +50,13 @@ class StoredValues(NamedTuple):
     scale: Tensor | None = None
     offset: Tensor | None = None
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes that it takes."""
+        return sum(part.numel() * part.element_size() for part in self if part is not None)
+
     def cpu(self) -> Self:
-        """Return the same on the processor."""
+        """Return the same on the CPU."""
         scale, offset = (part if part is None else part.cpu() for part in self[1:])
         return self._replace(values=self.values.cpu(), scale=scale, offset=offset)
 
@@ -56,7 +64,7 @@ class StoredValues(NamedTuple):
 def store(
     exact: Tensor, dtype: CacheDtype, name: str, fix: str = "leave the utterance out"
 ) -> StoredValues:
-    """Bring an utterance's values into a number format.
+    """Convert an utterance's values to a number format.
 
     Args:
         exact: (frames, channels) float32.
@@ -107,10 +115,6 @@ def _stacked(rows: Sequence[Tensor | None]) -> Tensor | None:
     return torch.stack(present) if present else None
 
 
-SUFFIX: Final = ".safetensors"
-_UTTERANCES: Final = "utterances"
-
-
 @dataclass(frozen=True)
 class Entry:
     """What an utterance's targets were computed from.
@@ -118,7 +122,7 @@ class Entry:
     Attributes:
         id: The utterance's, unique within its split.
         num_samples: Samples of the whole utterance at 16 kHz.
-        start: First sample of the crop that the teacher heard.
+        start: First sample of the crop that the teacher read.
         length: Samples of the crop.
         checksum: CRC-32 of these samples as float32.
     """
@@ -130,11 +134,8 @@ class Entry:
     checksum: int
 
 
-def write_shard(path: Path, utterances: Sequence[tuple[Entry, StoredValues]]) -> int:
-    """Write a shard whole, or not at all.
-
-    Returns:
-        Its bytes.
+def write_shard(path: Path, utterances: Sequence[tuple[Entry, StoredValues]]) -> None:
+    """Write a shard atomically.
 
     Raises:
         OSError: If it can't be written.
@@ -145,9 +146,7 @@ def write_shard(path: Path, utterances: Sequence[tuple[Entry, StoredValues]]) ->
             if tensor is not None:
                 tensors[f"{row}.{name}"] = tensor.contiguous()
     entries = json.dumps([asdict(entry) for entry, _ in utterances])
-    content = save(tensors, {_UTTERANCES: entries})
-    write_whole(path, content)
-    return len(content)
+    write_whole(path, save(tensors, {_UTTERANCES: entries}))
 
 
 def read_entries(path: Path) -> list[Entry]:
@@ -156,7 +155,7 @@ def read_entries(path: Path) -> list[Entry]:
     Raises:
         DataError: If it is damaged.
     """
-    with _explaining(path):
+    with _read_errors(path):
         metadata = _open(path).metadata()
         return [Entry(**fields) for fields in json.loads(metadata[_UTTERANCES])]
 
@@ -184,7 +183,7 @@ class OpenShards:
             DataError: If the shard is missing or damaged.
         """
         path = self.directory / shard
-        with _explaining(path):
+        with _read_errors(path):
             if shard not in self._open:
                 self._open[shard] = _open(path)
             file = self._open[shard]
@@ -192,8 +191,8 @@ class OpenShards:
 
 
 @contextmanager
-def _explaining(path: Path) -> Iterator[None]:
-    """Turn the ways in which reading fails into one error that names the mend."""
+def _read_errors(path: Path) -> Iterator[None]:
+    """Turn the ways in which reading fails into one error that names the fix."""
     try:
         yield
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:

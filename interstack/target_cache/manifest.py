@@ -1,4 +1,4 @@
-"""What a cache is made of: the facts of teacher and format that a run has to agree with."""
+"""The record of a cache: the facts of teacher and format that a run has to agree with."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from interstack.utils.disk import unread
 
 RECORD_FILE: Final = "cache.json"
 _VERSION: Final = 1
-_PLACES: Final = ("source", "revision", "files", "front_end_source", "front_end_files")
+_LOCATIONS: Final = ("source", "revision", "files", "front_end_source", "front_end_files")
 """Where models were found, which is not what they are."""
 
 
@@ -133,7 +133,7 @@ class CacheRecord:
         """Read a cache's facts.
 
         Raises:
-            ConfigurationError: If there are none, or they can't be understood.
+            ConfigurationError: If there are none, or they can't be parsed.
         """
         path = directory / RECORD_FILE
         try:
@@ -143,26 +143,26 @@ class CacheRecord:
         except FileNotFoundError as error:
             raise ConfigurationError(
                 f"there is no cache of targets in {directory} (no {RECORD_FILE}): make one with "
-                "python -m interstack.cli cache, or leave data.target_cache away"
+                "python -m interstack.cli cache, or remove data.target_cache"
             ) from error
         except OSError as error:
             raise ConfigurationError(unread(path, error)) from error
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(
-                f"{path} can't be read as the facts of a cache ({error}): make the cache anew in "
-                "another directory"
+                f"{path} can't be read as the facts of a cache ({error}): make the cache again "
+                "in another directory"
             ) from error
         if record.version != _VERSION:
             raise ConfigurationError(
                 f"the cache in {directory} is of form {record.version}, this version of interstack "
-                f"reads form {_VERSION}: make it anew in another directory"
+                f"reads form {_VERSION}: make it again in another directory"
             )
         pre_ln = bool(record.config.get("do_stable_layer_norm"))
         if pre_ln and record.taps[-1] == record.num_layers and not record.has_final_norm:
             raise ConfigurationError(
                 f"the cache in {directory} holds hidden state {record.num_layers} of "
                 f"{record.source} without its final layer norm, as earlier versions of interstack "
-                "stored it: make it anew in another directory"
+                "stored it: make it again in another directory"
             )
         return record
 
@@ -188,12 +188,12 @@ class CacheRecord:
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides what is stored, wherever the teacher was found."""
         fields = asdict(self)
-        for place in _PLACES:
-            fields.pop(place)
+        for location in _LOCATIONS:
+            fields.pop(location)
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
     def check_same(self, wanted: CacheRecord, directory: Path) -> None:
-        """Refuse to fill a cache up with other targets than it holds.
+        """Refuse to add other targets to a cache than it holds.
 
         Args:
             wanted: The facts of what would be added.
@@ -205,7 +205,7 @@ class CacheRecord:
         if self.fingerprint == wanted.fingerprint:
             return
         mine, other = asdict(self), asdict(wanted)
-        differing = [name for name in mine if mine[name] != other[name] and name not in _PLACES]
+        differing = [name for name in mine if mine[name] != other[name] and name not in _LOCATIONS]
         if "front_end_weights" in differing:
             raise ConfigurationError(
                 f"{directory} was made with {self._front_end_name}, which is not the front end of "

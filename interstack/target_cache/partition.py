@@ -1,4 +1,4 @@
-"""Which part of a corpus a process computes, decided by ids alone: nobody has to ask anybody."""
+"""Which part of a list a process works on, decided by ids or numbers alone."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from interstack.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
-class Share:
-    """One of several parts that together hold every utterance once.
+class Partition:
+    """One of several parts that together hold every item once.
 
     Attributes:
         index: Which one, from 0.
@@ -25,14 +25,14 @@ class Share:
 
     @classmethod
     def parse(cls, text: str | None, option: str = "--share") -> Self:
-        """Read ``"3/8"``; without a text take torchrun's rank, or all of it.
+        """Read ``"3/8"``; by default torchrun's rank, or all of it.
 
         Args:
             text: The index from 0, and the total.
-            option: What it was given by, for the message.
+            option: The option's name, for the message.
 
         Raises:
-            ConfigurationError: If there is no such part.
+            ConfigurationError: If there is no such partition.
         """
         if text is None:
             return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)))
@@ -45,10 +45,10 @@ class Share:
 
     @classmethod
     def of_array(cls, text: str | None, option: str = "--share") -> Self:
-        """Read ``"3/8"``; without a text take the index in a SLURM array, or all of it.
+        """Read ``"3/8"``; by default the index in a SLURM array, or all of it.
 
         Raises:
-            ConfigurationError: If there is no such part.
+            ConfigurationError: If there is no such partition.
         """
         count = os.environ.get("SLURM_ARRAY_TASK_COUNT")
         index = os.environ.get("SLURM_ARRAY_TASK_ID")
@@ -58,7 +58,7 @@ class Share:
         return cls.parse(text or "0/1", option)
 
     def holds(self, id_: str) -> bool:
-        """Tell whether an utterance belongs to this part."""
+        """Return whether an utterance belongs to this partition."""
         digest = hashlib.blake2b(id_.encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") % self.total == self.index
 

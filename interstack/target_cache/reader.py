@@ -37,14 +37,14 @@ class SplitIndex:
 
     Args:
         entries: For every utterance, its shard, its row there, and what it was computed from.
-        left_out: Ids of utterances whose audio could not be read.
+        skipped: Ids of utterances whose audio could not be read.
     """
 
     def __init__(
-        self, entries: Iterable[tuple[str, int, Entry]], left_out: Sequence[str] = ()
+        self, entries: Iterable[tuple[str, int, Entry]], skipped: Sequence[str] = ()
     ) -> None:
         self.places = {entry.id: (shard, row, entry) for shard, row, entry in entries}
-        self.left_out = frozenset(left_out)
+        self.skipped = frozenset(skipped)
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -81,7 +81,7 @@ class SplitIndex:
             [shard, row, entry.id, entry.num_samples, entry.start, entry.length, entry.checksum]
             for shard, row, entry in self.places.values()
         ]
-        content = json.dumps({"left_out": sorted(self.left_out), "utterances": rows})
+        content = json.dumps({"left_out": sorted(self.skipped), "utterances": rows})
         write_whole(directory / INDEX_FILE, content.encode())
 
 
@@ -97,7 +97,7 @@ class TargetCache:
     Attributes:
         record: Its facts.
         with_features: Whether batches carry the front end's features, so that nothing has to be
-            decoded; set by whoever knows the student. Never true of a cache without them.
+            decoded; set by the module that has the student.
     """
 
     def __init__(self, directory: Path | str) -> None:
@@ -148,19 +148,19 @@ class SplitTargets:
         return self.cache.with_features and self.cache.record.num_features > 0
 
     def check(self, id_: str, num_samples: int, crop: tuple[int, int]) -> None:
-        """Hold an utterance of a run to what the cache was computed from.
+        """Refuse an utterance other than the one that the cache was computed from.
 
         Args:
             id_: Its id.
             num_samples: Its samples at 16 kHz.
-            crop: First sample and number of samples of what the student hears.
+            crop: First sample and number of samples of the student's input.
 
         Raises:
             DataError: If the cache lacks it, since its audio could not be read.
             ConfigurationError: If the cache lacks it otherwise, or knows another one.
         """
-        if id_ in self._index.left_out:
-            raise DataError(f"the audio of {id_} could not be read when the cache was made.")
+        if id_ in self._index.skipped:
+            raise DataError(f"the audio of {id_} could not be read when the cache was made")
         place = self._index.places.get(id_)
         if place is None:
             raise ConfigurationError(
@@ -182,7 +182,7 @@ class SplitTargets:
             )
 
     def check_audio(self, id_: str, checksum: int) -> None:
-        """Hold decoded audio to what the teacher heard.
+        """Refuse decoded audio other than the teacher's input.
 
         Raises:
             DataError: If it is other audio.
@@ -229,7 +229,7 @@ SOURCE_FILE: Final = "front_end_source.safetensors"
 def write_front_end(
     teacher: Teacher, directory: Path, front_end: PretrainedFrontEnd | None = None
 ) -> None:
-    """Keep the front end's weights, from which a student's are copied or shared.
+    """Write the front end's weights, from which a student's are copied or shared.
 
     A teacher that takes log-mel has none.
 
@@ -252,7 +252,7 @@ def write_front_end(
 
 
 class CachedTeacher:
-    """Gives what a teacher said when the cache was made; the model itself is never loaded.
+    """Gives a teacher's cached outputs; the model itself is never loaded.
 
     Its attributes are those of `Teacher`.
 
@@ -277,7 +277,7 @@ class CachedTeacher:
         self.has_final_norm = record.has_final_norm
 
     def to(self, device: torch.device) -> Self:
-        """Stay where it is: what it gives lies where the batch does."""
+        """Return itself: its outputs are where the batch is."""
         del device
         return self
 
@@ -294,15 +294,15 @@ class CachedTeacher:
         """Whether batches carry the features of a frozen front end."""
         return self.cache.with_features and self.cache.record.num_features > 0
 
-    def recall(self, stored: StoredTargets) -> TeacherOutput:
-        """Unpack a batch's targets, on the device where they lie.
+    def unpack(self, stored: StoredTargets) -> TeacherOutput:
+        """Return a batch's cached targets as a teacher's output, on their device.
 
         Args:
-            stored: From the cache, with features if the cache says so.
+            stored: The batch's targets.
 
         Returns:
             What the teacher itself would give, up to the rounding of the cache's number format;
-            features only where the cache serves them.
+            features only where the batch has them.
         """
         values = restore(stored)
         features = None
@@ -354,8 +354,8 @@ def _read_front_end(path: Path, source: str) -> dict[str, Tensor]:
         fault = disk_fault(path)
         if fault is None:
             raise TeacherError(
-                f"{path} can't be read ({first_line(error)}): make the cache anew in another "
-                "directory"
+                f"{path} can't be read ({first_line(error)}): make the cache again in "
+                "another directory"
             ) from error
         if not isinstance(fault, FileNotFoundError):
             raise TeacherError(unread(path, fault)) from error

@@ -18,8 +18,8 @@ from interstack.growth.schedule import Stage
 from interstack.tracking.flops import training_flops
 from interstack.tracking.meters import AudioMeter, Clock, Throughput
 from interstack.tracking.position import run_position, stage_number, stages_left
-from interstack.utils.console import clock_time
 from interstack.utils.progress import Display, Reading, RunPosition, open_display
+from interstack.utils.units import format_duration
 
 Cost = Callable[[int], float]
 """Returns the arithmetic of training at a depth, in any unit."""
@@ -113,7 +113,6 @@ class StageProgressBar(ProgressBar):
         self.line_seconds = line_seconds
         self._enabled = True
         self._display: Display | None = None
-        self._shown_at = float("-inf")
         self._audio = AudioMeter()
         self._throughput = Throughput()
         self._eta = EtaEstimator()
@@ -133,7 +132,7 @@ class StageProgressBar(ProgressBar):
         if self._display is None:
             super().print(*args, **kwargs)
         else:
-            self._display.say(" ".join(str(arg) for arg in args))
+            self._display.print(" ".join(str(arg) for arg in args))
 
     # Training -----------------------------------------------------------------------------------
 
@@ -185,7 +184,7 @@ class StageProgressBar(ProgressBar):
         by = "" if growth is None else f" by {growth.operator_name}"
         lineage = " ".join(str(ancestor + 1) for ancestor in lineage_of(trainer, pl_module))
         if self._enabled:
-            self._open().say(
+            self._open().print(
                 f"step {trainer.global_step}: grown from {plan.old_depth} to {plan.depth} layers"
                 f"{by}, {lineage}"
             )
@@ -232,9 +231,8 @@ class StageProgressBar(ProgressBar):
         left = self._eta.estimate(done, stages, _cost_of(pl_module))
         if left is None:
             return ()
-        growth, end = (clock_time(each).removeprefix("0:").removeprefix("0") for each in left)
-        ends = f"ends in {end}"
-        return (f"grows in {growth}", ends) if grows else (ends,)
+        ends = f"ends in {format_duration(left.run)}"
+        return (f"grows in {format_duration(left.stage)}", ends) if grows else (ends,)
 
     # Validation, test and prediction on their own -----------------------------------------------
 
@@ -263,19 +261,18 @@ class StageProgressBar(ProgressBar):
         self._done += 1
         total = sum(batches)
         known = total != float("inf")
-        if self._is_due() or self._done == total:
+        if self._enabled:
             position = RunPosition(self._done, int(total) if known else None, "batch")
-            self._show(Reading((title,), position))
+            self._open().update(Reading((title,), position))
 
     # Display ------------------------------------------------------------------------------------
 
     def _is_due(self) -> bool:
-        return self._enabled and time.perf_counter() - self._shown_at >= self._open().interval
+        return self._enabled and self._open().is_due
 
     def _show(self, reading: Reading) -> None:
         if self._enabled:
             self._open().show(reading)
-            self._shown_at = time.perf_counter()
 
     def _open(self) -> Display:
         if self._display is None:
@@ -286,7 +283,6 @@ class StageProgressBar(ProgressBar):
         if self._display is not None:
             self._display.close()
             self._display = None
-            self._shown_at = float("-inf")
 
 
 def _cost_of(module: L.LightningModule) -> Cost:

@@ -12,8 +12,8 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from interstack.utils.console import clock_time
 from interstack.utils.disk import write_or_defer
+from interstack.utils.units import format_duration
 
 RunStatus = Literal["running", "finished", "ended_early", "interrupted"]
 
@@ -125,7 +125,7 @@ def stage_table(stages: Sequence[StageRecord]) -> Table:
         "",
         f"{sum(stage.steps for stage in stages):,}",
         _hours(sum(stage.audio_seconds for stage in stages)),
-        clock_time(sum(stage.training_seconds for stage in stages)),
+        format_duration(sum(stage.training_seconds for stage in stages)),
         "",
         "",
     )
@@ -139,7 +139,7 @@ def stage_table(stages: Sequence[StageRecord]) -> Table:
             f"{stage.num_parameters / 1e6:.2f} M",
             f"{stage.steps:,}",
             _hours(stage.audio_seconds),
-            clock_time(stage.training_seconds),
+            format_duration(stage.training_seconds),
             _loss(stage.validation_loss_before),
             _loss(stage.validation_loss_after),
         )

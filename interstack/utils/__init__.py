@@ -1,1 +1,1 @@
-"""What several packages need: whole files, locks, signals, random state, ranks, the terminal."""
+"""What several packages need: atomic files, locks, signals, random state, progress, console."""

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Files that are written atomically: a reader, or a crash, meets the old content or the new."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import io
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,11 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
 PART = ".part"
-"""What the name of a file that is being written ends with."""
+"""Suffix of a file that is being written."""
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place and moves it there when all of it is on the disk.
+    """Writes a checkpoint beside its path and moves it there when all of it is on the disk.
 
     Lightning writes into the system's temporary directory first, which may be small, or on another
     file system, from where a move is a copy and so no longer atomic.
@@ -39,8 +41,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Args:
             checkpoint: What to save.
-            path: Where; object stores write whole objects by themselves, and are Lightning's.
-            storage_options: Nothing that a file wants.
+            path: Where; a URL is left to Lightning, as object stores write atomically.
+            storage_options: For a URL.
         """
         self.failure = None
         try:
@@ -57,38 +59,36 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that a reader, or a crash, meets the old one or the new one whole.
+    """Write a file atomically, and its directory if that is missing.
 
     Raises:
         OSError: If it can't be written; the old one is still there then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = _part_of(path)
-    try:
-        with part.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
-    _sync_directory(path.parent)
+    with _replacing(path) as part, part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    with contextlib.suppress(OSError):  # makes the name itself durable, where a disk can do that
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def append_whole(path: Path, content: bytes) -> None:
-    """Append to a file so that all of the content is there, or, after an error, nothing of it.
+    """Append to a file atomically, and make its directory if that is missing.
 
     Raises:
         OSError: If it can't be written; the file is as it was then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab", buffering=0) as file:  # a buffer would try again at its end
+    with path.open("ab", buffering=0) as file:  # a buffer would retry on close
         size = file.seek(0, os.SEEK_END)
         try:
             written = 0
-            while written < len(content):  # a disk that gets full takes a part without an error
+            while written < len(content):  # a full disk accepts a part without an error
                 written += file.write(content[written:])
         except OSError:
             file.truncate(size)
@@ -96,40 +96,33 @@ def append_whole(path: Path, content: bytes) -> None:
 
 
 def link_whole(target: Path, link: Path) -> None:
-    """Give a file a second name, replacing what had it; a copy where there are no hard links.
+    """Give a file a second name, replacing what had it; copy it where there are no hard links.
 
     Raises:
         OSError: If neither can be made.
     """
-    part = _part_of(link)
-    part.unlink(missing_ok=True)
-    try:
+    with _replacing(link) as part:
+        part.unlink(missing_ok=True)
         try:
             os.link(target, part)
         except OSError:
             shutil.copyfile(target, part)
-        part.replace(link)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
-        raise
 
 
 def remove_parts(directory: Path) -> None:
-    """Remove what a killed process left half-written."""
+    """Remove what a killed process left unfinished."""
     for part in directory.glob(f".*{PART}"):
         part.unlink(missing_ok=True)
 
 
-def _part_of(path: Path) -> Path:
-    return path.with_name(f".{path.name}{PART}")
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make the new name itself durable; some file systems can't, and then it soon is anyway."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside another one, which it replaces at the end, or is removed on an error."""
+    part = path.with_name(f".{path.name}{PART}")
+    try:
+        yield part
+        part.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise

@@ -20,9 +20,10 @@ one, and each kind of use asks for a graph: training, validation, the teacher's,
 
 
 def compile_layers(layers: Iterable[nn.Module]) -> None:
-    """Compile those layers in place that are not compiled yet; it is done at their first use.
+    """Compile the layers in place that are not compiled yet, at their first use.
 
-    Layers alike share their graphs, so a growth costs no compilation; nor does another length.
+    Equal layers share their graphs, so that a growth step costs no compilation; nor does another
+    length of input.
     """
     limits = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, _MOST_GRAPHS)
@@ -32,7 +33,7 @@ def compile_layers(layers: Iterable[nn.Module]) -> None:
 
 
 def check_can_compile(device_type: str) -> None:
-    """Refuse to compile where that would fail at the first step, in words of torch's own.
+    """Refuse to compile where torch would fail at the first step.
 
     Args:
         device_type: Type of the device that is computed on.
@@ -44,10 +45,10 @@ def check_can_compile(device_type: str) -> None:
         return
     compiler = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
     headers = Path(sysconfig.get_path("include")) / "Python.h"
-    lacking = [what for what in (compiler,) if shutil.which(what) is None]
-    lacking += [] if headers.exists() else [str(headers)]
-    if lacking:
+    missing = [] if shutil.which(compiler) else [compiler]
+    missing += [] if headers.exists() else [str(headers)]
+    if missing:
         raise ConfigurationError(
-            f"model.compile_layers needs {' and '.join(lacking)} on a CPU: install a C++ compiler "
+            f"model.compile_layers needs {' and '.join(missing)} on a CPU: install a C++ compiler "
             "and Python's headers (name another compiler by CXX), or set it to false"
         )

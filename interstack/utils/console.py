@@ -16,7 +16,7 @@ _FILE_WIDTH: Final = 140
 
 
 def table_console() -> Console:
-    """Return a console as wide as the terminal; a file has no width, and gets a generous one."""
+    """Return a console as wide as the terminal, or wide where it is a file."""
     return Console(width=None if sys.stdout.isatty() else _FILE_WIDTH)
 
 
@@ -44,17 +44,6 @@ def make_table(
     return table
 
 
-def clock_time(seconds: float) -> str:
-    """Return a duration as hours, minutes and seconds.
-
-    Example:
-        >>> clock_time(4980.2)
-        '1:23:00'
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
-
-
 class _NoTips(logging.Filter):
     """Drops Lightning's advice to install its paid services' clients."""
 
@@ -64,6 +53,6 @@ class _NoTips(logging.Filter):
 
 
 def hush_lightning() -> None:
-    """Quieten Lightning's advice, and what jsonargparse has to say to LightningCLI's authors."""
+    """Silence Lightning's advice and jsonargparse's warnings to LightningCLI's authors."""
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_NoTips())

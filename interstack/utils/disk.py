@@ -1,4 +1,4 @@
-"""What a disk refuses: the errors, checks beforehand, and files that can wait for space."""
+"""Disks that fail: their errors, checks beforehand, and files whose writing can be deferred."""
 
 from __future__ import annotations
 
@@ -26,9 +26,35 @@ _OS_ERROR = re.compile(r"(?:error: )?([^:]*) \(os error \d+\)")
 _TRIAL_BYTES = 2**16
 _BLOCK_BYTES = 2**24
 
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class _Content:
+    """What a file still has to get.
+
+    Attributes:
+        whole: Replaces the file; None: the file stays.
+        tail: Is appended to it.
+    """
+
+    whole: bytes | None = None
+    tail: bytearray = field(default_factory=bytearray)
+
+    def write(self, path: Path) -> None:
+        if self.whole is None:
+            append_whole(path, bytes(self.tail))
+        else:
+            write_whole(path, self.whole + self.tail)
+
+
+_contents: dict[Path, _Content] = {}
+_deferred: dict[Path, tuple[Callable[[], None], str]] = {}  # how to retry, and why it failed
+_lock = threading.RLock()  # TensorBoard writes from a thread of its own
+
 
 def is_disk_error(error: BaseException) -> bool:
-    """Tell whether an error is a disk's or file server's, and no defect of a program."""
+    """Return whether an error is a disk's or file server's, and no defect of a program."""
     return isinstance(error, OSError) and error.errno in _DISK_ERRORS
 
 
@@ -41,11 +67,11 @@ def reason(error: BaseException) -> str:
 
 
 def is_there(path: Path) -> bool:
-    """Tell whether a path exists; unlike ``Path.exists`` never no where nobody can tell.
+    """Return whether a path exists; an error of the disk, unlike for ``Path.exists``, is no "no".
 
     Raises:
-        OSError: If the disk or file server can't say, or the path is a link that leads nowhere: to
-            a disk, say, that is not mounted now.
+        OSError: If the disk or file server fails, or the path is a link that leads nowhere: to a
+            disk, say, that is not mounted now.
     """
     try:
         path.stat()
@@ -58,14 +84,14 @@ def is_there(path: Path) -> bool:
 
 
 def unread(path: Path, error: OSError) -> str:
-    """Say that a file can't be read now; it is there and may be sound, so the fix is no removal."""
+    """Return the message for a file that can't be read now, but may be sound."""
     return f"{path} can't be read ({reason(error)}): give the same command again once it can"
 
 
 def disk_fault(path: Path) -> OSError | None:
     """Read a whole file, and return the error of the disk or file server, if there is one.
 
-    Libraries tell such an error as damage of the file, whose fix is another one.
+    Libraries report such an error as damage of the file, whose fix is another one.
     """
     try:
         with path.open("rb") as file:
@@ -78,10 +104,10 @@ def disk_fault(path: Path) -> OSError | None:
 
 @contextmanager
 def write_errors(what: Path | str, fix: str) -> Iterator[None]:
-    """Turn a write that can't wait and fails into one line that names the fix.
+    """Turn a failing write into one line that names the fix.
 
     Args:
-        what: What can't be written then.
+        what: What is written.
         fix: What the user can do.
 
     Raises:
@@ -121,7 +147,7 @@ def check_output(path: Path, option: str) -> None:
 
 
 def write_output(path: Path, content: bytes, option: str) -> None:
-    """Write what a command was asked to write, atomically.
+    """Write a command's output atomically.
 
     Args:
         path: The file.
@@ -136,10 +162,10 @@ def write_output(path: Path, content: bytes, option: str) -> None:
 
 
 def try_writing(directory: Path) -> None:
-    """See that a directory takes a small file, and remove it again.
+    """Write a small file to a directory and remove it.
 
     Raises:
-        OSError: If it doesn't.
+        OSError: If that fails.
     """
     trial = directory / f".trial-{os.getpid()}{PART}"
     try:
@@ -149,35 +175,8 @@ def try_writing(directory: Path) -> None:
             trial.unlink(missing_ok=True)
 
 
-log = logging.getLogger(__name__)
-
-
-@dataclass
-class _Content:
-    """What a file still has to get.
-
-    Attributes:
-        whole: Takes the place of the file; None: the file stays.
-        tail: Goes behind it.
-    """
-
-    whole: bytes | None = None
-    tail: bytearray = field(default_factory=bytearray)
-
-    def write(self, path: Path) -> None:
-        if self.whole is None:
-            append_whole(path, bytes(self.tail))
-        else:
-            write_whole(path, self.whole + self.tail)
-
-
-_contents: dict[Path, _Content] = {}
-_waiting: dict[Path, tuple[Callable[[], None], str]] = {}  # how to try again, and why it failed
-_lock = threading.RLock()  # TensorBoard writes from a thread of its own
-
-
 def write_or_defer(path: Path, content: bytes) -> bool:
-    """Replace a file atomically; where that fails, keep the content and try again later.
+    """Replace a file atomically; where that fails, keep the content and retry later.
 
     Args:
         path: The file; its directory is made.
@@ -188,22 +187,22 @@ def write_or_defer(path: Path, content: bytes) -> bool:
     """
     with _lock:
         _contents[path] = _Content(whole=content)
-        return _try_content(path)
+        return _write_content(path)
 
 
 def append_or_defer(path: Path, content: bytes) -> bool:
-    """Append to a file, all or nothing; where that fails, keep the content and try again later.
+    """Append to a file atomically; where that fails, keep the content and retry later.
 
     Args:
         path: The file; it is made, with its directory.
-        content: What goes behind what is there, and behind what is still waiting.
+        content: What is appended to what is there, and to what is deferred.
 
     Returns:
         Whether it is on the disk.
     """
     with _lock:
         _contents.setdefault(path, _Content()).tail += content
-        return _try_content(path)
+        return _write_content(path)
 
 
 def try_or_defer(path: Path, write: Callable[[], None]) -> bool:
@@ -211,7 +210,7 @@ def try_or_defer(path: Path, write: Callable[[], None]) -> bool:
 
     Args:
         path: What it writes, for the warning.
-        write: Raises OSError where it can't; is called again later then.
+        write: Raises OSError where it can't, and is called again later then.
 
     Returns:
         Whether it has succeeded.
@@ -220,35 +219,35 @@ def try_or_defer(path: Path, write: Callable[[], None]) -> bool:
         try:
             write()
         except OSError as error:
-            if path not in _waiting:
+            if path not in _deferred:
                 log.warning(
-                    "%s can't be written (%s): it is kept in memory and tried again later; free "
-                    "space on its disk",
+                    "%s can't be written (%s): it is kept in memory and retried later; free space "
+                    "on its disk",
                     path,
                     reason(error),
                 )
-            _waiting[path] = (write, reason(error))
+            _deferred[path] = (write, reason(error))
             return False
-        if _waiting.pop(path, None) is not None:
+        if _deferred.pop(path, None) is not None:
             log.info("%s is written now, with everything that was kept", path)
         return True
 
 
 def write_deferred() -> dict[Path, str]:
-    """Try everything again that is waiting.
+    """Retry everything that is deferred.
 
     Returns:
-        What is still waiting, and why.
+        What is still deferred, and why.
     """
     with _lock:
-        for path, (write, _) in list(_waiting.items()):
+        for path, (write, _) in list(_deferred.items()):
             try_or_defer(path, write)
-        return {path: why for path, (_, why) in _waiting.items()}
+        return {path: why for path, (_, why) in _deferred.items()}
 
 
 @contextmanager
 def deferred_writes() -> Iterator[None]:
-    """Hold what waits until a run is over: then try a last time, and name what is lost."""
+    """Retry what is deferred a last time at the end of the block, and log what is lost."""
     _forget()
     try:
         yield
@@ -261,10 +260,10 @@ def deferred_writes() -> Iterator[None]:
 def _forget() -> None:
     with _lock:
         _contents.clear()
-        _waiting.clear()
+        _deferred.clear()
 
 
-def _try_content(path: Path) -> bool:
+def _write_content(path: Path) -> bool:
     content = _contents[path]
 
     def write() -> None:

@@ -1,4 +1,4 @@
-"""What measured figures depend on: machine, number format, versions, commit."""
+"""The environment that a command computes in: device, cores, versions, commit."""
 
 from __future__ import annotations
 
@@ -11,12 +11,31 @@ from pathlib import Path
 
 import torch
 
+from interstack.errors import ConfigurationError
+
 _PACKAGES = ("torch", "lightning", "transformers", "interstack")
 _ROOT = Path(__file__).parents[1]
 
 
-def surroundings(device: torch.device, precision: str) -> dict[str, str]:
-    """Return device, cores, threads, number format and versions; the commit if there is one.
+def choose_device(name: str) -> torch.device:
+    """Return the device of ``--device``; of several GPUs each of torchrun's ranks has its own.
+
+    Args:
+        name: ``cpu``, ``cuda``, or ``auto``: a GPU where there is one.
+
+    Raises:
+        ConfigurationError: If there is no GPU and one is required.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ConfigurationError("--device is cuda, but no GPU is available: give cpu")
+    if name == "cpu" or not available:
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def describe_environment(device: torch.device, precision: str) -> dict[str, str]:
+    """Return device, cores, threads, number format, versions, and the commit if there is one.
 
     Args:
         device: What computes.

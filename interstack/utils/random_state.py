@@ -29,11 +29,11 @@ def random_state(device: torch.device) -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put the generators into a state that ``random_state`` returned.
+    """Restore a state that ``random_state`` returned.
 
     Args:
-        state: The state. That of a GPU is left out where there is none now, and the other way
-            round the GPU's generator stays as it is.
+        state: The state. A GPU's is ignored where there is none now; where the state has none, the
+            GPU's generator stays as it is.
         device: The device of this rank.
     """
     version, internal, gauss = state["python"]

@@ -1,4 +1,4 @@
-"""Ranks that act alike on what only one of them may know."""
+"""Agreement between ranks on what only one of them may know."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import distributed
 
 
 class Agreement:
-    """Tells whether any rank says yes.
+    """Finds out whether any rank votes yes.
 
-    It talks over the processors, so that no rank waits for its device to be done.
+    It communicates between the CPUs, so that no rank waits for its device.
     """
 
     def __init__(self) -> None:

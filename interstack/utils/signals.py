@@ -1,20 +1,19 @@
-"""Signals that ask a run to stop: noted at once, obeyed between two steps."""
+"""Signals that end a run: noted at once, obeyed between two steps."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 """A scheduler's time limit or pre-emption, its warning beforehand, and Ctrl-C."""
 
 
 class StopRequest:
-    """Remembers the first signal that asked for a stop.
+    """Remembers the first signal that is to stop a run; a context manager too.
 
     A checkpoint written inside a handler would catch the run in the midst of a step. Lightning's
     SLURM handler does that, and its SIGTERM handler starts a collective, which the other ranks may
@@ -23,7 +22,7 @@ class StopRequest:
     A second Ctrl-C stops at once, by a ``KeyboardInterrupt``.
 
     Args:
-        promise: What is said to follow, when a signal comes.
+        promise: What follows, for the message when a signal comes.
 
     Attributes:
         received: The signal, or None.
@@ -35,8 +34,8 @@ class StopRequest:
         self._earlier: dict[signal.Signals, Any] = {}
         self._pid = os.getpid()
 
-    def listen(self) -> None:
-        """Begin to listen; only a process' main thread can."""
+    def install(self) -> None:
+        """Install the handlers; only a process' main thread can."""
         if self._earlier or threading.current_thread() is not threading.main_thread():
             return
         self._pid = os.getpid()
@@ -44,11 +43,18 @@ class StopRequest:
         for each in STOP_SIGNALS:
             self._earlier[each] = signal.signal(each, self._note)
 
-    def leave(self) -> None:
+    def uninstall(self) -> None:
         """Put the earlier handlers back."""
         for each, handler in self._earlier.items():
             signal.signal(each, handler if handler is not None else signal.SIG_DFL)
         self._earlier = {}
+
+    def __enter__(self) -> Self:
+        self.install()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.uninstall()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._pid:
@@ -56,14 +62,7 @@ class StopRequest:
         again = self.received is not None
         self.received = self.received or signal.Signals(number)
         if again and number == signal.SIGINT:
-            _interrupt(number, frame)
+            signal.default_int_handler(number, frame)
         if not again:
-            _tell(f"{self.received.name} received: {self._promise}")
-
-
-_interrupt: Callable[[int, FrameType | None], Any] = signal.default_int_handler
-
-
-def _tell(message: str) -> None:
-    """Write a line to standard error; logging and print are not safe inside a handler."""
-    os.write(2, f"\n{message}\n".encode())
+            # logging and print are not safe inside a handler
+            os.write(2, f"\n{self.received.name} received: {self._promise}\n".encode())

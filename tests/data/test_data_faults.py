@@ -185,7 +185,7 @@ def test_a_datasets_file_that_vanishes_is_named(
     batches = iter(module.train_dataloader())
     next(batches)
     shutil.rmtree(folder)
-    with pytest.raises(DataError, match=rf"Part train-\d of the dataset '{folder}' .*No such file"):
+    with pytest.raises(DataError, match=rf"part train-\d of the dataset '{folder}' .*No such file"):
         list(batches)
-    with pytest.raises(DataError, match=r"Part validation-0 of .*; see that it is there"):
+    with pytest.raises(DataError, match=r"part validation-0 of .*: see that it is there"):
         list(module.val_dataloader())

@@ -188,7 +188,7 @@ def test_audio_that_turns_corrupt_can_be_skipped(
     assert set(ids_of(batches)) == left
     assert module.report()["skipped"] == 3
     assert len(caplog.messages) == 1
-    assert "Left out: " in caplog.messages[0]
+    assert "Skipped: " in caplog.messages[0]
 
 
 def test_a_batch_of_nothing_but_corrupt_audio_is_replaced(corpus: Path) -> None:
@@ -217,7 +217,7 @@ def test_nothing_but_corrupt_audio_ends_the_run(corpus: Path) -> None:
     large = make_data_module(corpus, on_corrupt="skip")
     for file in files:
         file.write_bytes(b"")
-    with pytest.raises(DataError, match=r"None of \d+ batches can be decoded"):
+    with pytest.raises(DataError, match=r"none of \d+ batches can be decoded"):
         list(small.train_dataloader())
     assert many > 32
     with pytest.raises(DataError, match=r"32 utterances in a row .* data are still there; .*flac"):

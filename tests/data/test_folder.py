@@ -84,7 +84,7 @@ def test_a_split_of_nothing_but_corrupt_files_is_refused(corpus: Path) -> None:
     """Skipping all of it is no training."""
     for file in files_of(corpus):
         file.write_bytes(b"")
-    with pytest.raises(DataError, match=r"All \d+ audio files of train are corrupt"):
+    with pytest.raises(DataError, match=r"all \d+ audio files of train are corrupt"):
         make_data_module(corpus, on_corrupt="skip")
 
 

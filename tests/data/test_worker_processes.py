@@ -15,7 +15,7 @@ from types import FrameType
 import pytest
 
 from interstack.data import SpeechDataModule
-from interstack.data.skips import LeftOut, LeftOutHere
+from interstack.data.skips import SkipCounter, Skips
 from interstack.errors import DataError
 from tests.data.corpora import (
     SPEECH,
@@ -49,7 +49,7 @@ def _tell(workers: list[BaseProcess], what: signal.Signals) -> None:
 @pytest.mark.parametrize(
     ("cause", "mend"),
     [
-        (signal.SIGKILL, r"memory has run out: lower data\.num_workers or data\.batch_seconds"),
+        (signal.SIGKILL, r"memory has run out, lower data\.num_workers or data\.batch_seconds"),
         (signal.SIGBUS, r"shared memory \(/dev/shm\) has run out"),
         (signal.SIGSEGV, r"data\.num_workers=0"),
     ],
@@ -71,14 +71,14 @@ def test_a_worker_that_dies_while_a_batch_is_waited_for_is_reported(
 ) -> None:
     """The training process doesn't wait for what will never come."""
     training = os.getpid()
-    take = type(module._feeds["train"].settings.left_out).take
+    take = type(module._feeds["train"].settings.skips).take
 
     def die(counter: object) -> object:
         if os.getpid() != training:
             os.kill(os.getpid(), signal.SIGKILL)
         return take(counter)
 
-    monkeypatch.setattr(type(module._feeds["train"].settings.left_out), "take", die)
+    monkeypatch.setattr(type(module._feeds["train"].settings.skips), "take", die)
     with pytest.raises(DataError, match="killed by SIGKILL"):
         next(iter(module.train_dataloader()))
     assert not active_children()
@@ -92,7 +92,7 @@ def test_a_worker_that_exits_is_reported(
     def leave(_: object) -> None:
         os._exit(3)
 
-    monkeypatch.setattr(type(module._feeds["train"].settings.left_out), "take", leave)
+    monkeypatch.setattr(type(module._feeds["train"].settings.skips), "take", leave)
     with pytest.raises(DataError, match="ended with status 3"):
         next(iter(module.train_dataloader()))
 
@@ -199,10 +199,10 @@ def test_workers_leave_the_iterators_of_their_parent_alone(
 ) -> None:
     """A worker that collects garbage would end the training process' other workers, and fail."""
     module = make_data_module(SPEECH, num_workers=1)
-    left_out = type(module._feeds["train"].settings.left_out)
-    take = left_out.take
+    counter = type(module._feeds["train"].settings.skips)
+    take = counter.take
 
-    def collect(counter: LeftOutHere) -> LeftOut:
+    def collect(counter: SkipCounter) -> Skips:
         sys.unraisablehook = sys.__unraisablehook__  # pytest's would keep it for itself
         gc.collect()
         return take(counter)
@@ -212,7 +212,7 @@ def test_workers_leave_the_iterators_of_their_parent_alone(
     try:
         _leave_unfinished_garbage(module)
         assert len(active_children()) == 1
-        monkeypatch.setattr(left_out, "take", collect)
+        monkeypatch.setattr(counter, "take", collect)
         assert len(list(islice(module.train_dataloader(), 3))) == 3
     finally:
         gc.enable()

@@ -160,5 +160,5 @@ def test_an_utterance_without_a_frame_stays_finite(family: str, samples: int) ->
 def test_a_batch_shorter_than_the_receptive_field_is_refused() -> None:
     """The message has both lengths and the setting that mends it."""
     waveforms, num_samples = pad([torch.zeros(399)])
-    with pytest.raises(DataError, match=r"399 samples.*needs 400.*leave shorter audio out"):
+    with pytest.raises(DataError, match=r"399 samples.*needs 400.*skip shorter audio"):
         extract_features(build("hubert-base").feature_extractor, waveforms, num_samples)

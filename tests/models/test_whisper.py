@@ -85,7 +85,7 @@ def test_whisper_accepts_padding_beyond_its_positions(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("family", "samples"), [("whisper", 399), ("hubert-base", 399)])
 def test_audio_shorter_than_a_frame_is_refused(family: str, samples: int, tmp_path: Path) -> None:
     """With the setting that mends it."""
-    with pytest.raises(DataError, match=f"{samples} samples.*400.*leave shorter audio out"):
+    with pytest.raises(DataError, match=f"{samples} samples.*400.*skip shorter audio"):
         Teacher(str(save(family, tmp_path)), [1])(*pad([torch.zeros(samples)]))
 
 

@@ -183,7 +183,7 @@ def test_two_runs_in_one_directory(whole: Run, tmp_path: Path) -> None:
     second.join(60)
     assert second.exitcode == 2
     (error,) = errors_of(run)
-    assert f"another run is going on in {run.directory} (process {process.pid} on" in error
+    assert f"another run is in progress in {run.directory} (process {process.pid} on" in error
     assert run.go_on(process) == 0
     assert_same_end(whole, run)
 

@@ -34,7 +34,12 @@ def test_a_format_that_loses_more_than_rounding_is_refused(
     words = ("--dtype=int8", "--splits=[validation]")
     assert cache(tmp_path / "cache", teacher_directory, *words) == 2
     (line,) = [each for each in capsys.readouterr().err.splitlines() if each.startswith("error")]
-    for part in ("--dtype int8", "hidden state", "1e-05", "give --dtype bfloat16 or float32"):
+    for part in (
+        "--dtype int8",
+        "the front end's features",
+        "1e-05",
+        "give --dtype bfloat16 or float32",
+    ):
         assert part in line
     assert not list((tmp_path / "cache" / "validation").glob("*.safetensors"))
     off = "--model.precision_check=false"

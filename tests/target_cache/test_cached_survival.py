@@ -45,7 +45,7 @@ def test_stopped_caching_keeps_what_is_done(
     """The batches up to the signal are on the disk, and the same command computes the others."""
     output = tmp_path / "cache"
     with monkeypatch.context() as patched:
-        patched.setattr(writer, "ask_teacher", stopping_at(3, writer.ask_teacher))
+        patched.setattr(writer, "compute_targets", stopping_at(3, writer.compute_targets))
         assert cache(output, teacher_directory, "--dtype=float32") == 75
     assert "goes on from there" in capsys.readouterr().err
     first = {path: path.stat().st_mtime_ns for path in output.glob("*/*.safetensors")}

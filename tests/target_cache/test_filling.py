@@ -41,11 +41,11 @@ def test_a_cache_goes_on_where_it_stopped(
     """A disk that fills up costs one shard; what had been written is not computed again."""
     write, written = writer.write_shard, []
 
-    def fill_up(path: Path, *rest: object) -> int:
+    def fill_up(path: Path, *rest: object) -> None:
         if len(written) == 2:
             raise OSError(28, "No space left on device")
         written.append(path)
-        return write(path, *rest)  # type: ignore[arg-type]
+        write(path, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(writer, "write_shard", fill_up)
     assert cache(tmp_path / "cache", teacher_directory, *SMALL_SHARDS) != 0

@@ -30,8 +30,9 @@ from interstack.models.precision import PrecisionReport
 from interstack.tracking.events import append_event
 from interstack.utils.atomic import write_whole
 from interstack.utils.disk import is_there, reason, unread
-from interstack.utils.environment import surroundings
+from interstack.utils.environment import describe_environment
 from interstack.utils.lock import run_lock
+from interstack.utils.progress import job_display
 from interstack.utils.signals import StopRequest
 
 log = logging.getLogger(__name__)
@@ -174,9 +175,10 @@ def run_job(
             return finished
         with (
             _explaining(directory),
-            JobProgress(job.name, shown=show_progress) as progress,
+            job_display(draws=show_progress) as display,
             _apart(directory),
         ):
+            progress = JobProgress(job.name, display)
             write_whole(directory / _CONFIG_FILE, yaml.safe_dump(_record(job)).encode())
             unprepared = prepare(job.task, config, directory, job.on_corrupt)
             upstream = job.upstream.load(device)
@@ -189,7 +191,7 @@ def run_job(
                 check_at_first_batch(upstream, job.upstream.name, device, report)
             training.resume()
             _train(training, progress, directory)
-            progress.say("judging")
+            progress.pause("judging")
             step = training.load_best()
             scalars = training.evaluate(job.test_split)
             result = _result(job, step, scalars, device, list(training.skipped))
@@ -206,7 +208,7 @@ def _report_precision(directory: Path, found: PrecisionReport) -> None:
 def _train(training: DownstreamTraining, progress: JobProgress, directory: Path) -> None:
     """Train, and stop between two steps where a signal asks for it."""
     request = StopRequest("stopping after this step; the same command goes on")
-    request.listen()
+    request.install()
 
     def after_step(loss: float) -> None:
         progress.advance(training.step, training.total_steps, loss, training.best)
@@ -221,7 +223,7 @@ def _train(training: DownstreamTraining, progress: JobProgress, directory: Path)
     try:
         training.train(after_step)
     finally:
-        request.leave()
+        request.uninstall()
 
 
 def _result(
@@ -244,7 +246,7 @@ def _result(
         "scalars": dict(scalars),
         "skipped": list(skipped),
         "data_root": str(job.data_root),
-        "surroundings": surroundings(device, "32-true"),
+        "surroundings": describe_environment(device, "32-true"),
     }
 
 

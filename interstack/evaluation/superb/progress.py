@@ -1,19 +1,8 @@
-"""How far a job has come: a bar on a terminal, a line a minute elsewhere."""
+"""How far a job of SUPERB is."""
 
 from __future__ import annotations
 
-import logging
-import sys
-import time
-from types import TracebackType
-from typing import Final, Self
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-log = logging.getLogger(__name__)
-
-_LINE_SECONDS: Final = 60.0
+from interstack.utils.progress import Display, Reading, RunPosition
 
 
 class JobProgress:
@@ -21,57 +10,30 @@ class JobProgress:
 
     Args:
         name: Of the job.
-        shown: Draw the bar where standard error is a terminal.
+        display: Where they are shown.
     """
 
-    def __init__(self, name: str, *, shown: bool) -> None:
-        console = Console(file=sys.stderr)  # as it is now, whatever is redirected later
-        self._name = name
-        self._drawn = shown and console.is_terminal
-        self._said_at = time.monotonic()
-        self._bar = Progress(
-            TextColumn(name),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[said]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not self._drawn,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        )
-        self._task = self._bar.add_task(name, total=None, said="")
-
-    def __enter__(self) -> Self:
-        """Begin to show it."""
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """End it."""
-        self._bar.stop()
+    def __init__(self, name: str, display: Display) -> None:
+        self._display = display
+        self._reading = Reading((name,), RunPosition(0, None, "step"))
 
     def advance(self, step: int, total: int, loss: float, best: tuple[float, int] | None) -> None:
-        """Say where the job is.
+        """Show where the job is.
 
         Args:
             step: Optimizer steps so far.
             total: Of how many.
             loss: Of the last one.
-            best: The best value on the dev split and its step, if it has been judged.
+            best: The best value on the dev split and its step, once it has been evaluated.
         """
-        judged = "" if best is None else f", best {best[0]:.4g} at step {best[1]}"
-        said = f"loss {loss:.3f}{judged}"
-        self._bar.update(self._task, completed=step, total=total, said=said)
-        if not self._drawn and time.monotonic() - self._said_at >= _LINE_SECONDS:
-            self._said_at = time.monotonic()
-            log.info("%s: step %d/%d, %s", self._name, step, total, said)
+        judged = () if best is None else (f"best {best[0]:.4g} at step {best[1]}",)
+        position = RunPosition(step, total, "step")
+        self._reading = self._reading._replace(
+            position=position, figures=(f"loss {loss:.3f}", *judged)
+        )
+        self._display.update(self._reading)
 
-    def say(self, what: str) -> None:
-        """Say what is done now."""
-        self._bar.update(self._task, said=what)
+    def pause(self, reason: str) -> None:
+        """Show on a bar why it stands still."""
+        if self._display.is_live:
+            self._display.show(self._reading._replace(figures=(reason,)))
