@@ -231,8 +231,8 @@ class StageProgressBar(ProgressBar):
         left = self._eta.estimate(done, stages, _cost_of(pl_module))
         if left is None:
             return ()
-        ends = f"ends in {format_duration(left.run)}"
-        return (f"grows in {format_duration(left.stage)}", ends) if grows else (ends,)
+        ends = f"ends in {format_duration(left.run, compact=True)}"
+        return (f"grows in {format_duration(left.stage, compact=True)}", ends) if grows else (ends,)
 
     # Validation, test and prediction on their own -----------------------------------------------
 

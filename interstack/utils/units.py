@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 
-def format_duration(seconds: float) -> str:
-    """Return a duration as hours, minutes and seconds: ``1:02:03``."""
+def format_duration(seconds: float, *, compact: bool = False) -> str:
+    """Return a duration as hours, minutes and seconds: ``1:02:03``.
+
+    Args:
+        seconds: The duration.
+        compact: Without the hours where there are none: ``2:03``.
+    """
     minutes, rest = divmod(round(seconds), 60)
+    if compact and minutes < 60:
+        return f"{minutes}:{rest:02}"
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 

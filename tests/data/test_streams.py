@@ -13,7 +13,7 @@ from interstack.constants import SAMPLE_RATE
 from interstack.data import Shards, SpeechDataModule, SpeechSource
 from interstack.data.base import Feed
 from interstack.data.loader import TrainingLoader
-from interstack.data.streaming import StreamFeed, read_share
+from interstack.data.streaming import StreamFeed, read_part
 from interstack.errors import ConfigurationError, DataError
 from tests.data.corpora import (
     EVERYTHING,
@@ -97,7 +97,7 @@ def test_readers_divide_every_round_among_them(source: SpeechSource, readers: in
     feed = make_stream_module(source)._feeds["train"]
     assert isinstance(feed, StreamFeed)
     shares = [
-        list(iter(partial(next, read_share(feed.shards, feed.settings, 3, reader, readers)), None))
+        list(iter(partial(next, read_part(feed.shards, feed.settings, 3, reader, readers)), None))
         for reader in range(readers)
     ]
     ids = [utterance.id for share in shares for utterance in share if utterance]
