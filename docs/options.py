@@ -168,7 +168,8 @@ def _type(kind: Any) -> str:  # noqa: ANN401, whatever stands in an annotation
 def _help(action: argparse.Action) -> str:
     text = re.sub(r"\s+", " ", (action.help or "").replace("``", "`")).strip()
     text = text.replace("%%", "%").replace("%(default)s", str(action.default))
-    text = text[:1].upper() + text[1:]
+    if text.partition(" ")[0].rstrip(":,").isalpha():  # else it may be a name
+        text = text[:1].upper() + text[1:]
     return text if "`" in text else re.sub(r"([<\[\]])", r"\\\1", text)
 
 
