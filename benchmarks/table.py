@@ -1,8 +1,8 @@
-"""Tables in the README, made from the records.
+"""Tables in docs/benchmarks.md, made from the records.
 
     python -m benchmarks.table
 
-Writes them between the README's two comments.
+Writes them between the page's two comments.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.variants import (
 )
 from interstack.utils.atomic import write_whole
 
-README: Final = Path(__file__).parents[1] / "README.md"
+PAGE: Final = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 BEGIN: Final = "<!-- benchmarks: made by `python -m benchmarks.table` -->"
 END: Final = "<!-- end of benchmarks -->"
 _MEBIBYTE: Final = 2**20
@@ -33,15 +33,15 @@ _FRAMES_A_SECOND: Final = 50
 
 
 def main() -> None:
-    """Bring the README up to date with the records."""
-    text = README.read_text(encoding="utf-8")
+    """Bring the page up to date with the records."""
+    text = PAGE.read_text(encoding="utf-8")
     before, rest = text.split(BEGIN)
     _, after = rest.split(END)
-    write_whole(README, f"{before}{tables(RECORDS)}{after}".encode())
+    write_whole(PAGE, f"{before}{tables(RECORDS)}{after}".encode())
 
 
 def tables(directory: Path) -> str:
-    """Return the README's part, comments included.
+    """Return the page's part, comments included.
 
     Args:
         directory: Of the records; the newest of every device and number format is shown.

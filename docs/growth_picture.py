@@ -73,7 +73,9 @@ def growth_picture(scheme: Scheme) -> str:
     for layer, tap in zip(ends, _TAPS, strict=True):
         y = _middle(layer)
         parts.append(f'<path d="M{x + 3} {y} H{x + 22}" stroke="{colours.text}" fill="none"/>')
-        parts.append(f'<text x="{x + 27}" y="{y + 4}" fill="{colours.text}">teacher layer {tap}</text>')
+        parts.append(
+            f'<text x="{x + 27}" y="{y + 4}" fill="{colours.text}">teacher layer {tap}</text>'
+        )
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
