@@ -106,7 +106,7 @@ def parse(arguments: Sequence[str]) -> Options:
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where a measurement goes, as ``output``.
 
-    Only ``--record`` writes among the project's records, whose newest docs/benchmarks.md has to show.
+    Only ``--record`` writes among the project's records, whose newest are in docs/benchmarks.md.
     """
     place = parser.add_mutually_exclusive_group()
     place.add_argument(

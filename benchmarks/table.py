@@ -1,8 +1,8 @@
-"""Tables in docs/benchmarks.md, made from the records.
+"""Tables of docs/benchmarks.md, and the README's short one, made from the records.
 
     python -m benchmarks.table
 
-Writes them between the page's two comments.
+Writes them between the two comments of each file.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any, Final
 from benchmarks.growth_event import cost_in_steps
 from benchmarks.optimizers import optimizer_table
 from benchmarks.options import RECORDS
-from benchmarks.records import BenchRecord, Spread, read_records
+from benchmarks.records import BenchRecord, Spread, read_records, record_files
 from benchmarks.variants import (
+    GROWTH,
     REFERENCE,
     SHARED_CACHE_FULL,
     SHARED_CACHE_GROWTH,
@@ -25,7 +26,9 @@ from benchmarks.variants import (
 )
 from interstack.utils.atomic import write_whole
 
-PAGE: Final = Path(__file__).parents[1] / "docs" / "benchmarks.md"
+_REPOSITORY: Final = Path(__file__).parents[1]
+README: Final = _REPOSITORY / "README.md"
+PAGE: Final = _REPOSITORY / "docs" / "benchmarks.md"
 BEGIN: Final = "<!-- benchmarks: made by `python -m benchmarks.table` -->"
 END: Final = "<!-- end of benchmarks -->"
 _MEBIBYTE: Final = 2**20
@@ -33,11 +36,11 @@ _FRAMES_A_SECOND: Final = 50
 
 
 def main() -> None:
-    """Bring the page up to date with the records."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    write_whole(PAGE, f"{before}{tables(RECORDS)}{after}".encode())
+    """Bring page and README up to date with the records."""
+    for path, made in ((PAGE, tables(RECORDS)), (README, summary(RECORDS))):
+        before, rest = path.read_text(encoding="utf-8").split(BEGIN)
+        _, after = rest.split(END)
+        write_whole(path, f"{before}{made}{after}".encode())
 
 
 def tables(directory: Path) -> str:
@@ -46,12 +49,8 @@ def tables(directory: Path) -> str:
     Args:
         directory: Of the records; the newest of every device and number format is shown.
     """
-    newest: dict[tuple[str, str], BenchRecord] = {}
-    for values in read_records(directory, "bench"):
-        record = BenchRecord.from_primitives(values)
-        newest[record.surroundings["device"], record.surroundings["precision"]] = record
     lines = [BEGIN, ""]
-    for record in newest.values():
+    for _, record in _newest_benches(directory):
         lines += bench_tables(record)
     for values in read_records(directory, "quality")[-1:]:
         lines += quality_table(values)
@@ -60,6 +59,49 @@ def tables(directory: Path) -> str:
     for values in read_records(directory, "optimizers")[-1:]:
         lines += optimizer_table(values)
     return "\n".join([*lines, END])
+
+
+def summary(directory: Path) -> str:
+    """Return the README's part, comments included.
+
+    Args:
+        directory: Of the records; the newest of a processor in float32 is shown.
+    """
+    [(path, record)] = [
+        (path, record)
+        for path, record in _newest_benches(directory)
+        if record.peak_tflops is None and record.surroundings["precision"].startswith("32")
+    ][-1:]
+    shallow, deep = record.memory
+    growth_cost = max(cost_in_steps(event) for event in record.growth)
+    rows = [
+        ("growth, wall-clock against full depth", _spread(record.ratio(REFERENCE, GROWTH))),
+        ("… with a shared front end", _spread(record.ratio(REFERENCE, SHARED_LIVE_GROWTH))),
+        ("… and cached targets", _spread(record.ratio(REFERENCE, SHARED_CACHE_GROWTH))),
+        (
+            "growth alone, on cached targets (1.60× possible)",
+            _spread(record.ratio(SHARED_CACHE_FULL, SHARED_CACHE_GROWTH)),
+        ),
+        (
+            f"peak memory of training, {shallow.depth} against {deep.depth} layers",
+            _sizes(shallow.training, deep.training),
+        ),
+        ("the costliest growth step, in optimizer steps", f"{growth_cost:.2f}"),
+    ]
+    lines = ["| measured | median (lowest–highest) |", "| --- | --: |"]
+    lines += [f"| {what} | {figure} |" for what, figure in rows]
+    record_file = path.relative_to(_REPOSITORY) if path.is_relative_to(_REPOSITORY) else path
+    where = f"{_where(record.surroundings)} ([record]({record_file}))."
+    return "\n".join([BEGIN, "", *lines, "", where, "", END])
+
+
+def _newest_benches(directory: Path) -> list[tuple[Path, BenchRecord]]:
+    """Return the newest record of every device and number format, with its file."""
+    newest: dict[tuple[str, str], tuple[Path, BenchRecord]] = {}
+    for path, values in record_files(directory, "bench"):
+        record = BenchRecord.from_primitives(values)
+        newest[record.surroundings["device"], record.surroundings["precision"]] = path, record
+    return list(newest.values())
 
 
 def bench_tables(record: BenchRecord) -> list[str]:
