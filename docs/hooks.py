@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from options import option_tables
+from options import MARKER, option_tables
 
 if TYPE_CHECKING:
     from mkdocs.config.defaults import MkDocsConfig
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
 
 PACKAGE: Final = Path(__file__).parents[1] / "interstack"
-OPTIONS: Final = "<!-- the tables of options, made from the parsers when the site is built -->"
 
 
 def on_config(config: MkDocsConfig) -> None:
@@ -37,7 +36,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Put the tables of options where the page about them wants them."""
     del page, config, files
-    return markdown.replace(OPTIONS, option_tables()) if OPTIONS in markdown else markdown
+    return markdown.replace(MARKER, option_tables()) if MARKER in markdown else markdown
 
 
 def folders() -> Iterator[tuple[str, list[str]]]:

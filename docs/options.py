@@ -19,6 +19,8 @@ from interstack import data
 from interstack.cli import COMMANDS
 from interstack.data.base import SpeechSource
 
+MARKER: Final = "<!-- the tables of options, made from the parsers when the site is built -->"
+"""Where the page wants the tables."""
 SECTIONS: Final[Mapping[str, str]] = {
     "model.teacher": "the frozen teacher",
     "model.student": "the student's shape",
