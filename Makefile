@@ -20,7 +20,7 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: help setup demo notebooks test test-pythons test-newest lint format types docs bench \
 	train train-ddp clean
 
-help: ## Say what there is to make
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Virtual environment in VENV (.venv) with the versions of constraints.txt
@@ -64,7 +64,7 @@ lint: setup ## Format and lint as committed code has to be
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-format: setup ## Bring the code into form
+format: setup ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -72,7 +72,7 @@ types: setup ## Static types, strict
 	$(BIN)/mypy
 
 docs: setup ## Build the documentation in site/; warnings and dead links are errors
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: setup ## Time every lever on this machine; ARGS=--record adds it to the project's records
 	$(BIN)/python -m benchmarks $(ARGS)

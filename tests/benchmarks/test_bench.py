@@ -17,7 +17,15 @@ from benchmarks.optimizers import optimizer_table
 from benchmarks.options import MEASUREMENTS, parse
 from benchmarks.records import BenchRecord, StepTimes
 from benchmarks.steps import time_in_turns
-from benchmarks.table import PAGE, RECORDS, bench_tables, logging_table, tables
+from benchmarks.table import (
+    PAGE,
+    README,
+    RECORDS,
+    bench_tables,
+    logging_table,
+    summary,
+    tables,
+)
 from benchmarks.variants import (
     REFERENCE,
     SHARED_CACHE_FULL,
@@ -93,8 +101,9 @@ def test_records_survive_their_file() -> None:
 
 
 def test_the_page_s_tables_are_made_from_the_records() -> None:
-    """Nobody edits them by hand: `python -m benchmarks.table` writes them."""
+    """Nobody edits them by hand: `python -m benchmarks.table` writes them, and the README's."""
     assert tables(RECORDS) in PAGE.read_text(encoding="utf-8")
+    assert summary(RECORDS) in README.read_text(encoding="utf-8")
 
 
 def test_a_measurement_is_no_record_unless_asked_for(

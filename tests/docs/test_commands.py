@@ -35,15 +35,9 @@ def code_lines(page: Path) -> Iterator[str]:
 
 def commands(*beginnings: str) -> list[str]:
     """Return the commands of all pages that begin with one of some words, each once."""
+    begun = tuple(f"{beginning} " for beginning in beginnings)
     lines = (line for page in PAGES for line in code_lines(page))
-    return list(
-        dict.fromkeys(
-            line
-            for line in lines
-            if line.split(" ")[0:1]
-            and line.startswith(tuple(f"{beginning} " for beginning in beginnings))
-        )
-    )
+    return list(dict.fromkeys(line for line in lines if line.startswith(begun)))
 
 
 class Parsed(BaseException):
