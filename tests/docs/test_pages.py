@@ -94,12 +94,13 @@ def test_folders_depend_as_the_architecture_says() -> None:
     order: list[str] = []
     for row in re.findall(r"^\| (`[^|]+) \|", table, re.MULTILINE):
         order += [name.removeprefix("interstack/") for name in re.findall(r"`([^`]+)`", row)]
-    found = {folder_of(path) for path in PACKAGE.rglob("*.py")} - {"__init__.py"}
+    found = {folder_of(path) for path in PACKAGE.glob("*/__init__.py")}
+    found |= {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
     assert set(order) == found
     upwards = set()
     for path in PACKAGE.rglob("*.py"):
         folder = folder_of(path)
-        if folder == "__init__.py":
+        if folder not in order:
             continue
         upwards |= {
             (folder, each) for each in imports(path) if order.index(each) > order.index(folder)
