@@ -49,8 +49,12 @@ def tables(directory: Path) -> str:
     Args:
         directory: Of the records; the newest of every device and number format is shown.
     """
+    newest: dict[tuple[str, str], BenchRecord] = {}
+    for values in read_records(directory, "bench"):
+        record = BenchRecord.from_primitives(values)
+        newest[record.surroundings["device"], record.surroundings["precision"]] = record
     lines = [BEGIN, ""]
-    for _, record in _newest_benches(directory):
+    for record in newest.values():
         lines += bench_tables(record)
     for values in read_records(directory, "quality")[-1:]:
         lines += quality_table(values)
@@ -67,41 +71,43 @@ def summary(directory: Path) -> str:
     Args:
         directory: Of the records; the newest of a processor in float32 is shown.
     """
-    [(path, record)] = [
+    benches = [
+        (path, BenchRecord.from_primitives(values))
+        for path, values in record_files(directory, "bench")
+    ]
+    path, record = [
         (path, record)
-        for path, record in _newest_benches(directory)
+        for path, record in benches
         if record.peak_tflops is None and record.surroundings["precision"].startswith("32")
-    ][-1:]
+    ][-1]
     shallow, deep = record.memory
     growth_cost = max(cost_in_steps(event) for event in record.growth)
     rows = [
-        ("growth, wall-clock against full depth", _spread(record.ratio(REFERENCE, GROWTH))),
-        ("… with a shared front end", _spread(record.ratio(REFERENCE, SHARED_LIVE_GROWTH))),
-        ("… and cached targets", _spread(record.ratio(REFERENCE, SHARED_CACHE_GROWTH))),
+        ("growth", _spread(record.ratio(REFERENCE, GROWTH))),
+        ("growth, shared front end", _spread(record.ratio(REFERENCE, SHARED_LIVE_GROWTH))),
         (
-            "growth alone, on cached targets (1.60× possible)",
+            "growth, shared front end, cached targets",
+            _spread(record.ratio(REFERENCE, SHARED_CACHE_GROWTH)),
+        ),
+        (
+            "growth alone, against full depth on the same cached targets (1.60× possible)",
             _spread(record.ratio(SHARED_CACHE_FULL, SHARED_CACHE_GROWTH)),
         ),
-        (
-            f"peak memory of training, {shallow.depth} against {deep.depth} layers",
-            _sizes(shallow.training, deep.training),
-        ),
-        ("the costliest growth step, in optimizer steps", f"{growth_cost:.2f}"),
     ]
-    lines = ["| measured | median (lowest–highest) |", "| --- | --: |"]
+    lines = [
+        "| wall-clock speedup against full depth, live teacher | median (lowest–highest) |",
+        "| --- | --: |",
+    ]
     lines += [f"| {what} | {figure} |" for what, figure in rows]
+    memory = _sizes(shallow.training, deep.training)
+    lines += [
+        "",
+        f"Training at {shallow.depth} layers takes {memory} of the peak memory at {deep.depth}; a "
+        f"growth step costs at most {growth_cost:.2f} optimizer steps.",
+    ]
     record_file = path.relative_to(_REPOSITORY) if path.is_relative_to(_REPOSITORY) else path
-    where = f"{_where(record.surroundings)} ([record]({record_file}))."
-    return "\n".join([BEGIN, "", *lines, "", where, "", END])
-
-
-def _newest_benches(directory: Path) -> list[tuple[Path, BenchRecord]]:
-    """Return the newest record of every device and number format, with its file."""
-    newest: dict[tuple[str, str], tuple[Path, BenchRecord]] = {}
-    for path, values in record_files(directory, "bench"):
-        record = BenchRecord.from_primitives(values)
-        newest[record.surroundings["device"], record.surroundings["precision"]] = path, record
-    return list(newest.values())
+    lines += [f"Measured on {_where(record.surroundings)} ([record]({record_file}))."]
+    return "\n".join([BEGIN, "", *lines, "", END])
 
 
 def bench_tables(record: BenchRecord) -> list[str]:
