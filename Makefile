@@ -17,10 +17,10 @@ VERSION := import sys; print("%d.%d" % sys.version_info[:2])
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo notebooks test test-pythons test-newest lint format types bench train \
-	train-ddp clean
+.PHONY: help setup demo notebooks test test-pythons test-newest lint format types docs bench \
+	train train-ddp clean
 
-help: ## Say what there is to make
+help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Virtual environment in VENV (.venv) with the versions of constraints.txt
@@ -46,7 +46,7 @@ demo: setup ## Watch a student grow from 3 to 12 layers on real speech, and see 
 notebooks: setup ## Run the notebooks on what `make demo` has left, and keep their outputs
 	for each in notebooks/*.ipynb; do $(BIN)/jupyter execute --inplace $$each || exit 1; done
 
-test: setup lint types ## Lint, types and the whole test suite
+test: setup lint types docs ## Lint, types, documentation and the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(JOBS) $(ARGS)
 
 test-pythons: ## Before a release: make test under each of PYTHONS, in .venv-3.11 and so on
@@ -64,12 +64,15 @@ lint: setup ## Format and lint as committed code has to be
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 
-format: setup ## Bring the code into form
+format: setup ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 types: setup ## Static types, strict
 	$(BIN)/mypy
+
+docs: setup ## Build the documentation in site/; warnings and dead links are errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: setup ## Time every lever on this machine; ARGS=--record adds it to the project's records
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -82,4 +85,4 @@ train-ddp: setup ## Train CONFIG on DEVICES processes a node and NODES nodes wit
 		--trainer.devices $(DEVICES) --trainer.num_nodes $(NODES) $(ARGS)
 
 clean: ## Remove the virtual environments and caches, never runs
-	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info site

@@ -15,7 +15,7 @@ from interstack.errors import ConfigurationError
 from interstack.utils.compiling import check_can_compile
 
 RECORDS: Final = Path(__file__).parent / "records"
-"""The project's own records, from which the README's tables are made."""
+"""The project's own records, from which the tables of docs/benchmarks.md are made."""
 MEASUREMENTS: Final = Path(__file__).parents[1] / "runs" / "benchmarks"
 """Where a measurement goes that is none of these; git ignores it."""
 
@@ -106,7 +106,7 @@ def parse(arguments: Sequence[str]) -> Options:
 def add_output(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where a measurement goes, as ``output``.
 
-    Only ``--record`` writes among the project's records, whose newest the README has to show.
+    Only ``--record`` writes among the project's records, whose newest are in docs/benchmarks.md.
     """
     place = parser.add_mutually_exclusive_group()
     place.add_argument(
@@ -120,6 +120,6 @@ def add_output(parser: argparse.ArgumentParser) -> None:
         dest="output",
         action="store_const",
         const=RECORDS,
-        help="add it to the project's records; python -m benchmarks.table then brings the README's "
-        "tables up to date",
+        help="add it to the project's records; python -m benchmarks.table then brings the "
+        "tables of docs/benchmarks.md up to date",
     )

@@ -125,7 +125,12 @@ def write_record(directory: Path, kind: str, record: Mapping[str, Any]) -> Path:
 
 
 def read_records(directory: Path, kind: str) -> list[dict[str, Any]]:
-    """Return all records of a kind, oldest first.
+    """Return all records of a kind, oldest first; raises as ``record_files``."""
+    return [record for _, record in record_files(directory, kind)]
+
+
+def record_files(directory: Path, kind: str) -> list[tuple[Path, dict[str, Any]]]:
+    """Return all records of a kind with their files, oldest first.
 
     Raises:
         ConfigurationError: If a file is no JSON.
@@ -133,7 +138,7 @@ def read_records(directory: Path, kind: str) -> list[dict[str, Any]]:
     records = []
     for path in sorted(directory.glob(f"{kind}-*.json")):
         try:
-            records.append(json.loads(path.read_text(encoding="utf-8")))
+            records.append((path, json.loads(path.read_text(encoding="utf-8"))))
         except ValueError as error:
             raise ConfigurationError(f"{path} is no record: {error}; remove it") from error
     return records

@@ -1,8 +1,8 @@
-"""Tables in the README, made from the records.
+"""Tables of docs/benchmarks.md, and the README's short one, made from the records.
 
     python -m benchmarks.table
 
-Writes them between the README's two comments.
+Writes them between the two comments of each file.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import Any, Final
 from benchmarks.growth_event import cost_in_steps
 from benchmarks.optimizers import optimizer_table
 from benchmarks.options import RECORDS
-from benchmarks.records import BenchRecord, Spread, read_records
+from benchmarks.records import BenchRecord, Spread, read_records, record_files
 from benchmarks.variants import (
+    GROWTH,
     REFERENCE,
     SHARED_CACHE_FULL,
     SHARED_CACHE_GROWTH,
@@ -25,7 +26,9 @@ from benchmarks.variants import (
 )
 from interstack.utils.atomic import write_whole
 
-README: Final = Path(__file__).parents[1] / "README.md"
+_REPOSITORY: Final = Path(__file__).parents[1]
+README: Final = _REPOSITORY / "README.md"
+PAGE: Final = _REPOSITORY / "docs" / "benchmarks.md"
 BEGIN: Final = "<!-- benchmarks: made by `python -m benchmarks.table` -->"
 END: Final = "<!-- end of benchmarks -->"
 _MEBIBYTE: Final = 2**20
@@ -33,15 +36,15 @@ _FRAMES_A_SECOND: Final = 50
 
 
 def main() -> None:
-    """Bring the README up to date with the records."""
-    text = README.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    write_whole(README, f"{before}{tables(RECORDS)}{after}".encode())
+    """Bring page and README up to date with the records."""
+    for path, made in ((PAGE, tables(RECORDS)), (README, summary(RECORDS))):
+        before, rest = path.read_text(encoding="utf-8").split(BEGIN)
+        _, after = rest.split(END)
+        write_whole(path, f"{before}{made}{after}".encode())
 
 
 def tables(directory: Path) -> str:
-    """Return the README's part, comments included.
+    """Return the page's part, comments included.
 
     Args:
         directory: Of the records; the newest of every device and number format is shown.
@@ -60,6 +63,51 @@ def tables(directory: Path) -> str:
     for values in read_records(directory, "optimizers")[-1:]:
         lines += optimizer_table(values)
     return "\n".join([*lines, END])
+
+
+def summary(directory: Path) -> str:
+    """Return the README's part, comments included.
+
+    Args:
+        directory: Of the records; the newest of a processor in float32 is shown.
+    """
+    benches = [
+        (path, BenchRecord.from_primitives(values))
+        for path, values in record_files(directory, "bench")
+    ]
+    path, record = [
+        (path, record)
+        for path, record in benches
+        if record.peak_tflops is None and record.surroundings["precision"].startswith("32")
+    ][-1]
+    shallow, deep = record.memory
+    growth_cost = max(cost_in_steps(event) for event in record.growth)
+    rows = [
+        ("growth", _spread(record.ratio(REFERENCE, GROWTH))),
+        ("growth, shared front end", _spread(record.ratio(REFERENCE, SHARED_LIVE_GROWTH))),
+        (
+            "growth, shared front end, cached targets",
+            _spread(record.ratio(REFERENCE, SHARED_CACHE_GROWTH)),
+        ),
+        (
+            "growth alone, against full depth on the same cached targets (1.60× possible)",
+            _spread(record.ratio(SHARED_CACHE_FULL, SHARED_CACHE_GROWTH)),
+        ),
+    ]
+    lines = [
+        "| wall-clock speedup against full depth, live teacher | median (lowest–highest) |",
+        "| --- | --: |",
+    ]
+    lines += [f"| {what} | {figure} |" for what, figure in rows]
+    memory = _sizes(shallow.training, deep.training)
+    lines += [
+        "",
+        f"Training at {shallow.depth} layers takes {memory} of the peak memory at {deep.depth}; a "
+        f"growth step costs at most {growth_cost:.2f} optimizer steps.",
+    ]
+    record_file = path.relative_to(_REPOSITORY) if path.is_relative_to(_REPOSITORY) else path
+    lines += [f"Measured on {_where(record.surroundings)} ([record]({record_file}))."]
+    return "\n".join([BEGIN, "", *lines, "", END])
 
 
 def bench_tables(record: BenchRecord) -> list[str]:

@@ -13,6 +13,7 @@ DEPTHS: Final = (3, 6, 9, 12)
 """Stages of a growing run. EQL gives each as much time, so a step of the run is their mean."""
 
 REFERENCE: Final = "reference"
+GROWTH: Final = "growth"
 SHARED_LIVE_GROWTH: Final = "shared front end, live teacher, growth"
 SHARED_CACHE_FULL: Final = "shared front end, cache float16, full depth"
 SHARED_CACHE_GROWTH: Final = "shared front end, cache float16, growth"
@@ -98,7 +99,7 @@ def variants(*, bf16: bool, compiled: bool) -> tuple[Variant, ...]:
     ]
     return (
         reference,
-        Variant("growth", own, DEPTHS),
+        Variant(GROWTH, own, DEPTHS),
         Variant("shared front end", shared),
         Variant("cache float16", replace(own, targets="float16")),
         *halves,

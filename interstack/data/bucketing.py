@@ -72,7 +72,7 @@ class BatchPlan:
         return np.split(self.order, self.batch_starts[1:])
 
     def shuffled(self, key: Sequence[int], world_size: int = 1) -> list[list[NDArray[np.int64]]]:
-        """Return shuffled batches for every rank, [rank][step], as a pure function of `key`.
+        """Return shuffled batches for every rank, `[rank][step]`, as a pure function of `key`.
 
         The ranks' batches of one step are neighbours in length, so no rank waits long for another.
         Where ranks accumulate, `world_size` is ranks × micro-batches.

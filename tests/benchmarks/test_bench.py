@@ -17,7 +17,15 @@ from benchmarks.optimizers import optimizer_table
 from benchmarks.options import MEASUREMENTS, parse
 from benchmarks.records import BenchRecord, StepTimes
 from benchmarks.steps import time_in_turns
-from benchmarks.table import README, RECORDS, bench_tables, logging_table, tables
+from benchmarks.table import (
+    PAGE,
+    README,
+    RECORDS,
+    bench_tables,
+    logging_table,
+    summary,
+    tables,
+)
 from benchmarks.variants import (
     REFERENCE,
     SHARED_CACHE_FULL,
@@ -27,6 +35,7 @@ from benchmarks.variants import (
     variants,
 )
 from interstack.distillation.muon import newton_schulz_flops
+from tests import REPOSITORY
 
 
 def record() -> BenchRecord:
@@ -91,21 +100,22 @@ def test_records_survive_their_file() -> None:
     assert BenchRecord.from_primitives(written) == record()
 
 
-def test_the_readmes_tables_are_made_from_the_records() -> None:
-    """Nobody edits them by hand: `python -m benchmarks.table` writes them."""
-    assert tables(RECORDS) in README.read_text(encoding="utf-8")
+def test_the_page_s_tables_are_made_from_the_records() -> None:
+    """Nobody edits them by hand: `python -m benchmarks.table` writes them, and the README's."""
+    assert tables(RECORDS) in PAGE.read_text(encoding="utf-8")
+    assert summary(RECORDS) in README.read_text(encoding="utf-8")
 
 
 def test_a_measurement_is_no_record_unless_asked_for(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """A user's goes where git ignores it, so that the README's tables still come from the records.
+    """A user's goes where git ignores it, so that the page's tables still come from the records.
 
     The option for it and a directory of one's own exclude each other.
     """
     assert parse([]).output == MEASUREMENTS
-    ignored = (README.parent / ".gitignore").read_text().split()
-    assert f"/{MEASUREMENTS.relative_to(README.parent).parts[0]}/" in ignored
+    ignored = (REPOSITORY / ".gitignore").read_text().split()
+    assert f"/{MEASUREMENTS.relative_to(REPOSITORY).parts[0]}/" in ignored
     assert parse(["--record"]).output == RECORDS
     assert parse(["--record"]).command == parse([]).command == "python -m benchmarks"
     with pytest.raises(SystemExit):
