@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import TextIO
 
 from interstack.errors import InterstackError, RunInterrupted
+from interstack.utils.dotted import add_working_directory
 
 Arguments = Sequence[str]
 
@@ -171,6 +172,7 @@ def main(arguments: Arguments | None = None) -> int:
         return 2
     from interstack.commands.overlays import without_empty_configs
 
+    add_working_directory()
     _log_to_terminal()
     run, _ = COMMANDS[words[0]]
     try:
