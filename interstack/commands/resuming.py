@@ -124,7 +124,8 @@ def check_same_model(settings: Mapping[str, Any], run: SavedRun, *, resumes: boo
 def _effective(model: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings by dotted name, with what stands for those that an earlier version lacks."""
     optimizer = {f"optimizer.{name}": value for name, value in asdict(OptimizerConfig()).items()}
-    lacking = {_FRONT_END_SOURCE: None, "teacher.pad_to_30s": False, "objective.init_args": None}
+    lacking = {_FRONT_END_SOURCE: None, "teacher.pad_to_30s": False}
+    lacking |= {"teacher.family": None, "objective.init_args": None}
     flat = optimizer | lacking | dict(_flat(model))
     for name in ("student.activation_dropout", "student.attention_dropout"):
         if flat.get(name) is None and "student.dropout" in flat:

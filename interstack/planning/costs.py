@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from interstack.constants import SAMPLE_RATE
 from interstack.distillation.muon import newton_schulz_flops
 from interstack.distillation.optimizer import OptimizerKind
 from interstack.models.config import StudentConfig, student_hubert_config
 from interstack.models.student import Student
+from interstack.models.teacher import Teacher
 
 _MEBIBYTE = 2**20
 
@@ -126,6 +130,30 @@ def teacher_gigamacs(
         layers = num_layers * _layer_macs(width, config.encoder_ffn_dim, 50.0, seconds)
         return convolutions / 1e9, layers / 1e9
     return front_end_macs(config) / 1e9, encoder_macs(config, num_layers, seconds) / 1e9
+
+
+def gigamacs_of(teacher: Teacher, seconds: float) -> tuple[float, float]:
+    """Return ``teacher_gigamacs`` of a loaded teacher; of a family of one's own, all in one.
+
+    Args:
+        teacher: The teacher.
+        seconds: Length of the utterances.
+    """
+    if teacher.family is None:
+        config, layers = teacher.config, teacher.taps[-1]
+        return teacher_gigamacs(config, layers, seconds, pad_to_30s=teacher.pad_to_30s)
+    return 0.0, _counted_gigamacs(teacher, seconds)
+
+
+@lru_cache(maxsize=1)
+def _counted_gigamacs(teacher: Teacher, seconds: float) -> float:
+    """Count the multiply-accumulates of a second of an utterance of silence, in 10⁹."""
+    samples = min(int(seconds * SAMPLE_RATE), teacher.max_samples or sys.maxsize)
+    device = next(teacher.parameters()).device
+    waveforms = torch.zeros(1, samples, device=device)
+    with FlopCounterMode(display=False) as counter:
+        teacher(waveforms, torch.tensor([samples], device=device))
+    return float(counter.get_total_flops()) / 2e9 * SAMPLE_RATE / samples
 
 
 def frame_rate(config: Any) -> float:  # noqa: ANN401, as above

@@ -20,7 +20,7 @@ from interstack.errors import ConfigurationError
 from interstack.growth.callback import InterleavedStacking
 from interstack.growth.schedule import accumulated_batches, run_length
 from interstack.models.teacher import Teacher
-from interstack.planning.costs import DepthCosts, student_costs, teacher_gigamacs
+from interstack.planning.costs import DepthCosts, gigamacs_of, student_costs
 from interstack.planning.measure import Measurement, StepMeter
 from interstack.planning.predict import Prediction, StageLength, measure_stages, predict
 from interstack.planning.report import Plan
@@ -87,9 +87,7 @@ def make_plan(
     device = trainer.strategy.root_device
     return Plan(
         costs,
-        teacher_gigamacs(teacher.config, teacher.taps[-1], clip, pad_to_30s=teacher.pad_to_30s)
-        if isinstance(teacher, Teacher)
-        else None,
+        gigamacs_of(teacher, clip) if isinstance(teacher, Teacher) else None,
         measurement,
         prediction,
         world_size,

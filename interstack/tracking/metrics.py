@@ -19,8 +19,8 @@ from interstack.planning.costs import (
     encoder_macs,
     frame_rate,
     front_end_macs,
+    gigamacs_of,
     layer_matrices,
-    teacher_gigamacs,
 )
 from interstack.tracking.meters import SpikeMeter
 from interstack.tracking.stage_records import StageRecord, block_names
@@ -60,10 +60,7 @@ def training_flops(
     elif extracts_features:
         total += front_end_macs(config)
     if teacher is not None:
-        macs = teacher_gigamacs(
-            teacher.config, teacher.taps[-1], seconds, pad_to_30s=teacher.pad_to_30s
-        )
-        total += 1e9 * sum(macs)
+        total += 1e9 * sum(gigamacs_of(teacher, seconds))
     return float(2 * total)
 
 
