@@ -73,6 +73,18 @@ def _sweep(arguments: Arguments) -> None:
     run_sweep(arguments)
 
 
+def _new(arguments: Arguments) -> None:
+    from interstack.commands.new import run_new
+
+    run_new(arguments)
+
+
+def _completion(arguments: Arguments) -> None:
+    from interstack.commands.completion import run_completion
+
+    run_completion(arguments, {name: purpose for name, (_, purpose) in COMMANDS.items()})
+
+
 def _workspace(arguments: Arguments) -> None:
     from interstack.commands.workspace import run_workspace
 
@@ -80,6 +92,7 @@ def _workspace(arguments: Arguments) -> None:
 
 
 COMMANDS: dict[str, tuple[Callable[[Arguments], None], str]] = {
+    "new": (_new, "make a small project of one's own, which trains in a minute"),
     "fit": (_lightning, "distil a teacher into a growing student"),
     "validate": (_lightning, "the validation loss of a checkpoint"),
     "test": (_lightning, "the test loss of a checkpoint"),
@@ -94,6 +107,7 @@ COMMANDS: dict[str, tuple[Callable[[Arguments], None], str]] = {
     "pack": (_pack, "pack a folder of speech into tar shards that can be streamed"),
     "probe": (_probe, "what models know of phones, prompts and speakers: linear probes"),
     "superb": (_superb, "SUPERB's tasks by s3prl's own recipes, beside the published rows"),
+    "completion": (_completion, "print what lets a shell complete commands and options"),
 }
 
 
@@ -103,7 +117,7 @@ _CONFIGURED = (_lightning, _plan, _cache, _pack)
 
 def overview() -> str:
     """Return what the command line offers."""
-    lines = [f"  {name:<9} {purpose}" for name, (_, purpose) in COMMANDS.items()]
+    lines = [f"  {name:<10} {purpose}" for name, (_, purpose) in COMMANDS.items()]
     return "\n".join(
         [
             "interstack: distil a speech foundation model into a student that grows in depth.",
