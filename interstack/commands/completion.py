@@ -45,14 +45,15 @@ def run_completion(arguments: Sequence[str], commands: Mapping[str, str]) -> Non
         raise ConfigurationError(
             "completion needs shtab, which is not installed: pip install 'interstack[completion]'"
         )
-    print(completion_script(shell, commands))
+    print(completion_parser(commands).get_completion_script(f"shtab-{shell}"))
 
 
-def completion_script(shell: str, commands: Mapping[str, str]) -> str:
-    """Return the script for a shell; options are completed for fit, validate, test and predict.
+def completion_parser(commands: Mapping[str, str]) -> Any:  # noqa: ANN401, jsonargparse leaves it
+    """Return a parser that knows what is completed, and parses nothing.
+
+    Those are the names of all commands, and the options of fit, validate, test and predict.
 
     Args:
-        shell: One of ``SHELLS``.
         commands: What each command of the command line does.
     """
     parser = _lightning_parser()
@@ -65,7 +66,7 @@ def completion_script(shell: str, commands: Mapping[str, str]) -> str:
         if name not in subcommands.choices:
             subcommands.add_subcommand(name, ArgumentParser(), help=purpose)
     parser.prog = "interstack"
-    return str(parser.get_completion_script(f"shtab-{shell}"))
+    return parser
 
 
 class _ParserMade(Exception):  # noqa: N818, no error
@@ -81,7 +82,7 @@ class _ParserAlone(InterstackCLI):
         raise _ParserMade(parser)
 
 
-def _lightning_parser() -> Any:  # noqa: ANN401, jsonargparse leaves untyped what is used of it
+def _lightning_parser() -> Any:  # noqa: ANN401, as above
     with ExitStack() as resources:
         scratch = Path(resources.enter_context(tempfile.TemporaryDirectory()))
         try:
