@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from interstack.checkpointing.callback import Checkpoints
+    from interstack.distillation.objective import Objective
     from interstack.growth.callback import InterleavedStacking
     from interstack.growth.operators import (
         append,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     )
     from interstack.growth.surgery import grow_layers, grow_on_load
     from interstack.growth.trainer_callback import StackingTrainerCallback
+    from interstack.models.family import TeacherEncoder
     from interstack.models.student import Student
     from interstack.models.teacher import Teacher
 
@@ -38,6 +40,7 @@ __version__ = "0.1.0"
 
 _MODULES = {
     "interstack.checkpointing.callback": ("Checkpoints",),
+    "interstack.distillation.objective": ("Objective",),
     "interstack.growth.callback": ("InterleavedStacking",),
     "interstack.growth.operators": (
         "append",
@@ -58,6 +61,7 @@ _MODULES = {
     ),
     "interstack.growth.surgery": ("grow_layers", "grow_on_load"),
     "interstack.growth.trainer_callback": ("StackingTrainerCallback",),
+    "interstack.models.family": ("TeacherEncoder",),
     "interstack.models.student": ("Student",),
     "interstack.models.teacher": ("Teacher",),
 }
@@ -68,9 +72,11 @@ __all__ = [
     "GrowthPlan",
     "GrowthSchedule",
     "InterleavedStacking",
+    "Objective",
     "StackingTrainerCallback",
     "Student",
     "Teacher",
+    "TeacherEncoder",
     "append",
     "descend",
     "explicit_shares",

@@ -9,9 +9,14 @@ from importlib import import_module
 from typing import Final, TextIO
 
 from interstack.errors import InterstackError, RunInterrupted
+from interstack.utils.dotted import add_working_directory
 
 _LIGHTNING: Final = "interstack.commands.lightning.run_lightning"
 COMMANDS: Final[dict[str, tuple[str, str]]] = {
+    "new": (
+        "interstack.commands.new.run_new",
+        "make a small project of one's own, which trains in a minute",
+    ),
     "fit": (_LIGHTNING, "distil a teacher into a growing student"),
     "validate": (_LIGHTNING, "the validation loss of a checkpoint"),
     "test": (_LIGHTNING, "the test loss of a checkpoint"),
@@ -60,13 +65,17 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
         "interstack.commands.superb.run_superb",
         "SUPERB's tasks by s3prl's own recipes, beside the published rows",
     ),
+    "completion": (
+        "interstack.commands.completion.run_completion",
+        "print what lets a shell complete commands and options",
+    ),
 }
 """Of each command the function that runs it, imported when it is called, and its summary."""
 
 
 def overview() -> str:
     """Return the help of the command line as a whole."""
-    lines = [f"  {name:<9} {summary}" for name, (_, summary) in COMMANDS.items()]
+    lines = [f"  {name:<10} {summary}" for name, (_, summary) in COMMANDS.items()]
     return "\n".join(
         [
             "interstack: distil a speech foundation model into a student that grows in depth.",
@@ -132,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] not in COMMANDS:
         print(f"error: there is no command {words[0]!r}\n\n{overview()}", file=sys.stderr)
         return 2
+    add_working_directory()
     _log_to_terminal()
     function, _ = COMMANDS[words[0]]
     module, _, name = function.rpartition(".")

@@ -125,6 +125,7 @@ def _effective(model: Mapping[str, Any]) -> dict[str, Any]:
     """Return settings by dotted name, with defaults for those that an earlier version lacks."""
     optimizer = {f"optimizer.{name}": value for name, value in asdict(OptimizerConfig()).items()}
     lacking = {_FRONT_END_SOURCE: None, "teacher.pad_to_30s": False}
+    lacking |= {"teacher.family": None, "objective.init_args": None}
     flat = optimizer | lacking | dict(_flat(model))
     for name in ("student.activation_dropout", "student.attention_dropout"):
         if flat.get(name) is None and "student.dropout" in flat:
@@ -149,7 +150,7 @@ def _idle(model: Mapping[str, Any]) -> set[str]:
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield the leaves of nested settings by their dotted names."""
     for name, value in settings.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and name != "init_args":  # a user's own, as a whole
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield prefix + name, list(value) if isinstance(value, tuple) else value

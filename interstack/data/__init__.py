@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from interstack.data.base import SpeechSource
+from interstack.data.audio import Utterance, read_header
+from interstack.data.base import SpeechSource, Split
 from interstack.data.batch import Batch
 from interstack.data.datamodule import SpeechDataModule
-from interstack.data.folder import LibriSpeechFolder
+from interstack.data.folder import FileSource, LibriSpeechFolder
 from interstack.data.hub import HubDataset
 from interstack.data.shards import Shards
 
 __all__ = [
     "Batch",
+    "FileSource",
     "HubDataset",
     "LibriSpeechFolder",
     "Shards",
     "SpeechDataModule",
     "SpeechSource",
+    "Split",
+    "Utterance",
+    "read_header",
 ]

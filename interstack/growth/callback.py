@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from interstack.errors import ConfigurationError
 from interstack.growth.averages import averages_of, grow_averages
-from interstack.growth.operators import OperatorName
+from interstack.growth.operators import OperatorChoice
 from interstack.growth.optimizer_state import (
     LearningRateFactor,
     OptimizerStatePolicy,
@@ -138,7 +138,8 @@ class InterleavedStacking(Stacking, L.Callback):
 
     Args:
         depths: Layers of each stage, strictly increasing; with a single one nothing grows.
-        operator: How the layers grow: ``interleave`` or one of its rivals.
+        operator: How the layers grow: ``interleave``, one of its rivals, or the dotted name of a
+            function of yours, such as ``mymodule.my_operator``; see ``OwnOperator``.
         schedule: ``eql``: all stages equally long. ``prop``: stage b takes a share proportional to
             b^alpha. ``explicit``: given by ``lengths``.
         alpha: Exponent of ``prop``, and refused with another schedule.
@@ -162,7 +163,7 @@ class InterleavedStacking(Stacking, L.Callback):
     def __init__(
         self,
         depths: tuple[int, ...] = (3, 6, 9, 12),
-        operator: OperatorName = "interleave",
+        operator: OperatorChoice = "interleave",
         schedule: ScheduleKind = "eql",
         alpha: float = 1.0,
         lengths: tuple[float, ...] | None = None,

@@ -1,5 +1,7 @@
 """The growth operators: pure functions from a present and a wanted depth to a ``GrowthPlan``.
 
+A user's own operator is a function in a module of theirs, given by its dotted name.
+
 Layers are written 1 2 3 … in the comments and counted from 0 in the code. Sources: interleave,
 arXiv 2606.11766; append, Gong et al. 2019 (StackBERT) and 2405.15319; gradual, Reddi et al. 2023;
 midas, 2409.19044; lidas, 2512.08819.
@@ -7,13 +9,21 @@ midas, 2409.19044; lidas, 2512.08819.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from inspect import isfunction, signature
+from operator import index
+from traceback import extract_tb
+from typing import Literal, Protocol, TypeAlias
 
-from interstack.errors import ConfigurationError
+from interstack.errors import ConfigurationError, InterstackError, first_line
 from interstack.growth.plan import GrowthPlan
+from interstack.utils.dotted import import_dotted, is_dotted
 
 OperatorName = Literal["interleave", "append", "gradual", "midas", "lidas", "random"]
+"""The operators that there are."""
+OperatorChoice: TypeAlias = OperatorName | str
+"""One of these, or the dotted name of a user's own."""
 
 _GOLDEN_RATIO = (5**0.5 - 1) / 2
 
@@ -108,7 +118,7 @@ def random(lineage: Sequence[int], depth: int) -> GrowthPlan:
     return GrowthPlan(interleave(lineage, depth).parents, fresh_clones=True)
 
 
-_OPERATORS: dict[OperatorName, GrowthOperator] = {
+_OPERATORS: dict[str, GrowthOperator] = {
     "interleave": interleave,
     "append": append,
     "gradual": gradual,
@@ -118,26 +128,142 @@ _OPERATORS: dict[OperatorName, GrowthOperator] = {
 }
 
 
-def get_operator(name: OperatorName) -> GrowthOperator:
+def get_operator(name: OperatorChoice) -> GrowthOperator:
     """Return the operator of this name.
 
+    Args:
+        name: One of ours, or the dotted name of a function ``(old_depth, new_depth) -> parents``;
+            see ``OwnOperator``.
+
     Raises:
-        ConfigurationError: If there is none.
+        ConfigurationError: If there is none, or it is no such function.
     """
-    if name not in _OPERATORS:
+    if name in _OPERATORS:
+        return _OPERATORS[name]
+    if not is_dotted(name):
         raise ConfigurationError(
-            f"there is no growth operator {name!r}: choose one of {', '.join(_OPERATORS)}"
+            f"there is no growth operator {name!r}: choose one of {', '.join(_OPERATORS)}, or give "
+            "the dotted name of a function of yours, such as mymodule.my_operator"
         )
-    return _OPERATORS[name]
+    return OwnOperator(name, _own_function(name))
+
+
+def _own_function(name: str) -> Callable[..., object]:
+    """Import a user's function.
+
+    It has to be written in Python: a configuration may come with a checkpoint, and functions of the
+    system, such as ``os.kill``, are not to be called with its depths.
+    """
+    function = import_dotted("growth.operator", name)
+    ours = [key for key, operator in _OPERATORS.items() if operator is function]
+    if ours:
+        raise ConfigurationError(f"growth.operator is {name}: give growth.operator {ours[0]}")
+    if not isfunction(function):
+        raise ConfigurationError(
+            f"growth.operator is {name}, which is of type {type(function).__name__}: give the name "
+            "of a Python function (old_depth, new_depth) -> parents"
+        )
+    return function
+
+
+@dataclass(frozen=True)
+class OwnOperator:
+    """A user's function as a growth operator; what it returns is checked.
+
+    The function is called with the present depth, the wanted depth and, if it has a parameter
+    ``lineage``, for every present layer the index of its ancestor in the first stack. It returns
+    for every layer of the grown stack the index of its parent, or a ``GrowthPlan``. It has to be
+    pure: every rank and every resumed run calls it again.
+
+    Attributes:
+        name: Its dotted name.
+        function: The function.
+
+    Example:
+        >>> def repeat_top(old_depth: int, new_depth: int) -> list[int]:
+        ...     return [min(layer, old_depth - 1) for layer in range(new_depth)]
+        >>> OwnOperator("mymodule.repeat_top", repeat_top)(range(3), 5).parents
+        (0, 1, 2, 2, 2)
+    """
+
+    name: str
+    function: Callable[..., object]
+
+    def __call__(self, lineage: Sequence[int], depth: int) -> GrowthPlan:
+        """Plan the growth step; see ``GrowthOperator``.
+
+        Raises:
+            ConfigurationError: With the function's name, if it raises, or returns anything else
+                than parents for each layer, the same each time.
+        """
+        plan = self._plan(lineage, depth)
+        if plan != self._plan(lineage, depth):
+            raise self._refusal(
+                lineage, depth, "returns other parents each time", "let it draw no random numbers"
+            )
+        return plan
+
+    def _plan(self, lineage: Sequence[int], depth: int) -> GrowthPlan:
+        present = len(lineage)
+        returned = self._call(lineage, depth)
+        try:
+            plan = returned if isinstance(returned, GrowthPlan) else _as_plan(returned)
+        except TypeError as error:
+            fault = f"returns a {type(returned).__name__} that holds no layer indices"
+            raise self._refusal(lineage, depth, fault, "return a list of integers") from error
+        except ConfigurationError as error:
+            fix = "every parent from 0 up has to occur, first occurrences in order"
+            raise self._refusal(lineage, depth, f"returns {returned}", fix) from error
+        if (plan.old_depth, plan.depth) != (present, depth):
+            fault = f"returns {plan.depth} parents, the highest of them {plan.old_depth - 1},"
+            fix = f"return {depth} parents, in which each of 0 to {present - 1} occurs"
+            raise self._refusal(lineage, depth, fault, fix)
+        return plan
+
+    def _call(self, lineage: Sequence[int], depth: int) -> object:
+        parameters = signature(self.function)
+        named = {"lineage": tuple(lineage)} if "lineage" in parameters.parameters else {}
+        try:
+            parameters.bind(len(lineage), depth, **named)
+        except TypeError as error:
+            fault = f"can't be called with (old_depth, new_depth), its parameters are {parameters},"
+            raise self._refusal(lineage, depth, fault, "change its parameters") from error
+        try:
+            return self.function(len(lineage), depth, **named)
+        except InterstackError:
+            raise
+        except Exception as error:  # whatever is wrong in a user's function
+            frame = extract_tb(error.__traceback__)[-1]
+            fault = f"raises {type(error).__name__} ({first_line(error)})"
+            where = f"correct {frame.filename}, line {frame.lineno}"
+            raise self._refusal(lineage, depth, fault, where) from error
+
+    def _refusal(
+        self, lineage: Sequence[int], depth: int, fault: str, fix: str
+    ) -> ConfigurationError:
+        return ConfigurationError(
+            f"growth.operator is {self.name}, which {fault} for {len(lineage)} → {depth} layers: "
+            f"{fix}"
+        )
+
+
+def _as_plan(returned: object) -> GrowthPlan:
+    """Read a function's answer as parents; raise a TypeError if it holds no integers."""
+    if not isinstance(returned, Iterable):
+        raise TypeError
+    parents = tuple(map(index, returned))
+    if not parents:
+        raise TypeError
+    return GrowthPlan(parents)
 
 
 def plan_growth(
-    operator: GrowthOperator | OperatorName, lineage: Sequence[int], depth: int
+    operator: GrowthOperator | OperatorChoice, lineage: Sequence[int], depth: int
 ) -> GrowthPlan:
     """Return an operator's plan, checked against the depth that is required.
 
     Args:
-        operator: The operator or its name.
+        operator: The operator or its name; see ``get_operator``.
         lineage: For every present layer, the index of its ancestor in the first stack;
             ``range(n)`` where nothing has grown yet. ``descend`` carries it through a growth step.
         depth: Layers wanted, more than there are.

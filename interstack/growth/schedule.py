@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from interstack.errors import ConfigurationError
-from interstack.growth.operators import OperatorName
+from interstack.growth.operators import OperatorChoice
 from interstack.growth.optimizer_state import OptimizerStatePolicy
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ class ScheduleRecord:
 
     run: RunLength
     stages: tuple[Stage, ...]
-    operator: OperatorName
+    operator: OperatorChoice
     optimizer_state: OptimizerStatePolicy
     learning_rate: LearningRatePolicy
     rewarm_steps: int | None

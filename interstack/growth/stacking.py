@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, get_args
 
 from interstack.errors import ConfigurationError
-from interstack.growth.operators import GrowthOperator, OperatorName, get_operator, plan_growth
+from interstack.growth.operators import GrowthOperator, OperatorChoice, get_operator, plan_growth
 from interstack.growth.optimizer_state import OptimizerStatePolicy
 from interstack.growth.plan import GrowthPlan, descend
 from interstack.growth.schedule import (
@@ -81,7 +81,7 @@ class Stacking:
         self,
         layers: str,
         depths: tuple[int, ...] = (3, 6, 9, 12),
-        operator: OperatorName = "interleave",
+        operator: OperatorChoice = "interleave",
         schedule: ScheduleKind = "eql",
         alpha: float = 1.0,
         lengths: tuple[float, ...] | None = None,

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from interstack.errors import ConfigurationError
-from interstack.growth.operators import OperatorName
+from interstack.growth.operators import OperatorChoice
 from interstack.growth.optimizer_state import (
     LearningRateFactor,
     OptimizerStatePolicy,
@@ -88,7 +88,7 @@ class StackingTrainerCallback(Stacking, TrainerCallback):
         trainer: Trainer,
         layers: str,
         depths: tuple[int, ...] = (3, 6, 9, 12),
-        operator: OperatorName = "interleave",
+        operator: OperatorChoice = "interleave",
         schedule: ScheduleKind = "eql",
         alpha: float = 1.0,
         lengths: tuple[float, ...] | None = None,

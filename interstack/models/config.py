@@ -44,6 +44,8 @@ class TeacherConfig:
         pad_to_30s: Whisper alone: let each utterance attend to silence up to 30 s, as in OpenAI's
             own pipeline, instead of its own frames alone. Each utterance then costs the teacher
             30 s of computation.
+        family: Dotted name of a class of yours that loads ``source``, such as
+            ``mymodule.MyEncoder``, for an encoder that none of these is; see ``TeacherEncoder``.
     """
 
     source: str
@@ -52,9 +54,10 @@ class TeacherConfig:
     dtype: TeacherDtype = "float32"
     local_files_only: bool = False
     pad_to_30s: bool = False
+    family: str | None = None
 
     def check_effects(self, front_end_source: str | None = None) -> None:
-        """Refuse options of the hub for a local directory.
+        """Refuse options of the hub for a local directory or a family of one's own.
 
         Args:
             front_end_source: The student's, which ``local_files_only`` holds for too.
@@ -62,9 +65,12 @@ class TeacherConfig:
         Raises:
             ConfigurationError: In that case.
         """
-        if not Path(self.source).expanduser().is_dir():
-            return
         where = f"with model.teacher.source {self.source}, a directory"
+        if self.family is not None:
+            where = f"with model.teacher.family {self.family}"
+            check_effect("model.teacher.pad_to_30s", self.pad_to_30s, False, where)
+        elif not Path(self.source).expanduser().is_dir():
+            return
         check_effect("model.teacher.revision", self.revision, None, where)
         if front_end_source is None or Path(front_end_source).expanduser().is_dir():
             check_effect("model.teacher.local_files_only", self.local_files_only, False, where)
@@ -151,8 +157,8 @@ def student_hubert_config(
         front_end = {key: getattr(student, key) for key in own}
     elif pretrained is None or not hasattr(pretrained, "conv_kernel"):
         raise ConfigurationError(
-            f"model.student.front_end is {student.front_end!r}, but the teacher takes log-mel "
-            "features and has no waveform front end: give model.student.front_end own, or "
+            f"model.student.front_end is {student.front_end!r}, but the teacher has no waveform "
+            "front end, as one that takes log-mel features: give model.student.front_end own, or "
             "model.student.front_end_source a model that has one, such as HuBERT"
         )
     else:

@@ -8,6 +8,7 @@ import torch
 
 from interstack.growth.plan import even_ends
 from interstack.models.config import StudentConfig, TeacherConfig, student_hubert_config
+from interstack.models.family import load_encoder
 from interstack.models.pretrained import Source
 from interstack.models.pretrained_front_end import FrontEndFacts, PretrainedFrontEnd
 from interstack.models.student import Student
@@ -51,7 +52,10 @@ def load_teacher(config: TeacherConfig, initial_depth: int) -> Teacher:
         TeacherError: If it can't be found or loaded, or has no such taps.
     """
     taps = config.taps
-    if taps is None:
+    if taps is None and config.family is not None:
+        layers = load_encoder(config.family, config.source).num_layers
+        taps = taps_of(config, layers, initial_depth)
+    elif taps is None:
         source = Source(config.source, config.revision, None, config.local_files_only)
         taps = taps_of(config, source.read_config().num_hidden_layers, initial_depth)
     # transformers draws numbers for weights that it then reads; a student starts with the same ones
@@ -64,6 +68,7 @@ def load_teacher(config: TeacherConfig, initial_depth: int) -> Teacher:
             dtype=config.dtype,
             local_files_only=config.local_files_only,
             pad_to_30s=config.pad_to_30s,
+            family=config.family,
         )
 
 

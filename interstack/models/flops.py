@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import sys
 from typing import Any, Final, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModel
 
 from interstack.constants import SAMPLE_RATE
+from interstack.models.teacher import Teacher
 
 _WHISPER_FRAME_RATE: Final = 50.0
 _FRONT_ENDS: Final = (".feature_extractor", ".conv1", ".conv2")
@@ -53,6 +55,30 @@ def forward_macs(
     length = config.max_source_positions / _WHISPER_FRAME_RATE if pad_to_30s else seconds
     counted = _count_macs(config.to_json_string(use_diff=False), num_layers, length)
     return ForwardMacs(*(macs / seconds for macs in counted))
+
+
+def teacher_macs(teacher: Teacher, seconds: float) -> ForwardMacs:
+    """Return the same of a teacher up to its deepest tap; of a family of one's own, all in one.
+
+    Args:
+        teacher: The teacher.
+        seconds: Length of the utterance.
+    """
+    if teacher.family is None:
+        depth = teacher.taps[-1]
+        return forward_macs(teacher.config, depth, seconds, pad_to_30s=teacher.pad_to_30s)
+    return ForwardMacs(0.0, _run_macs(teacher, seconds))
+
+
+@functools.lru_cache(maxsize=1)
+def _run_macs(teacher: Teacher, seconds: float) -> float:
+    """Count the multiply-accumulates of an utterance of silence, for a second of it."""
+    samples = min(int(seconds * SAMPLE_RATE), teacher.max_samples or sys.maxsize)
+    device = next(teacher.parameters()).device
+    waveforms = torch.zeros(1, samples, device=device)
+    with FlopCounterMode(display=False) as counter:
+        teacher(waveforms, torch.tensor([samples], device=device))
+    return float(counter.get_total_flops()) / 2 * SAMPLE_RATE / samples
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from interstack.errors import TeacherError
 from interstack.models.encoder import encode, project
+from interstack.models.family import EncoderBody, encoder_config, load_encoder
 from interstack.models.front_end import (
     FrontEndWeights,
     extract_features,
@@ -88,6 +89,7 @@ class Teacher(FrontEndWeights, nn.Module):
         local_files_only: never ask the hub.
         pad_to_30s: let a Whisper attend to silence up to 30 s, as it was trained, instead of an
             utterance's own frames alone.
+        family: dotted name of a class that loads `source` instead; see `TeacherEncoder`.
 
     Raises:
         TeacherError: the model can't be found, loaded or used as asked.
@@ -105,7 +107,8 @@ class Teacher(FrontEndWeights, nn.Module):
     normalises_waveform: bool
     """Whether waveforms are brought to zero mean and unit variance, as the model was trained."""
     takes_waveform: bool
-    """False for Whisper, which takes log-mel."""
+    """Whether it has a waveform front end; False for Whisper, which takes log-mel, and families of
+    one's own."""
     max_samples: int | None
     """Longest utterance that the model has positions for; None if there is no bound."""
     pad_to_30s: bool
@@ -125,12 +128,27 @@ class Teacher(FrontEndWeights, nn.Module):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         pad_to_30s: bool = False,
+        family: str | None = None,
     ) -> None:
         super().__init__()
         if dtype not in DTYPES:
             raise TeacherError(f"A teacher can't run in {dtype}; choose one of {list(DTYPES)}.")
-        origin = Source(source, revision, cache_dir, local_files_only)
-        self.source = source
+        self.family = family
+        self.body: _WaveformBody | WhisperBody | EncoderBody
+        self._folded: dict[nn.Module, bytes] = {}
+        if family is None:
+            origin = Source(source, revision, cache_dir, local_files_only)
+            self._load(origin, taps, DTYPES[dtype], pad_to_30s)
+        else:
+            self._load_own(family, source, taps, DTYPES[dtype])
+        self.requires_grad_(False)
+        self.eval()
+
+    def _load(
+        self, origin: Source, taps: Sequence[int], dtype: torch.dtype, pad_to_30s: bool
+    ) -> None:
+        """Load a model of a family that transformers has."""
+        source = self.source = origin.name
         self.config = origin.read_config()
         self.num_layers = self.config.num_hidden_layers
         self.width = self.config.hidden_size
@@ -151,8 +169,7 @@ class Teacher(FrontEndWeights, nn.Module):
         self.normalises_waveform = pretrained.normalises_waveform
         model: Any = pretrained.model
         self._folded = bake_weight_norm(model)
-        model.to(DTYPES[dtype])
-        self.body: _WaveformBody | WhisperBody
+        model.to(dtype)
         if self.takes_waveform:
             self.body = _WaveformBody(model, self.taps[-1])
             self.max_samples = None
@@ -163,16 +180,34 @@ class Teacher(FrontEndWeights, nn.Module):
             self.max_samples = self.body.max_samples
             self.first_frame_centre = 0.0
             self.frame_hop = FRAME_HOP
-        self.requires_grad_(False)
-        self.eval()
+
+    def _load_own(self, family: str, source: str, taps: Sequence[int], dtype: torch.dtype) -> None:
+        """Load an encoder of a family of the user's own."""
+        encoder = load_encoder(family, source)
+        self.source = source
+        self.config = encoder_config(encoder, family)
+        self.num_layers, self.width = encoder.num_layers, encoder.width
+        self.taps = _checked_taps(taps, self.num_layers, source)
+        self.pad_to_30s = self.takes_waveform = self.has_final_norm = False
+        self.normalises_waveform = False  # what of it is needed, the encoder does itself
+        self.max_samples = encoder.max_samples
+        self.first_frame_centre = encoder.first_frame_centre
+        self.frame_hop = encoder.frame_hop
+        self.body = EncoderBody(encoder.to(dtype), self.taps[-1])
 
     @property
     def feature_extractor(self) -> nn.Module:
         """The convolutional front end.
 
         Raises:
-            TeacherError: the teacher takes log-mel and has none.
+            TeacherError: the teacher takes log-mel, or is of a family of one's own, and has none.
         """
+        if self.family is not None:
+            raise TeacherError(
+                f"the teacher {self.source} is of model.teacher.family {self.family}, which has no "
+                "front end that a student can share or copy: give model.student.front_end own, or "
+                "model.student.front_end_source a model such as HuBERT"
+            )
         if not isinstance(self.body, _WaveformBody):
             raise TeacherError(
                 f"the teacher {self.source} takes log-mel, not waveforms, so that a student can't "
@@ -182,7 +217,9 @@ class Teacher(FrontEndWeights, nn.Module):
         return self.body.feature_extractor
 
     def compile_layers(self) -> None:
-        """Compile each encoder layer; results stay the same."""
+        """Compile each encoder layer; results stay the same. A family of one's own is left."""
+        if isinstance(self.body, EncoderBody):
+            return
         layers = self.body.encoder.layers
         assert isinstance(layers, nn.ModuleList)
         compile_layers(layers)

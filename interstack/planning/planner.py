@@ -19,7 +19,7 @@ from interstack.distillation.optimizer import OptimizerKind
 from interstack.errors import ConfigurationError
 from interstack.growth.callback import InterleavedStacking
 from interstack.growth.schedule import accumulated_batches, run_length
-from interstack.models.flops import forward_macs
+from interstack.models.flops import teacher_macs
 from interstack.models.teacher import Teacher
 from interstack.planning.costs import DepthCosts, student_costs
 from interstack.planning.measure import Measurement, StepMeter
@@ -88,9 +88,7 @@ def make_plan(
     device = trainer.strategy.root_device
     return Plan(
         costs,
-        forward_macs(teacher.config, teacher.taps[-1], clip, pad_to_30s=teacher.pad_to_30s)
-        if isinstance(teacher, Teacher)
-        else None,
+        teacher_macs(teacher, clip) if isinstance(teacher, Teacher) else None,
         measurement,
         prediction,
         world_size,

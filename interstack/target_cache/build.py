@@ -219,6 +219,8 @@ def _cache_bytes(record: CacheRecord, lengths: Iterable[int]) -> int:
     num_samples = torch.tensor(list(lengths), dtype=torch.int64)
     if record.takes_waveform:
         frames = num_frames(record.teacher_config, num_samples)
+    elif record.family is not None:
+        frames = num_samples // record.frame_hop + 1
     else:
         frames = (num_samples // HOP + 1) // 2
     if record.num_features and record.front_end_config is not None:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PretrainedConfig
 
 from interstack.errors import ConfigurationError
 from interstack.models.config import StudentConfig, TeacherConfig, front_end_fields
@@ -51,6 +51,7 @@ class CacheRecord:
         has_final_norm: As there; False in a cache that was made before it was recorded, whose last
             hidden state of a pre-LN teacher lacks the final layer norm.
         pad_to_30s: See `Teacher`; caches of before it existed were made without.
+        family: As there.
         front_end_source: Where the front end was found that is stored in place of the teacher's,
             with its features where there are any; None, as the next three: the teacher's.
         front_end_files: Digest of its model's files, as for the teacher's.
@@ -78,6 +79,7 @@ class CacheRecord:
     version: int = _VERSION
     has_final_norm: bool = False
     pad_to_30s: bool = False
+    family: str | None = None
     front_end_source: str | None = None
     front_end_files: str | None = None
     front_end_weights: str | None = None
@@ -110,7 +112,7 @@ class CacheRecord:
             dtype=dtype,
             source=config.source,
             revision=config.revision,
-            files=source_of(config).files_digest(),
+            files=_files_of(config),
             weights=teacher.fingerprint(),
             teacher_dtype=config.dtype,
             taps=teacher.taps,
@@ -125,6 +127,7 @@ class CacheRecord:
             frame_hop=teacher.frame_hop,
             has_final_norm=teacher.has_final_norm,
             pad_to_30s=teacher.pad_to_30s,
+            family=config.family,
             **_front_end_facts(front_end),
         )
 
@@ -177,6 +180,8 @@ class CacheRecord:
     @property
     def teacher_config(self) -> Any:  # noqa: ANN401, one of several families'
         """The teacher's transformers configuration, as transformers has it."""
+        if self.family is not None:
+            return PretrainedConfig(**self.config)
         return AutoConfig.for_model(**self.config)
 
     @property
@@ -230,12 +235,13 @@ class CacheRecord:
         Raises:
             ConfigurationError: With what differs.
         """
-        files = source_of(config).files_digest()
+        files = _files_of(config)
         known = files is not None and self.files is not None
         run = {
             "taps": list(taps),
             "dtype": config.dtype,
             "pad_to_30s": config.pad_to_30s,
+            "family": config.family,
             "source": config.source if not known else files,
             "revision": config.revision if not known else None,
         }
@@ -243,6 +249,7 @@ class CacheRecord:
             "taps": list(self.taps),
             "dtype": self.teacher_dtype,
             "pad_to_30s": self.pad_to_30s,
+            "family": self.family,
             "source": self.source if not known else self.files,
             "revision": self.revision if not known else None,
         }
@@ -321,6 +328,11 @@ def _front_end_facts(front_end: PretrainedFrontEnd | None) -> dict[str, Any]:
 def source_of(config: TeacherConfig) -> Source:
     """Return where a teacher's files are looked for."""
     return Source(config.source, config.revision, None, config.local_files_only)
+
+
+def _files_of(config: TeacherConfig) -> str | None:
+    """Return the digest of a teacher's files; those of a family of one's own are not known."""
+    return source_of(config).files_digest() if config.family is None else None
 
 
 def _differences(names: list[str], cache: dict[str, Any], run: dict[str, Any]) -> str:

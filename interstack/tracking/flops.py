@@ -9,7 +9,7 @@ from torch import nn
 from interstack.constants import SAMPLE_RATE
 from interstack.distillation.module import Distillation
 from interstack.distillation.muon import newton_schulz_flops
-from interstack.models.flops import forward_macs
+from interstack.models.flops import forward_macs, teacher_macs
 from interstack.models.front_end import frame_hop
 from interstack.models.teacher import Teacher
 
@@ -38,8 +38,7 @@ def training_flops(module: Distillation, depth: int, seconds: float = 10.0) -> f
     elif module.extracts_features:
         total += macs.front_end
     if isinstance(teacher, Teacher):
-        config, top_tap = teacher.config, teacher.taps[-1]
-        total += sum(forward_macs(config, top_tap, seconds, pad_to_30s=teacher.pad_to_30s))
+        total += sum(teacher_macs(teacher, seconds))
     return float(2 * total)
 
 

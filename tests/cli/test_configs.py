@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from jsonargparse import Namespace
 
 from interstack.commands.lightning import InterstackCLI, run_lightning
 from tests import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
-BASES = sorted(CONFIGS.glob("*.yaml"))
-OVERLAYS = sorted([*CONFIGS.glob("rivals/*.yaml"), *CONFIGS.glob("scales/*.yaml")])
+DEBUG = CONFIGS / "debug.yaml"
+BASES = sorted({*CONFIGS.glob("*.yaml")} - {DEBUG})
+FOLDERS = ("experiment", "logger", "rivals", "scales")
+"""Of overlays; files of ``sweeps`` are none."""
+OVERLAYS = [DEBUG, *(path for name in FOLDERS for path in sorted((CONFIGS / name).glob("*.yaml")))]
 
 
 def instantiate(*configs: Path) -> InterstackCLI:
@@ -37,17 +42,50 @@ def test_a_base_configuration_stands_alone(base: Path) -> None:
 def test_an_overlay_changes_its_own_keys_and_no_other(base: Path, overlay: Path) -> None:
     """What an overlay says holds; all else is the base's."""
     plain, laid_over = instantiate(base).config, instantiate(base, overlay).config
-    changes = yaml.safe_load(overlay.read_text())
-    for section, keys in changes.items():
-        for key, value in keys.items():
-            got = laid_over[section][key]
-            assert (list(got) if isinstance(value, list) else got) == value
-            plain[section][key] = got
-    for section in changes:
-        assert laid_over[section] == plain[section]
+    take_over(plain, laid_over, yaml.safe_load(overlay.read_text()))
     del plain["config"], laid_over["config"]
     plain.model.initial_depth = laid_over.model.initial_depth
     assert laid_over == plain
+
+
+def take_over(plain: Namespace, laid_over: Namespace, changes: dict[str, Any]) -> None:
+    """Hold an overlay's keys to what it says, and set them in the base's configuration."""
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            take_over(plain[key], laid_over[key], value)
+        else:
+            assert_says(laid_over[key], value)
+            plain[key] = laid_over[key]
+
+
+def assert_says(got: Any, value: Any) -> None:  # noqa: ANN401, values of configurations
+    """Compare a parsed value with a file's; classes have their module and defaults beside it."""
+    if isinstance(value, dict):
+        for key, each in value.items():
+            if key == "class_path":
+                assert got[key].rpartition(".")[2] == each
+            else:
+                assert_says(got[key], each)
+    elif isinstance(value, list):
+        for one, each in zip(got, value, strict=True):
+            assert_says(one, each)
+    else:
+        assert got == value
+
+
+def test_every_configuration_is_among_those_that_are_tested() -> None:
+    """A folder of overlays that nobody names here would rot."""
+    folders = {path.parent.name for path in CONFIGS.glob("*/*.yaml")}
+    assert folders == {*FOLDERS, "sweeps"}  # sweeps are tested with the command of that name
+
+
+def test_debugging_leaves_nothing_to_loggers_and_workers() -> None:
+    """Over the paper's recipe, whose epochs and global batch give way to a few steps."""
+    cli = instantiate(CONFIGS / "hubert_base_ls960.yaml", DEBUG)
+    assert (cli.trainer.max_steps, cli.trainer.max_epochs) == (12, None)
+    assert cli.trainer.loggers == []
+    assert cli.trainer._detect_anomaly
+    assert (cli.datamodule.num_workers, cli.datamodule.split) == (0, None)
 
 
 @pytest.mark.parametrize("name", ["hubert_base_ls100", "hubert_base_ls960"])
