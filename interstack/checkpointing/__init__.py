@@ -1,1 +1,1 @@
-"""What a run leaves on disk so that it can go on: when, how whole, and how exactly."""
+"""What a run leaves on disk so that it can be resumed exactly."""

@@ -1,4 +1,4 @@
-"""Lightning's question, at each step of each rank, whether rank 0 has received SIGTERM."""
+"""The callback that saves checkpoints at exact points of a run, and stops it on a signal."""
 
 from __future__ import annotations
 
@@ -35,48 +35,29 @@ from interstack.utils.random_state import random_state, restore_random_state
 from interstack.utils.ranks import Agreement
 from interstack.utils.signals import StopRequest
 
-
-def spare_stop_broadcast(trainer: L.Trainer) -> None:
-    """Let a Trainer not ask, because the ranks agree on signals over their processors.
-
-    It asks by a broadcast between the devices, and waits at once for the answer: for all that each
-    device has still to do. Its answer would always be no: while a run trains, the signal is
-    noted by `StopRequest`, and Lightning's handler, which sets what is asked for, is replaced.
-
-    Args:
-        trainer: One whose ranks agree by `Agreement` at every step.
-    """
-    loop: Any = trainer.fit_loop.epoch_loop
-    loop._broadcast_sigterm_tensor = _nothing
-
-
-def _nothing() -> None:
-    """Nothing to ask."""
-
-
 log = logging.getLogger(__name__)
 
 RUN_KEY = "interstack_run"
-"""Of what is added to a checkpoint: ``position``, ``world_size``, ``split`` (of a global batch) and
+"""Key in a checkpoint of ``position``, ``world_size``, ``split`` (of a global batch) and
 ``random_states``."""
 
 
 class Checkpoints(Checkpoint):
-    """Writes ``last.ckpt`` now and then, and ``stage-N.ckpt`` at the end of every stage.
+    """Saves ``last.ckpt`` at an interval, and ``stage-N.ckpt`` at the end of every stage.
 
     A checkpoint is written between two optimizer steps only, in one form whichever hook it comes
-    from, and with the random states of all ranks, so a run that goes on from it ends bit by bit as
-    one that was never cut. It is there whole or not at all; when the disk is full, the last good
-    one stays and training goes on.
+    from, and with the random states of all ranks, so a run resumed from it ends bit by bit as one
+    that was never interrupted. It is written atomically; when the disk is full, the last good
+    checkpoint stays and training continues.
 
-    SIGTERM, SIGUSR1 (a SLURM job's warning of its end) and Ctrl-C end the run after the step that
-    is going on, on all ranks alike, with a checkpoint. So does data that can't be read.
+    SIGTERM, SIGUSR1 (a SLURM job's warning of its end) and Ctrl-C end the run after the current
+    step, on all ranks alike, with a checkpoint. So does data that can't be read.
 
     Args:
         every_n_steps: Optimizer steps between two checkpoints; null: as ``every_minutes`` says.
         every_minutes: Minutes between two checkpoints; null: as ``every_n_steps`` says.
         stage_ends: Keep a checkpoint of the end of every stage.
-        dirpath: Where they go; null: ``checkpoints`` in the run's directory.
+        dirpath: Directory of the checkpoints; null: ``checkpoints`` in the run's directory.
 
     Raises:
         ConfigurationError: If an interval is not above 0.
@@ -91,7 +72,9 @@ class Checkpoints(Checkpoint):
     ) -> None:
         for name, value in (("every_n_steps", every_n_steps), ("every_minutes", every_minutes)):
             if value is not None and value <= 0:
-                raise ConfigurationError(f"checkpoint.{name} {value} has to be above 0, or null")
+                raise ConfigurationError(
+                    f"checkpoint.{name} is {value}: give a value above 0, or null"
+                )
         self.every_n_steps = every_n_steps
         self.every_minutes = every_minutes
         self.stage_ends = stage_ends
@@ -101,17 +84,15 @@ class Checkpoints(Checkpoint):
         self._writer: CheckpointWriter | None = None
         self._saved_step = 0
         self._saved_at = 0.0
-        self._restarted: list[dict[str, Any]] | None = None
-        self._align = False
+        self._resumed_states: list[dict[str, Any]] | None = None
+        self._align_logging = False
         self._training = False
         self._between_steps = False
         self._window_random_state: dict[str, Any] | None = None
         self._loader_states: list[Any] = []
 
-    # The run's beginning ------------------------------------------------------------------------
-
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Find the directory, and let checkpoints be written whole."""
+        """Prepare the directory and write checkpoints atomically."""
         del pl_module
         if stage != "fit":
             return
@@ -120,9 +101,8 @@ class Checkpoints(Checkpoint):
         directory = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
         self._writer = CheckpointWriter(directory, self._agreement)
         if trainer.is_global_zero:
-            with write_errors(
-                directory, "free space on its disk, or give another checkpoint.dirpath"
-            ):
+            fix = "free space on its disk, or give another checkpoint.dirpath"
+            with write_errors(directory, fix):
                 directory.mkdir(parents=True, exist_ok=True)
                 remove_parts(directory)
                 try_writing(directory)
@@ -130,12 +110,12 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take up random states, and the place in the epoch if batches are others now."""
+        """Read random states, and rescale the position in the epoch if the batches differ now."""
         del pl_module
         run = checkpoint.get(RUN_KEY)
         if run is None or trainer.state.fn != "fit":
             return
-        self._restarted = run["random_states"]
+        self._resumed_states = run["random_states"]
         datamodule: Any = getattr(trainer, "datamodule", None)
         position = Position(**run["position"])
         saved_split = run.get("split")
@@ -150,58 +130,51 @@ class Checkpoints(Checkpoint):
             window = accumulated_batches(trainer, position.epoch)
             done = rescale_position(checkpoint["loops"], position, now, window)
         order = (
-            "so does the order of the data, and dropout alone draws other numbers"
+            "so does the order of the data, and only dropout draws other numbers"
             if datamodule.same_epochs(run["world_size"], saved_split)
             else "the order of the data does not"
         )
         log.warning(
-            "the run was saved on %d ranks and goes on on %d: weights, optimizer and schedule go "
-            "on as they were; %s; the present epoch goes on at batch %d of %d",
+            "the run was saved on %d ranks and continues on %d: weights, optimizer and schedule "
+            "continue as they were; %s; the present epoch continues at batch %d of %d",
             *(run["world_size"], trainer.world_size, order, done, now),
         )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Restore the random states, now that nothing before the first batch draws from them."""
+        """Restore the random states: nothing draws from them between here and the first batch."""
         self._stop.install()
-        spare_stop_broadcast(trainer)
+        _disable_stop_broadcast(trainer)
         self._training = True
         self._between_steps = False
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
-        self._align = self._restarted is not None
-        self._loader_states = [] if self._restarted is None else loader_states(trainer)
-        if self._restarted is not None:
-            # a scheduler sets it when an epoch starts, which a resumed epoch does not
+        self._align_logging = self._resumed_states is not None
+        self._loader_states = []
+        if self._resumed_states is not None:
+            self._loader_states = loader_states(trainer)
+            # A scheduler sets it at the start of an epoch, a hook that a resumed epoch lacks.
             window = accumulated_batches(trainer, trainer.current_epoch)
             trainer.accumulate_grad_batches = window
-            states, self._restarted = self._restarted, None
+            states, self._resumed_states = self._resumed_states, None
             restore_random_state(states[trainer.global_rank % len(states)], pl_module.device)
-
-    @property
-    def writer(self) -> CheckpointWriter:
-        """What writes; there after ``setup`` for a fit."""
-        assert self._writer is not None
-        return self._writer
-
-    # When ---------------------------------------------------------------------------------------
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """Save, or save and stop, where one of the ranks has reason to."""
+        """Save, or save and stop, if any rank needs to."""
         del batch
         self._between_steps = False
         in_window = batch_idx % trainer.accumulate_grad_batches != 0
-        if self._align and not in_window:
+        if self._align_logging and not in_window:
             align_logging_step(trainer)
-            self._align = False
-        # At every batch, for a rank whose data fails in a window of accumulated gradients waits.
+            self._align_logging = False
+        # At every batch: a rank whose data fails within an accumulation window waits here.
         stop, failed, due = self._agreement.any(
             [self._stop.received is not None, False, not in_window and self._is_due(trainer)]
         )
         if failed:
             self._save(trainer)
-            raise InterstackError("another rank could not go on, and says why")
+            raise InterstackError("another rank has failed: its own message says why")
         if in_window:
             return
         if trainer.accumulate_grad_batches > 1:
@@ -220,7 +193,7 @@ class Checkpoints(Checkpoint):
     def on_growth_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, plan: GrowthPlan
     ) -> None:
-        """Nothing: what has just grown has learnt nothing yet."""
+        """Save nothing: the new layers have not been trained yet."""
 
     def on_train_batch_end(
         self,
@@ -230,31 +203,29 @@ class Checkpoints(Checkpoint):
         batch: object,
         batch_idx: int,
     ) -> None:
-        """Remember that a step is done, and where loaders that are not ours stand then."""
+        """Note that a step is done, and the states of loaders that are not ours."""
         del pl_module, outputs, batch
         self._between_steps = True
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             self._loader_states = loader_states(trainer)
 
     def on_train_epoch_start(self, *_args: object) -> None:
-        """Forget where loaders stood: they begin again."""
+        """Discard the states of loaders: they restart."""
         self._loader_states = []
 
     def on_validation_start(self, *_args: object) -> None:
-        """Remember that the run is in a validation."""
+        """Note that the run is in a validation, not between steps."""
         self._between_steps = False
 
     def on_validation_end(self, *_args: object) -> None:
-        """Remember that it is over."""
+        """Note that the validation is over."""
         self._between_steps = self._training
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Save the end of the run, which is that of its last stage."""
+        """Save the end of the run, which is the end of its last stage."""
         self._between_steps = False
-        if self.stage_ends:
-            self.writer.save_surely(trainer, _stage_name(trainer, pl_module))
-        else:
-            self.writer.save_surely(trainer)
+        name = _stage_name(trainer, pl_module) if self.stage_ends else LAST
+        self.writer.save_surely(trainer, name)
         self._training = False
         self._stop.uninstall()
         self.writer.finish_records()
@@ -262,7 +233,7 @@ class Checkpoints(Checkpoint):
     def on_exception(
         self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
     ) -> None:
-        """Save what is done where the run broke off between two steps, as bad data makes it."""
+        """Save if the run failed between two steps, as it does on data that can't be read."""
         del pl_module
         self._stop.uninstall()
         saves = self._training and self._between_steps and isinstance(exception, Exception)
@@ -272,14 +243,14 @@ class Checkpoints(Checkpoint):
         if trainer.world_size > 1:
             if not isinstance(exception, DataError):
                 return
-            # The other ranks have their batch, and ask at its start whether all can go on.
+            # The other ranks have their batch, and vote at its start.
             self._agreement.any([False, True, False])
         self._save(trainer)
         if self._stop.received is not None:
-            self._interrupt(trainer)  # the signal has reached the decoding workers too
+            self._interrupt(trainer)  # the signal ended the decoding workers too
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Restore the earlier signal handlers."""
         del trainer, pl_module, stage
         self._stop.uninstall()
 
@@ -293,36 +264,39 @@ class Checkpoints(Checkpoint):
         return self.every_minutes is not None and minutes >= self.every_minutes
 
     def _interrupt(self, trainer: L.Trainer) -> None:
-        number = self._stop.received or signal.SIGTERM  # another rank has got it
+        number = self._stop.received or signal.SIGTERM  # another rank has received it
         self._training = False
         raise RunInterrupted(
             f"stopped by {number.name} after step {trainer.global_step}: all of it is in "
-            f"{self.writer.last}; the same command with --ckpt_path last goes on from there",
+            f"{self.writer.last}; the same command with --ckpt_path last continues from there",
             number,
         )
-
-    # How ----------------------------------------------------------------------------------------
 
     def on_save_checkpoint(
         self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Bring the loops to the start of the next step, and add all ranks' random states."""
+        """Settle the loops at the start of the next step, and add all ranks' random states."""
         loops, window = checkpoint["loops"], trainer.accumulate_grad_batches
         own_state = random_state(pl_module.device)
         if batches_of_cut_window(loops, trainer.num_training_batches, window):
             own_state = self._window_random_state or own_state
         set_loader_states(loops, self._loader_states)
         position = settle_position(loops, trainer.num_training_batches, window)
-        states: list[Any] = [own_state]
+        states: list[Any] = [own_state] * trainer.world_size
         if trainer.world_size > 1:
-            own, states = states[0], [None] * trainer.world_size
-            distributed.all_gather_object(states, own)
+            distributed.all_gather_object(states, own_state)
         checkpoint[RUN_KEY] = {
             "position": position._asdict(),
             "world_size": trainer.world_size,
             "split": _split_of(getattr(trainer, "datamodule", None)),
             "random_states": states,
         }
+
+    @property
+    def writer(self) -> CheckpointWriter:
+        """Writer of the run's checkpoints; set by ``setup`` for a fit."""
+        assert self._writer is not None
+        return self._writer
 
     def _save(self, trainer: L.Trainer, name: str = LAST) -> None:
         self.writer.save(trainer, name)
@@ -338,3 +312,13 @@ def _split_of(datamodule: object) -> dict[str, float] | None:
 
 def _stage_name(trainer: L.Trainer, pl_module: L.LightningModule) -> str:
     return f"stage-{stage_number(trainer, len(lineage_of(trainer, pl_module))).number}.ckpt"
+
+
+def _disable_stop_broadcast(trainer: L.Trainer) -> None:
+    """Disable Lightning's broadcast, at each step of each rank, of whether rank 0 has got SIGTERM.
+
+    It waits for all queued work of the devices, and its answer would always be no: `StopRequest`
+    replaces the handler whose flag it reads, and the ranks agree by `Agreement` on the processors.
+    """
+    loop: Any = trainer.fit_loop.epoch_loop
+    loop._broadcast_sigterm_tensor = lambda: None

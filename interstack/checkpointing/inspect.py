@@ -1,4 +1,4 @@
-"""Finding checkpoints and looking into them before anything is made from them."""
+"""Finding checkpoints, and reading what run they are of."""
 
 from __future__ import annotations
 
@@ -16,18 +16,23 @@ from interstack.utils.disk import disk_fault, is_there, unread
 
 log = logging.getLogger(__name__)
 
+CONFIG_KEY = "interstack_config"
+"""Key in a checkpoint of the configuration, as YAML."""
+ORIGIN_KEY = "interstack_origin"
+"""Key in a checkpoint of the command and the versions that wrote it."""
+
 
 class SavedRun(NamedTuple):
-    """A checkpoint, looked into.
+    """What a checkpoint records of its run.
 
     Attributes:
-        path: Its file.
-        step: Optimizer steps that the run had done.
-        depth: Encoder layers that the student had.
+        path: The checkpoint.
+        step: Optimizer steps done.
+        depth: Encoder layers of the student.
         model: The LightningModule's settings.
-        config: The run's whole configuration as YAML; None if it was not begun by the command line.
-        schedule: The growth schedule it began with, as primitives; None if it does not grow.
-        finished: Whether it is of the end of the whole run, after which nothing comes.
+        config: The whole configuration as YAML; None if the command line did not start the run.
+        schedule: The growth schedule at the run's start, as primitives; None if it does not grow.
+        finished: Whether the run is complete.
     """
 
     path: Path
@@ -39,23 +44,17 @@ class SavedRun(NamedTuple):
     finished: bool
 
 
-CONFIG_KEY = "interstack_config"
-"""Of a checkpoint: the configuration, as YAML."""
-ORIGIN_KEY = "interstack_origin"
-"""Of a checkpoint: the command and the versions that it was written by."""
-
-
 def read_checkpoint(path: Path) -> SavedRun:
-    """Look into a checkpoint; its tensors stay on the disk.
+    """Read a checkpoint's run; its tensors stay on the disk.
 
     Raises:
-        CheckpointReadError: If the disk or file server fails, so that nobody knows what it is.
-        CheckpointError: If it is missing, damaged, or none of interstack's.
+        CheckpointReadError: If the disk or file server fails, and the file may be sound.
+        CheckpointError: If it is missing, damaged, or not interstack's.
     """
     try:
         found = is_there(path) and path.is_file()
     except OSError as error:
-        raise _read_error(path, error) from error
+        raise CheckpointReadError(unread(path, error)) from error
     if path.is_dir():
         raise CheckpointError(f"{path} is a directory and no checkpoint; {_there_is(path.parent)}")
     if not found:
@@ -63,9 +62,9 @@ def read_checkpoint(path: Path) -> SavedRun:
     try:
         content = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # torch raises half a dozen kinds for a file that is no checkpoint
-        fault = disk_fault(path)  # which torch tells as one of these kinds, too
+        fault = disk_fault(path)  # which torch raises as one of these kinds, too
         if fault is not None:
-            raise _read_error(path, fault) from error
+            raise CheckpointReadError(unread(path, fault)) from error
         raise CheckpointError(
             f"{path} can't be read as a checkpoint ({type(error).__name__}); "
             f"{_there_is(path.parent)}"
@@ -86,7 +85,7 @@ def read_checkpoint(path: Path) -> SavedRun:
 
 
 def _is_finished(content: dict[str, Any], schedule: dict[str, Any] | None) -> bool:
-    """Tell whether the last of the scheduled stages is over, as its recorder says."""
+    """Return whether the stage recorder has the last scheduled stage as finished."""
     stages = content["callbacks"].get(StageRecorder.__qualname__, {}).get("stages")
     if not stages or not stages[-1]["finished"]:
         return False
@@ -94,11 +93,11 @@ def _is_finished(content: dict[str, Any], schedule: dict[str, Any] | None) -> bo
 
 
 class FoundRuns(NamedTuple):
-    """All checkpoints of a directory, looked into.
+    """All checkpoints of a directory.
 
     Attributes:
         runs: Those that can be read, the oldest step first.
-        errors: Why others can't, by their files.
+        errors: Errors of the others, by path.
     """
 
     runs: list[SavedRun]
@@ -106,7 +105,7 @@ class FoundRuns(NamedTuple):
 
 
 def saved_runs(directory: Path) -> FoundRuns:
-    """Look into all checkpoints of a directory.
+    """Read all checkpoints of a directory.
 
     Raises:
         CheckpointReadError: If the directory is there but can't be read.
@@ -133,11 +132,11 @@ def newest_run(directory: Path) -> SavedRun | None:
     runs, errors = saved_runs(directory)
     if not runs and not errors:
         return None
-    told = "; ".join(_short(error) for error in errors.values())
     if not runs:
+        reasons = ", ".join(_short(error) for error in errors.values())
         raise CheckpointError(
-            f"none of the checkpoints in {directory} can be read: {told}. Give the same command "
-            "again once they can, or move them away to begin a new run"
+            f"none of the checkpoints in {directory} can be read ({reasons}): give the same "
+            "command again once they can, or move them away to start a new run"
         )
     newest = runs[-1]
     for path, error in errors.items():
@@ -150,8 +149,8 @@ def newest_run(directory: Path) -> SavedRun | None:
             ) from error
         else:
             log.warning(
-                "the newest checkpoint is skipped: %s. The newest one that can be read is %s of "
-                "step %d, and what was trained after it is done again",
+                "the newest checkpoint is skipped: %s; the run continues from %s of step %d, and "
+                "steps after it are trained again",
                 _short(error),
                 newest.path,
                 newest.step,
@@ -160,7 +159,7 @@ def newest_run(directory: Path) -> SavedRun | None:
 
 
 def checkpoint_files(directory: Path) -> list[Path]:
-    """Return the checkpoints of a directory, read or not; none if it is not there.
+    """Return the paths of a directory's checkpoints; none if there is no directory.
 
     Raises:
         CheckpointReadError: If the directory is there but can't be read.
@@ -172,20 +171,16 @@ def checkpoint_files(directory: Path) -> list[Path]:
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
-        raise _read_error(directory, error) from error
+        raise CheckpointReadError(unread(directory, error)) from error
 
 
 def _short(error: CheckpointError) -> str:
-    """Return an error without the list of what else there is, or the fix, which follow."""
+    """Return an error's message without the fix and the list of other checkpoints."""
     return str(error).partition("; ")[0].partition(": give the")[0]
 
 
-def _read_error(path: Path, error: OSError) -> CheckpointReadError:
-    return CheckpointReadError(unread(path, error))
-
-
 def written_at(path: Path) -> float:
-    """Return when a file was written; the end of all time if nobody can tell."""
+    """Return when a file was written, in seconds since the epoch; infinity if unknown."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -193,7 +188,7 @@ def written_at(path: Path) -> float:
 
 
 def _there_is(directory: Path) -> str:
-    """Say what a user could have meant."""
+    """Return the names of the checkpoints that a user could have meant."""
     try:
         names = [path.name for path in checkpoint_files(directory)]
     except CheckpointError as error:

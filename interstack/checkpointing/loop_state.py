@@ -1,9 +1,9 @@
-"""Where in its epoch a run stands: all contact with the state of Lightning's loops.
+"""The position of a run in its epoch, and all contact with the state of Lightning's loops.
 
-Lightning saves its counters as they happen to be in the hook that asks for a checkpoint, and
-guesses that hook when it restarts; what lies between (a validation, the ends of an epoch) may be
-left out or done twice. Here every checkpoint says the same: so many batches of this epoch are done,
-with all that belongs to them, and the next one has not begun.
+Lightning saves its counters as they are in the hook that writes a checkpoint, and guesses that hook
+when it restarts; what lies between (a validation, the end of an epoch) may be skipped or done
+twice. Here every checkpoint has one form: so many batches of this epoch are done, hooks included,
+and the next batch has not started.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _LOADERS = "combined_loader"
 
 
 class Position(NamedTuple):
-    """A place in an epoch.
+    """A position in an epoch.
 
     Attributes:
         epoch: Epochs that are over.
-        batch: Batches of the present epoch that are done, on each rank.
+        batch: Batches of the current epoch that are done, on each rank.
         num_batches: Batches of an epoch, on each rank.
     """
 
@@ -35,32 +35,31 @@ class Position(NamedTuple):
 def settle_position(loops: dict[str, Any], num_batches: float, window: int = 1) -> Position:
     """Bring the saved state of the loops to the start of the next optimizer step.
 
-    Gradients are in no checkpoint: of a window of accumulated batches that is cut, all batches are
-    still to be done, with the weights as they are.
+    Gradients are in no checkpoint: a window of accumulated batches that is interrupted starts again
+    at its first batch, with the weights as they are.
 
     Args:
         loops: ``checkpoint["loops"]``; changed in place.
-        num_batches: Batches of an epoch, on each rank; infinite if nobody knows.
+        num_batches: Batches of an epoch, on each rank; infinite if unknown.
         window: Batches that are accumulated for an optimizer step.
 
     Returns:
-        Where the run stands.
+        The position that the checkpoint then has.
     """
     fit = loops["fit_loop"]
     epochs, batches = fit["epoch_progress"]["current"], fit[_BATCHES]["current"]
-    done: int = batches["processed"]
     undone = batches_of_cut_window(loops, num_batches, window)
-    done -= undone
+    done: int = batches["processed"] - undone
     if undone:  # its gradients will be cleared again
         for counters in fit[_OPTIMIZER]["optimizer"]["zero_grad"].values():
             counters.update({name: count - 1 for name, count in counters.items()})
     epoch: int = epochs["processed"]
-    if epochs["started"] == 0:  # a search for a learning rate saves what it goes back to
+    if epochs["started"] == 0:  # a learning-rate search saves what it returns to
         return Position(0, 0, int(min(num_batches, 2**62)))
     if done >= num_batches:  # the epoch is over, whether or not its last hooks have run
         epoch, done = max(epoch, epochs["started"]), 0
-        for each in fit[_OPTIMIZER]["optimizer"].values():
-            _set(each["current"], 0)
+        for counters in fit[_OPTIMIZER]["optimizer"].values():
+            _set(counters["current"], 0)
         fit["state_dict"].pop(_LOADERS, None)  # the next epoch has loaders of its own
     _set(batches, done)
     _set(fit[_BATCHES]["total"], fit[_BATCHES]["total"]["processed"] - undone)
@@ -78,13 +77,13 @@ def batches_of_cut_window(loops: dict[str, Any], num_batches: float, window: int
 
 
 def rescale_position(loops: dict[str, Any], saved: Position, num_batches: int, window: int) -> int:
-    """Put a run that goes on with another number of batches an epoch at the same share of it.
+    """Move a run that resumes with another number of batches an epoch to the same fraction of it.
 
     Args:
         loops: ``checkpoint["loops"]``, settled; changed in place.
-        saved: Where the run stood.
+        saved: The position of the run when it was saved.
         num_batches: Batches of an epoch on each rank from now on.
-        window: Batches of a window of accumulated gradients; the new place is the start of one.
+        window: Batches of an accumulation window; the new position is the start of one.
 
     Returns:
         Batches of the epoch that count as done.
@@ -97,10 +96,9 @@ def rescale_position(loops: dict[str, Any], saved: Position, num_batches: int, w
 
 
 def align_logging_step(trainer: L.Trainer) -> None:
-    """Let metrics be logged under the optimizer step, as if the run had never been cut.
+    """Set the loggers' step to the optimizer step, as it is in a run that was not interrupted.
 
-    At the start of a step, the loggers' counter is the number of optimizer steps. Lightning's
-    restart adds one to it or doesn't, depending on the hook it guesses.
+    Lightning's restart adds one to it or doesn't, depending on the hook it guesses.
     """
     trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
@@ -117,10 +115,10 @@ def _set_first_batch(fit: dict[str, Any], done: int) -> None:
 
 
 def loader_states(trainer: L.Trainer) -> list[Any]:
-    """Return the states of the training loaders that are not ours, as they are at this moment.
+    """Return the present states of the training loaders, unless all of them are ours.
 
-    Ours say which batch is the next whatever has been read ahead; any other loader has to be asked
-    before the first batch of the next step is read. Empty if all are ours or none has a state.
+    Ours save the index of the next batch whatever has been read ahead; the state of any other
+    loader has to be read before the first batch of the next step is. Empty if none has a state.
     """
     combined: Any = trainer.fit_loop._combined_loader
     states = [] if combined is None else combined._state_dicts()
@@ -128,11 +126,11 @@ def loader_states(trainer: L.Trainer) -> list[Any]:
 
 
 def set_loader_states(loops: dict[str, Any], states: list[Any]) -> None:
-    """Let saved loops continue with loaders that are not ours; see ``loader_states``.
+    """Put the states of loaders that are not ours into a checkpoint.
 
     Args:
         loops: ``checkpoint["loops"]``; changed in place.
-        states: What the loaders were in between two steps; empty if no batch was read before.
+        states: What `loader_states` returned between two steps; empty before the first batch.
     """
     saved = loops["fit_loop"]["state_dict"]
     if all(map(_is_ours, saved.get(_LOADERS, []))):

@@ -1,10 +1,10 @@
-"""Writing a run's checkpoints, and what to do where a disk does not take them."""
+"""Writing checkpoints, with retries when the disk is full."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
@@ -19,16 +19,17 @@ log = logging.getLogger(__name__)
 LAST = "last.ckpt"
 
 ATTEMPTS = 20
+"""Attempts at a write that must succeed because the run ends."""
 PAUSE_SECONDS = 30.0
-"""What must be saved, because the run ends, is tried so often before it is given up."""
+"""Seconds between two attempts."""
 
 
 class CheckpointWriter:
     """Writes checkpoints into a directory; every rank has to make the same calls.
 
     Args:
-        directory: Where they go.
-        agreement: How the ranks agree.
+        directory: Directory of the checkpoints.
+        agreement: Agreement of the ranks on failures.
     """
 
     def __init__(self, directory: Path, agreement: Agreement) -> None:
@@ -37,82 +38,72 @@ class CheckpointWriter:
 
     @property
     def last(self) -> Path:
-        """Where the newest checkpoint is."""
+        """Path of the newest checkpoint."""
         return self.directory / LAST
 
     def save(self, trainer: L.Trainer, name: str = LAST) -> bool:
-        """Write a checkpoint and make it the last one.
+        """Write a checkpoint and make it the last one; a failure leaves the last good one.
 
         Returns:
-            Whether it was written, as far as this rank knows: rank zero writes. If it was not, the
-            last good one is untouched.
+            Whether it was written, as far as this rank knows: rank zero writes.
         """
         failure = self._write(trainer, self.directory / name)
         if failure is not None:
             log.warning(
-                "step %d: the checkpoint can't be written (%s); training goes on and tries again "
-                "later, and the last good one is still there",
+                "step %d: the checkpoint can't be written (%s): training continues, tries again "
+                "later and keeps the last good checkpoint",
                 trainer.global_step,
                 failure,
             )
         return failure is None
 
     def save_surely(self, trainer: L.Trainer, name: str = LAST) -> None:
-        """Write a checkpoint that nothing comes after; wait a while for a disk that is full.
+        """Write the last checkpoint of a run; wait if the disk is full.
 
         Raises:
             CheckpointError: If it can't be written.
         """
-        found: list[str] = []
-
-        def write() -> str | None:
-            failure = self._write(trainer, self.directory / name)
-            found.append(failure or "another rank says why")
-            return failure
-
-        if not self._tried(write, "its checkpoint"):
+        path = self.directory / name
+        failed, why = self._retry(lambda: self._write(trainer, path), "its checkpoint")
+        if failed:
             raise CheckpointError(
-                f"{self.directory / name} can't be written ({found[-1]}): free space on its disk "
-                "and give the same command with --ckpt_path last, which goes on from the last good "
-                "checkpoint, which is untouched"
+                f"{path} can't be written ({why or 'another rank says why'}): free space on its "
+                "disk and give the same command with --ckpt_path last, which continues from the "
+                "last good checkpoint"
             )
 
     def finish_records(self) -> None:
-        """Write the run's files that are still waiting for space, now that nothing comes after.
+        """Write the run's files that are deferred for lack of space; wait if the disk is full.
 
         Raises:
             InterstackError: If they can't be written.
         """
-
-        def write() -> str | None:
-            waiting = write_deferred()
-            return None if not waiting else _listed(waiting)
-
-        if not self._tried(write, "a part of its records"):
-            waiting = _listed(write_deferred()) or "on another rank, which says more"
+        failed, why = self._retry(_write_deferred, "a part of its records")
+        if failed:
             raise InterstackError(
-                f"the last part of the run's records can't be written ({waiting}): free space; the "
-                f"run is finished and in {self.last}, and the same command with --ckpt_path last "
-                "writes its student"
+                f"the last part of the run's records can't be written "
+                f"({why or 'another rank says why'}): free space; the run is finished and in "
+                f"{self.last}, and the same command with --ckpt_path last writes its student"
             )
 
-    def _tried(self, write: Callable[[], str | None], what: str) -> bool:
-        """Try until it is done on all ranks, or the patience is over.
+    def _retry(self, write: Callable[[], str | None], what: str) -> tuple[bool, str | None]:
+        """Write until it succeeds on all ranks, or all attempts are used.
 
         Args:
-            write: Returns why it can't be done, or None.
-            what: The thing, for the warning.
+            write: Return why the write failed, or None.
+            what: What is written, for the warning.
 
         Returns:
-            Whether it is done.
+            Whether it failed on any rank, and why on this one.
         """
+        failed, failure = True, None
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(PAUSE_SECONDS)
             failure = write()
             (failed,) = self._agreement.any([failure is not None])
             if not failed:
-                return True
+                break
             if failure is not None and not attempt:
                 log.warning(
                     "the run ends, but %s can't be written (%s): waiting %.0f minutes for space",
@@ -120,10 +111,10 @@ class CheckpointWriter:
                     failure,
                     ATTEMPTS * PAUSE_SECONDS / 60,
                 )
-        return False
+        return failed, failure
 
     def _write(self, trainer: L.Trainer, path: Path) -> str | None:
-        """Return why it can't be done, or None."""
+        """Return why the write failed, or None."""
         for logger in trainer.loggers:
             logger.save()  # what was logged before a checkpoint is not logged again after it
         write_deferred()
@@ -137,5 +128,7 @@ class CheckpointWriter:
         return None if failure is None else reason(failure)
 
 
-def _listed(waiting: Mapping[Path, str]) -> str:
-    return ", ".join(f"{path}: {why}" for path, why in sorted(waiting.items()))
+def _write_deferred() -> str | None:
+    """Return why deferred files can't be written, or None."""
+    waiting = write_deferred()
+    return ", ".join(f"{path}: {why}" for path, why in sorted(waiting.items())) or None

@@ -153,7 +153,7 @@ def test_data_that_one_rank_can_not_read_amid_a_window_stops_both(launch: Launch
     """The other one, which has its batch, does not wait for ever; both save the window's start."""
     healthy, ill = launch.of("unreadable")
     assert ill["message"] == "rank1.flac is gone"
-    assert healthy["message"] == "another rank could not go on, and says why"
+    assert healthy["message"] == "another rank has failed: its own message says why"
     assert healthy["steps"] == ill["steps"] == 1
     assert healthy["weights"] == ill["weights"]
 

@@ -102,7 +102,7 @@ def test_make_goes_on_with_two_processes_where_one_was_cut(on_two: Run, tmp_path
     succeed(run, launch(run, command))
     assert before["global_step"] == GROWN_AT + 2
     assert run.checkpoint()["global_step"] == NUM_STEPS
-    assert "saved on 1 ranks and goes on on 2" in run.log.read_text()
+    assert "saved on 1 ranks and continues on 2" in run.log.read_text()
     steps = [row["step"] for row in run.metrics()]
     assert sorted(set(map(int, steps))) == list(range(NUM_STEPS))
 
@@ -112,5 +112,5 @@ def test_one_process_goes_on_where_two_were(on_two: Run, tmp_path: Path) -> None
     run = Run(tmp_path / "run", on_two.words)
     stage = on_two.directory / "checkpoints" / "stage-1.ckpt"
     run.finish(f"--ckpt_path={stage}")
-    assert "saved on 2 ranks and goes on on 1" in run.log.read_text()
+    assert "saved on 2 ranks and continues on 1" in run.log.read_text()
     assert run.checkpoint()["global_step"] == NUM_STEPS

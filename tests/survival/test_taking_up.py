@@ -196,7 +196,7 @@ def test_a_damaged_newest_checkpoint_is_skipped_aloud_and_kept(broken: Run, fini
     broken.finish("--ckpt_path=last")
     log = broken.log.read_text()
     assert "the newest checkpoint is skipped" in log
-    assert f"stage-1.ckpt of step {GROWN_AT}, and what was trained after it" in log
+    assert f"stage-1.ckpt of step {GROWN_AT}, and steps after it" in log
     assert (checkpoints / "last.ckpt.1").read_bytes() == b"damaged"
     assert (checkpoints / "stage-2.ckpt.1").read_bytes() == b"damaged"
     assert_same_end(finished, broken)
