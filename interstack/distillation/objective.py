@@ -65,6 +65,22 @@ class Objective(ABC):
         """
         return [1.0] * num_taps
 
+    def weighted_sum(self, by_tap: Tensor) -> Tensor:
+        """Return the loss, (), of the taps' mean distances, (taps,): linear in them.
+
+        Raises:
+            ConfigurationError: If ``tap_weights`` are those of another number of taps.
+        """
+        weights = self.tap_weights(len(by_tap))
+        if len(weights) != len(by_tap):
+            raise ConfigurationError(
+                f"model.objective.kind is a {type(self).__name__}, whose tap_weights returns "
+                f"{len(weights)} numbers for {len(by_tap)} taps: return one for each tap"
+            )
+        # numbers of the processor: a tensor of weights would have to be copied to the device
+        terms = [weight * mean for weight, mean in zip(weights, by_tap.unbind(), strict=True)]
+        return torch.stack(terms).sum()
+
 
 @dataclass(frozen=True)
 class MeanSquaredError(Objective):
@@ -82,6 +98,10 @@ class MeanSquaredError(Objective):
         each = self.intermediate_weight / num_taps
         return [each] * (num_taps - 1) + [1.0 + each]
 
+    def weighted_sum(self, by_tap: Tensor) -> Tensor:
+        """Return the same, rounded as it always was: as the formula is written."""
+        return by_tap[-1] + self.intermediate_weight * by_tap.mean()
+
 
 @dataclass(frozen=True)
 class DistilHubertLoss(Objective):
@@ -95,6 +115,10 @@ class DistilHubertLoss(Objective):
         cosine = F.cosine_similarity(prediction, target, dim=-1)
         l1 = (prediction - target).abs().mean(dim=-1)
         return l1 - self.cosine_weight * F.logsigmoid(cosine)
+
+    def weighted_sum(self, by_tap: Tensor) -> Tensor:
+        """Return the sum over the taps."""
+        return by_tap.sum()
 
 
 @dataclass(frozen=True)
@@ -244,15 +268,7 @@ def total_loss(by_tap: Tensor, config: ObjectiveConfig) -> Tensor:
     Raises:
         ConfigurationError: If a user's own objective has weights for another number of taps.
     """
-    weights = config.objective.tap_weights(len(by_tap))
-    if len(weights) != len(by_tap):
-        raise ConfigurationError(
-            f"model.objective.kind is {config.kind}, whose tap_weights returns {len(weights)} "
-            f"numbers for {len(by_tap)} taps: return one for each tap"
-        )
-    # numbers of the processor: a tensor of weights would have to be copied to the device
-    terms = [weight * mean for weight, mean in zip(weights, by_tap.unbind(), strict=True)]
-    return torch.stack(terms).sum()
+    return config.objective.weighted_sum(by_tap)
 
 
 def layer_normed(target: Tensor) -> Tensor:

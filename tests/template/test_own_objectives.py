@@ -67,11 +67,19 @@ def config(kind: type[Objective], **init_args: object) -> ObjectiveConfig:
 
 
 def test_an_own_objective_with_the_formula_of_ours_gives_its_loss() -> None:
-    """Bit by bit."""
+    """By its weights alone, up to rounding."""
     speech = example()
-    assert loss_of(*speech, config(SquaredDistance, weight=0.25)) == loss_of(
-        *speech, ObjectiveConfig(intermediate_weight=0.25)
-    )
+    ours = loss_of(*speech, ObjectiveConfig(intermediate_weight=0.25))
+    own = loss_of(*speech, config(SquaredDistance, weight=0.25))
+    assert own == pytest.approx(ours, rel=1e-6)
+
+
+@pytest.mark.parametrize("ours", [ObjectiveConfig(), ObjectiveConfig("distilhubert")])
+def test_the_weights_of_our_objectives_are_those_of_their_formulas(ours: ObjectiveConfig) -> None:
+    """Which are written out, so that their rounding stays."""
+    by_tap = torch.rand(NUM_TAPS)
+    weighted = Objective.weighted_sum(ours.objective, by_tap)
+    torch.testing.assert_close(weighted, total_loss(by_tap, ours))
 
 
 @pytest.mark.parametrize("kind", [SquaredDistance, WithinUtterance])
