@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
-import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
 from interstack.commands.dry_run import describe_run
+from interstack.commands.options import choose_device
 from interstack.data.base import Split
 from interstack.distillation.module import Distillation
 from interstack.distillation.precision import check_precision_option
@@ -105,17 +104,7 @@ def _options(config: Namespace, target_cache: str | None, module: Distillation) 
         with_features=module.student_config.front_end == "shared",
         splits=tuple(dict.fromkeys(config.splits)),
         share=Share.parse(config.share),
-        device=_device(config.device),
+        device=choose_device(config.device),
         shard_bytes=int(config.shard_megabytes * 1e6),
         precision_check=module.precision_check,
     )
-
-
-def _device(name: str) -> torch.device:
-    """Return the device; of several GPUs each of torchrun's ranks takes its own."""
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        raise ConfigurationError("--device cuda is asked for, but no GPU is available: give cpu")
-    if name == "cpu" or not available:
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -9,8 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
-
+from interstack.commands.options import choose_device
 from interstack.errors import ConfigurationError, TeacherError
 from interstack.evaluation.costs import costs_table, measure_costs
 from interstack.export.huggingface import export_student, load_student
@@ -50,11 +49,9 @@ def run_inspect(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if options.seconds < 0.1 or options.rounds < 1:
         raise ConfigurationError("inspect needs --seconds of 0.1 at least, and --rounds of 1")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("--device cuda is asked for, but no GPU is available: give cpu")
+    device = choose_device(options.device)
     if options.json is not None:
         check_output(options.json, "--json")
-    device = torch.device(options.device)
     with tempfile.TemporaryDirectory() as scratch:
         models = list(dict(_models(options.models, Path(scratch))).items())
         costs = measure_costs(models, seconds=options.seconds, rounds=options.rounds, device=device)

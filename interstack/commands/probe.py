@@ -11,12 +11,12 @@ from typing import Any, get_args
 from rich.console import Console
 from rich.table import Table
 
+from interstack.commands.options import check_flags
 from interstack.data.skips import OnCorrupt
 from interstack.errors import ConfigurationError
 from interstack.evaluation.clip_probe import clip_table, run_clip_probe
 from interstack.evaluation.phone_probe import phone_table, run_phone_probe
 from interstack.evaluation.upstreams import LOG_MEL, RANDOM
-from interstack.settings import check_effect
 from interstack.utils.disk import check_output, write_output
 
 TASKS = ("phones", "domain", "speaker")
@@ -41,8 +41,7 @@ def run_probe(arguments: Sequence[str]) -> None:
         raise ConfigurationError(f"--seeds is {options.seeds}: give 1 or more")
     if "phones" not in options.tasks:
         where, fix = f"with --tasks {' '.join(options.tasks)}", "add phones to --tasks"
-        check_effect("--alignments", options.alignments, None, where, fix)
-        check_effect("--per-layer", options.per_layer, False, where, fix)
+        check_flags(options, {"alignments": None, "per_layer": False}, where, fix)
     if options.json is not None:
         check_output(options.json, "--json")
     options.upstream = _with_untrained(options.upstream)
