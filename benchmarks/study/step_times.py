@@ -256,7 +256,7 @@ def _time_steps(
     run.module.teacher.to(device)
     modules = [each.to(device) for each in grown(run.module, run.growth)]
     for each in modules:
-        each.compile_as_asked()
+        each.compile_models()
     steps = [TimedStep(trainer, each) for each in modules]
     padded = [_padded_seconds(each.batch) for each in loaded]
     mean = run.datamodule.mean_batch_seconds(1) or fmean(padded)

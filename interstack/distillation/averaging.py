@@ -40,7 +40,7 @@ _REFUSED: Final[dict[type[L.Callback], str]] = {
         "prune the exported student instead"
     ),
     BaseFinetuning: (
-        "adds parameters to the optimizer by itself, while growth makes it anew from all that are "
+        "adds parameters to the optimizer by itself, while growth makes it again from all that are "
         "trained: for a frozen front end give model.student.front_end shared instead"
     ),
 }
@@ -75,7 +75,7 @@ def check_callback_class(kind: type) -> None:
             raise ConfigurationError(f"trainer.callbacks has {kind.__name__}, which {reason}")
 
 
-def check_goes_on(trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> None:
+def check_averaging_continues(trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> None:
     """Refuse to resume a run without the average that it keeps: its weights would be the average.
 
     Raises:
@@ -86,7 +86,7 @@ def check_goes_on(trainer: L.Trainer, checkpoint: Mapping[str, Any]) -> None:
         kept = checkpoint.get(AVERAGING_KEY, {}).get("callback", "WeightAveraging")
         raise ConfigurationError(
             f"trainer.callbacks has no {kept}, but the run keeps an average of its weights: give "
-            "the callback that it began with, or begin a new run in another directory"
+            "the callback that it was started with, or start a new run in another directory"
         )
 
 
@@ -133,8 +133,8 @@ def averaged_weights(trainer: L.Trainer, module: L.LightningModule) -> Iterator[
 def settle_averages(trainer: L.Trainer, module: L.LightningModule) -> None:
     """Bring averages up to date in what is no average.
 
-    The average of no step yet is the module itself, not what it was when the run began. Buffers are
-    statistics of the targets, measured once: an average of them would only be rounded.
+    The average of no step yet is the module itself, not what it was when the run started.
+    Buffers are statistics of the targets, measured once: an average would only round them.
     """
     for average in averages_of(trainer, module):
         pairs = list(zip(average.module.buffers(), module.buffers(), strict=True))
@@ -162,7 +162,7 @@ class KeepAverages(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Keep the weights: if training ends here, Lightning puts the average in their place.
 
-        A checkpoint of a run that has ended early would have them no more, and could not go on
+        A checkpoint of a run that has ended early would have them no more, and could not continue
         exactly.
         """
         settle_averages(trainer, pl_module)

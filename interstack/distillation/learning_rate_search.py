@@ -28,7 +28,7 @@ def check_rate_was_found(trainer: L.Trainer, found: float | None) -> None:
     """Stop a run whose search has ended without a rate: it would train with that of the settings.
 
     Args:
-        trainer: About to begin its run, after a search if there is one.
+        trainer: About to start its run, after a search if there is one.
         found: What the search has set.
 
     Raises:

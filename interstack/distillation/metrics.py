@@ -38,7 +38,7 @@ class DistillationLoss(Metric):
 
         Args:
             sums: The batch's sums.
-            fault: Says what is wrong with the batch; asked only if its sums are not finite.
+            fault: Returns what is wrong with the batch; called only if its sums are not finite.
 
         Raises:
             DataError: If it is not finite. Among several ranks ``compute`` raises instead, where
@@ -65,6 +65,6 @@ class DistillationLoss(Metric):
         return loss, by_tap
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Forget all batches."""
         super().reset()
         self._fault = ""

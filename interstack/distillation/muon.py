@@ -125,9 +125,9 @@ class MuonAdamW(torch.optim.Optimizer):
             held_back = self.found_inf.to(torch.bool)
             new_buffers = torch.where(held_back, buffers, new_buffers)
             new_weights = torch.where(held_back, weights, new_weights)
-        for place, parameter in enumerate(parameters):
-            self.state[parameter]["momentum_buffer"].copy_(new_buffers[place])
-            parameter.copy_(new_weights[place])
+        for index, parameter in enumerate(parameters):
+            self.state[parameter]["momentum_buffer"].copy_(new_buffers[index])
+            parameter.copy_(new_weights[index])
 
 
 def orthogonalise(matrices: Tensor, dtype: torch.dtype | None = None) -> Tensor:

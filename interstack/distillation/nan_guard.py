@@ -1,4 +1,4 @@
-"""Batches whose loss is not finite: the run stops and says why, or goes on without them."""
+"""Batches whose loss is not finite: the run stops and names them, or continues without them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from interstack.models.teacher import overflow_fix
 
 
 def step_is_logged(trainer: L.Trainer) -> bool:
-    """Tell whether the loggers will be given the optimizer step that begins, or goes on.
+    """Return whether the loggers will be given the present optimizer step.
 
     Keeping a figure costs Lightning a third of a millisecond, so that what nobody would see of the
     other steps is not kept.
@@ -86,7 +86,7 @@ class BatchLoss(NamedTuple):
         Only for a batch that is not finite: whatever is fine otherwise overflows in the loss.
 
         Args:
-            where: Which batch it is, to begin the sentence with.
+            where: Which batch it is, the first words of the sentence.
         """
         padding = ~self.output.mask[..., None]
         past_end = torch.arange(self.batch.waveforms.shape[1], device=padding.device)
@@ -113,7 +113,7 @@ class BatchLoss(NamedTuple):
 
 
 MOST_PENDING: Final = 32
-"""Batches that wait for a look at most; all of them are kept till then."""
+"""Most batches that wait for their check; all of them are kept till then."""
 
 
 class PendingBatch(NamedTuple):
@@ -132,7 +132,7 @@ class PendingBatch(NamedTuple):
 
 
 class PendingBatches:
-    """Holds the updates back from the first bad batch on, and finds that batch when it is asked."""
+    """Holds the updates back from the first bad batch on, and finds that batch later."""
 
     def __init__(self) -> None:
         self._batches: list[PendingBatch] = []
@@ -157,7 +157,7 @@ class PendingBatches:
         self._any_bad = is_bad[0] if earlier is None else torch.maximum(earlier, is_bad[0])
 
     def hold_back(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let the step that comes change nothing if a batch was bad; a fused optimizer obeys."""
+        """Let the step that comes change nothing if a batch was bad; fused optimizers heed it."""
         fused: Any = optimizer
         fused.found_inf = self._any_bad
 
@@ -190,8 +190,8 @@ _log = logging.getLogger(__name__)
 class NonFiniteBatches:
     """Stops a run at a batch whose loss is not finite, or skips and counts such batches.
 
-    Whether it is, a CPU says at once. A GPU would be kept waiting by the question, so ``stop`` asks
-    it now and then, for all batches since the last time, and what a bad batch would have done to
+    On a CPU each batch is checked at once. On a GPU a check waits for the device, so ``stop``
+    checks now and then, all batches since the last check, and what a bad batch would have done to
     the weights is held back until then. ``skip`` makes a GPU wait at each batch: what is logged,
     counted and averaged in the meantime depends on the answer.
 
@@ -205,7 +205,7 @@ class NonFiniteBatches:
     skipped: int
     """Batches skipped since the run's beginning; all ranks' micro-batches count as one."""
     patience: int | None
-    """Batches that may wait for a look; 1 looks at each, None is what suits the device."""
+    """Batches that may wait for their check; 1 checks each, None is what suits the device."""
 
     def __init__(self, policy: NonFinitePolicy) -> None:
         if policy not in get_args(NonFinitePolicy):
@@ -221,7 +221,7 @@ class NonFiniteBatches:
         self._pending = PendingBatches()
 
     def defers(self, trainer: L.Trainer) -> bool:
-        """Whether batches are looked at later, with ``defer`` and ``look``."""
+        """Whether batches are checked later, with ``defer`` and ``check``."""
         return self.policy == "stop" and self._patience(trainer) > 1
 
     def _patience(self, trainer: L.Trainer) -> int:
@@ -230,11 +230,11 @@ class NonFiniteBatches:
         on_cpu = trainer.strategy.root_device.type == "cpu"
         # A scaler waits for the device at every step by itself, and holds updates back in its way.
         scales = getattr(trainer.precision_plugin, "scaler", None) is not None
-        obeys = all(optimizer.defaults.get("fused") for optimizer in trainer.optimizers)
-        return 1 if on_cpu or scales or not obeys else MOST_PENDING
+        heeds = all(optimizer.defaults.get("fused") for optimizer in trainer.optimizers)
+        return 1 if on_cpu or scales or not heeds else MOST_PENDING
 
     def defer(self, mine: BatchLoss, loss: Tensor, trainer: L.Trainer) -> bool:
-        """Note a batch that is looked at later; all ranks call this together.
+        """Note a batch that is checked later; all ranks call this together.
 
         Args:
             mine: This rank's part of it.
@@ -242,7 +242,7 @@ class NonFiniteBatches:
             trainer: The run's.
 
         Returns:
-            Whether it is time to look: where losses are logged and so waited for anyway, and
+            Whether it is time to check: where losses are logged and so waited for anyway, and
             where too many batches are kept.
         """
         step = trainer.global_step
@@ -250,15 +250,15 @@ class NonFiniteBatches:
         return step_is_logged(trainer) or len(self._pending) >= self._patience(trainer)
 
     def forget(self) -> None:
-        """Forget what a fit that broke off has left to be looked at."""
+        """Forget what a fit that broke off has left to be checked."""
         self._pending = PendingBatches()
         self._window_counts = False
 
-    def look(self, again: Callable[[Batch], BatchLoss]) -> None:
-        """Wait for the device and look at the batches since the last time; so do all ranks.
+    def check(self, recompute: Callable[[Batch], BatchLoss]) -> None:
+        """Wait for the device and check the batches since the last time; so do all ranks.
 
         Args:
-            again: Computes a batch's loss once more.
+            recompute: Computes a batch's loss once more.
 
         Raises:
             DataError: With step and utterances, if one of them was not finite.
@@ -269,7 +269,7 @@ class NonFiniteBatches:
         (step, batch, _), is_mine = found
         if not is_mine:
             raise self._stop(f"step {step}: {ANOTHER_RANK}")
-        mine = again(batch)
+        mine = recompute(batch)
         if not mine.is_finite:
             raise self._stop(mine.fault(f"step {step}"))
         raise self._stop(
@@ -278,7 +278,7 @@ class NonFiniteBatches:
         )
 
     def _stop(self, fault: str) -> DataError:
-        return DataError(f"{fault}; model.non_finite skip goes on without such batches")
+        return DataError(f"{fault}; model.non_finite skip continues without such batches")
 
     def count(self) -> None:
         """Note that a batch of the present accumulation window counts."""
@@ -319,7 +319,7 @@ class NonFiniteBatches:
         """End an accumulation window, before its step; one without a batch that counts is void.
 
         A void step changes neither weights nor moments, and has no loss to log. Nor does a step
-        from a bad batch on that is still to be looked at.
+        from a bad batch on that is still to be checked.
         """
         self._pending.hold_back(optimizer)
         if not self._window_counts:

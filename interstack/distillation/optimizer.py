@@ -1,7 +1,7 @@
 """The optimizer's settings, and the learning rate as a function of the run's progress.
 
 The rate is no torch scheduler: growth makes a new optimizer, which would start one afresh, while
-progress goes on through growth and resume alike.
+progress continues through growth and resume alike.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def make_optimizer(
     ``found_inf`` is a tensor that holds 1, a step leaves weights, moments and step counts alone.
 
     Args:
-        named_parameters: A module's; those without ``requires_grad`` are left out.
+        named_parameters: A module's; those without ``requires_grad`` are skipped.
         config: The settings.
         layer_prefix: What the names of the encoder layers' parameters begin with; under ``muon``
             their matrices are Muon's.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final
 
 import lightning as L
 import torch
@@ -13,12 +13,10 @@ from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor
 
-from interstack.constants import SAMPLE_RATE
 from interstack.data.batch import Batch
 from interstack.data.datamodule import SpeechDataModule
 from interstack.data.dataset import first_utterances
 from interstack.errors import ConfigurationError, InterstackError
-from interstack.models.front_end import receptive_field
 from interstack.models.precision import (
     NO_TF32,
     SWITCH_OFF,
@@ -147,7 +145,7 @@ def _reports(trainer: L.Trainer, module: Distillation, batch: Batch) -> list[Pre
         features = None
         if module.student.freeze_front_end:
             with torch.no_grad():
-                features = module.tell(batch).features
+                features = module.teacher_forward(batch).features
 
         def run(student: Student) -> Sequence[Tensor]:
             output = student(batch.waveforms, batch.num_samples, features)
@@ -212,45 +210,3 @@ def _sample(trainer: L.Trainer) -> Batch | None:
         return batch
     rows = slice(0, 2)
     return Batch(batch.waveforms[rows], batch.num_samples[rows], batch.ids[rows])
-
-
-class SpeechLengths(Protocol):
-    """What a data module says of the lengths of its utterances."""
-
-    min_seconds: float
-    max_seconds: float | None
-
-
-class HearingLimit(Protocol):
-    """What a teacher, or the cache of its targets, says of the lengths that it takes."""
-
-    source: str
-    max_samples: int | None
-
-
-def check_lengths(data: SpeechLengths, student: Student, teacher: HearingLimit | None) -> None:
-    """Refuse data whose shortest or longest utterances a model can't take.
-
-    Args:
-        data: The data module.
-        student: The student, whose receptive field the shortest utterance has to fill.
-        teacher: The teacher, whose positions the longest one must not exceed; None if it is not
-            needed.
-
-    Raises:
-        ConfigurationError: With the setting to change.
-    """
-    needed = receptive_field(student.config)
-    if data.min_seconds * SAMPLE_RATE < needed:
-        raise ConfigurationError(
-            f"data.min_seconds {data.min_seconds} lets audio through that is shorter than the "
-            f"front end's receptive field: give {needed / SAMPLE_RATE} or more"
-        )
-    if teacher is None or teacher.max_samples is None:
-        return
-    limit = teacher.max_samples / SAMPLE_RATE
-    if data.max_seconds is None or data.max_seconds > limit:
-        raise ConfigurationError(
-            f"the teacher {teacher.source} has positions for {limit:g} s, but data.max_seconds is "
-            f"{data.max_seconds}: set it to {limit:g} or less"
-        )

@@ -69,7 +69,7 @@ def align_frames(
 
 
 class TargetNorm(nn.Module):
-    """Normalises targets as the objective asks; channel statistics are part of the checkpoint.
+    """Normalises targets as the objective requires; channel statistics are part of the checkpoint.
 
     Args:
         config: The objective.
@@ -138,7 +138,7 @@ _log = logging.getLogger(__name__)
 @torch.no_grad()
 def measure_channels(
     trainer: L.Trainer,
-    ask: Callable[[Batch], tuple[StudentOutput, tuple[Tensor, ...]]],
+    forward: Callable[[Batch], tuple[StudentOutput, tuple[Tensor, ...]]],
     seconds: float,
     policy: NonFinitePolicy,
     formats: NumberFormats,
@@ -147,9 +147,9 @@ def measure_channels(
 
     Args:
         trainer: A Trainer that is about to fit; every rank has to call this.
-        ask: Gives the student's output and the targets as the teacher has them.
+        forward: Returns the student's output and the targets as the teacher has them.
         seconds: Seconds of audio to measure on, all ranks together.
-        policy: Whether targets that are not finite stop the run, or are left out.
+        policy: Whether targets that are not finite stop the run, or are skipped.
         formats: What they are computed with.
 
     Returns:
@@ -159,9 +159,9 @@ def measure_channels(
         DataError: If a target is not finite and the policy is ``stop``, or nothing is left.
     """
     measured = []
-    heard = 0.0
+    seconds_read = 0.0
     for number, batch in enumerate(_training_batches(trainer)):
-        output, targets = ask(batch)
+        output, targets = forward(batch)
         mine = channel_sums(targets, output.mask)
         total, squares, frames, length = sum_over_ranks((*mine, batch.seconds), trainer.world_size)
         if bool(torch.isfinite(squares).all()):
@@ -172,9 +172,9 @@ def measure_channels(
             fault = f"{here}: {ANOTHER_RANK}" if part.is_finite else part.fault(here)
             if policy == "stop":
                 raise DataError(fault)
-            _log.warning("%s; the batch is left out", fault)
-        heard += float(length)
-        if heard >= seconds:
+            _log.warning("%s; the batch is skipped", fault)
+        seconds_read += float(length)
+        if seconds_read >= seconds:
             break
     if not measured:
         raise DataError(

@@ -40,7 +40,7 @@ def grow_averages(
     for average in averages_of(trainer, module):
         copied: Any = average.module
         grow_at(copied, path, replace(plan, fresh_clones=False))  # draws nothing
-        for place in range(plan.depth) if plan.fresh_clones else ():
-            if plan.is_clone(place):
-                fresh = find_layers(module, path)[place].state_dict()
-                find_layers(copied, path)[place].load_state_dict(fresh)
+        for index in range(plan.depth) if plan.fresh_clones else ():
+            if plan.is_clone(index):
+                fresh = find_layers(module, path)[index].state_dict()
+                find_layers(copied, path)[index].load_state_dict(fresh)

@@ -1,4 +1,4 @@
-"""All contact with the Trainer's strategy: rebuilding what hangs on the module's parameters."""
+"""The Lightning callback that grows a module, and all contact with the Trainer's strategy."""
 
 from __future__ import annotations
 
@@ -140,14 +140,14 @@ class InterleavedStacking(Stacking, L.Callback):
         depths: Layers of each stage, strictly increasing; with a single one nothing grows.
         operator: How the layers grow: ``interleave`` or one of its rivals.
         schedule: ``eql``: all stages equally long. ``prop``: stage b takes a share proportional to
-            b^alpha. ``explicit``: as ``lengths`` says.
+            b^alpha. ``explicit``: given by ``lengths``.
         alpha: Exponent of ``prop``, and refused with another schedule.
         lengths: Length of each stage for ``explicit``; they sum to the run's.
         unit: Unit of ``lengths``, and refused without them: ``epochs`` (fractions allowed) or
             ``steps``.
         optimizer_state: The optimizer's moments and step counts at growth. ``reset``: all begin at
-            zero. ``carry``: clones begin at zero, everything else goes on. ``clone``: clones begin
-            with copies of their parents'.
+            zero. ``carry``: clones begin at zero, everything else continues. ``clone``: clones
+            begin with copies of their parents'.
         learning_rate: ``continue``: one schedule over the whole run. ``rewarm``: after each growth
             it rises linearly from near 0 to what is due.
         rewarm_steps: Optimizer steps of that rise, such as 500. Belongs to ``rewarm``.
@@ -290,7 +290,7 @@ class InterleavedStacking(Stacking, L.Callback):
         """Continue where a run was cut; validation, test and prediction go by no schedule.
 
         Raises:
-            ConfigurationError: If the run began with another schedule, with both.
+            ConfigurationError: If the run was started with another schedule, with both.
         """
         if self._fitting and self._record is not None:
             check_unchanged(ScheduleRecord.from_primitives(state_dict["schedule"]), self._record)

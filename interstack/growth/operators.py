@@ -159,7 +159,7 @@ def plan_growth(
     if (plan.old_depth, plan.depth) != (len(lineage), depth):
         raise ConfigurationError(
             f"the growth operator planned {plan.old_depth} → {plan.depth} layers where "
-            f"{len(lineage)} → {depth} were asked for"
+            f"{len(lineage)} → {depth} were required"
         )
     return plan
 

@@ -131,7 +131,7 @@ def _old_groups(
         origins = (index_of.get(parents.get(each, each)) for each in group["params"])
         groups.append(next((index for index in origins if index is not None), None))
     if len(groups) == len(old.param_groups):  # an empty group, or one that was frozen before
-        return [place if index is None else index for place, index in enumerate(groups)]
+        return [position if index is None else index for position, index in enumerate(groups)]
     return groups
 
 

@@ -17,12 +17,12 @@ class GrowthPlan:
     """How a stack of ``old_depth`` layers becomes one of ``depth`` layers.
 
     ``parents`` alone says what happens. The first layer of the grown stack with a given parent is
-    that parent itself, moved to its new place (an *original*); every later one is a *clone* of it.
+    that parent itself, moved to its new index (an *original*); every later one is a *clone* of it.
 
     Attributes:
         parents: For every layer of the grown stack, bottom first, the index of its parent in the
             present stack. Counted from 0.
-        fresh_clones: Fill the clones' places with newly initialised layers instead of copies.
+        fresh_clones: Fill the clones' positions with newly initialised layers instead of copies.
 
     Raises:
         ConfigurationError: If a layer of the present stack is lost, or originals change order.
@@ -32,7 +32,7 @@ class GrowthPlan:
     fresh_clones: bool = False
 
     def __post_init__(self) -> None:
-        originals = [self.parents[place] for place in self.original_places]
+        originals = [self.parents[index] for index in self.original_indices]
         if not originals or originals != list(range(max(self.parents) + 1)):
             raise ConfigurationError(
                 f"the growth plan {list(self.parents)} loses layers of the present stack or "
@@ -41,9 +41,9 @@ class GrowthPlan:
             )
 
     @property
-    def original_places(self) -> list[int]:
-        """Place of every original in the grown stack, bottom first."""
-        return [place for place in range(len(self.parents)) if not self.is_clone(place)]
+    def original_indices(self) -> list[int]:
+        """Index of every original in the grown stack, bottom first."""
+        return [index for index in range(len(self.parents)) if not self.is_clone(index)]
 
     @property
     def old_depth(self) -> int:
@@ -60,9 +60,9 @@ class GrowthPlan:
         """Whether clones stand next to their originals, so that no layer overtakes another."""
         return list(self.parents) == sorted(self.parents)
 
-    def is_clone(self, place: int) -> bool:
-        """Tell whether the layer at this place of the grown stack is a clone."""
-        return self.parents[place] in self.parents[:place]
+    def is_clone(self, index: int) -> bool:
+        """Return whether the layer at this index of the grown stack is a clone."""
+        return self.parents[index] in self.parents[:index]
 
     def move_taps(
         self, taps: Sequence[int], placement: TapPlacement = "block_end"

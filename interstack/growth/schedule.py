@@ -196,7 +196,7 @@ def check_depths(depths: Sequence[int]) -> None:
         ConfigurationError: In that case.
     """
     if not depths or depths[0] < 1:
-        raise ConfigurationError(f"growth.depths {list(depths)} has to begin with 1 layer or more")
+        raise ConfigurationError(f"growth.depths {list(depths)} must begin with 1 layer or more")
     if any(above <= below for below, above in pairwise(depths)):
         raise ConfigurationError(
             f"growth.depths {list(depths)} have to increase from stage to stage"
@@ -258,22 +258,22 @@ class ScheduleRecord:
         return "\n".join(f"    {line}" for line in [*lines, rest])
 
 
-def check_unchanged(began: ScheduleRecord, resumed: ScheduleRecord) -> None:
-    """Refuse to resume a run with another schedule than it began with.
+def check_unchanged(started: ScheduleRecord, resumed: ScheduleRecord) -> None:
+    """Refuse to resume a run with another schedule than it was started with.
 
     Raises:
         ConfigurationError: With both, if they differ by more than rounding.
     """
-    if not _agree(began, resumed):
+    if not _agree(started, resumed):
         raise ConfigurationError(
-            f"the run began with this growth schedule\n{began}\nand is resumed with this one\n"
-            f"{resumed}\nGive the settings that it began with, which are in its config.yaml, or "
-            "begin a new run in another directory."
+            f"the run was started with this growth schedule\n{started}\nand is resumed with this "
+            f"one\n{resumed}\nGive the settings that it was started with, which are in its "
+            "config.yaml, or start a new run in another directory"
         )
 
 
 def _agree(one: ScheduleRecord, other: ScheduleRecord) -> bool:
-    """Tell whether two schedules are the same; equal shares may have been summed differently."""
+    """Return whether two schedules are the same; equal shares may have been summed differently."""
     if replace(one, stages=()) != replace(other, stages=()):
         return False
     return len(one.stages) == len(other.stages) and all(

@@ -1,7 +1,4 @@
-"""What the growth section's options have in common: names there are, options that need each other.
-
-The command line refuses unknown names by itself; a slip in Python must not train something else.
-"""
+"""What all callbacks that grow layers have in common: settings, growth steps, schedule."""
 
 from __future__ import annotations
 
@@ -179,7 +176,7 @@ class Stacking:
         return [plan for plan in self.plans if present <= plan.old_depth and plan.depth <= depth]
 
     def check_first_depth(self, depth: int) -> None:
-        """Refuse to begin a run at another depth than its first.
+        """Refuse to start a run at another depth than its first.
 
         Raises:
             ConfigurationError: In that case.
@@ -187,7 +184,7 @@ class Stacking:
         if depth != self.depths[0]:
             raise ConfigurationError(
                 f"growth.depths {list(self.depths)} begin with {self.depths[0]} layers, but "
-                f"{self.layers} has {depth} when the run begins: build the model with "
+                f"{self.layers} has {depth} when the run starts: build the model with "
                 f"{self.depths[0]} layers"
             )
 

@@ -52,9 +52,9 @@ def grow_layers(
         )
     present = list(layers)
     grown = []
-    for place, parent in enumerate(plan.parents):
+    for index, parent in enumerate(plan.parents):
         layer = present[parent]
-        if plan.is_clone(place):
+        if plan.is_clone(index):
             make = (fresh_layer or reset_copy) if plan.fresh_clones else copy.deepcopy
             is_compiled = layer._compiled_call_impl is not None
             layer = make(layer)
@@ -117,13 +117,13 @@ def find_layers(module: nn.Module, path: str) -> nn.ModuleList:
             f"{_candidates(module)}"
         )
     first: dict[nn.Module, int] = {}
-    for place, layer in enumerate(layers):
+    for index, layer in enumerate(layers):
         if layer in first:
             raise ConfigurationError(
-                f"growth.layers is {path}, whose layers {first[layer]} and {place} are one module "
+                f"growth.layers is {path}, whose layers {first[layer]} and {index} are one module "
                 "with one set of weights: give layers that do not share their weights"
             )
-        first[layer] = place
+        first[layer] = index
     return layers
 
 
@@ -260,7 +260,7 @@ class GrowPathOnLoad:
         if depth != len(layers):
             raise CheckpointError(
                 f"the checkpoint has {depth} layers at {self.path}, but growth.depths are "
-                f"{list(self.depths)}: give the depths that the run began with"
+                f"{list(self.depths)}: give the depths that the run was started with"
             )
 
 
@@ -289,12 +289,12 @@ def parent_parameters(layers: nn.ModuleList, plan: GrowthPlan) -> dict[Tensor, T
         layers: The layers after the growth step.
         plan: The growth step.
     """
-    places = plan.original_places
+    indices = plan.original_indices
     parents: dict[Tensor, Tensor] = {}
-    for place, parent in enumerate(plan.parents):
-        if plan.is_clone(place):
-            originals = dict(layers[places[parent]].named_parameters())
-            for name, parameter in layers[place].named_parameters():
+    for index, parent in enumerate(plan.parents):
+        if plan.is_clone(index):
+            originals = dict(layers[indices[parent]].named_parameters())
+            for name, parameter in layers[index].named_parameters():
                 if name in originals:
                     parents[parameter] = originals[name]
     return parents

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from transformers import Trainer
 
 _RECORD_KEY: Final = "interstack_growth"
-"""Of the Trainer's saved state: the schedule that the run began with."""
+"""Of the Trainer's saved state: the schedule that the run was started with."""
 
 
 class StackingTrainerCallback(Stacking, TrainerCallback):

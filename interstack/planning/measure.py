@@ -101,7 +101,7 @@ class StepMeter:
         module.teacher.to(device)
         self._steps = []
         for each in grown(module, growth):
-            each.to(device).compile_as_asked()
+            each.to(device).compile_models()
             self._steps.append(TimedStep(trainer, each))
         self._dropout = DropoutMeter(self._steps[-1])
 

@@ -101,8 +101,8 @@ def measure_similarity(trainer: L.Trainer, module: Distillation) -> LayerSimilar
         precision.val_step_context(),
     ):
         moved = strategy.batch_to_device(precision.convert_input(batch))
-        told, layers = _teacher_layers(module, moved)
-        output, states = module.study(moved, told)
+        teacher_output, layers = _teacher_layers(module, moved)
+        output, states = module.student_forward(moved, teacher_output)
     student = [_frames(each, output.mask) for each in output.hidden_states]
     teacher = [_frames(each, output.mask) for each in states]
     return LayerSimilarity(
@@ -114,8 +114,8 @@ def _teacher_layers(module: Distillation, batch: Batch) -> tuple[TeacherOutput, 
     """Return the teacher's output with all its layers, or the cached ones, and their indices."""
     teacher = module.teacher
     if not isinstance(teacher, Teacher):
-        return module.tell(batch), module.student.teacher_taps
-    return module.tell(batch, every_layer=True), tuple(range(teacher.taps[-1] + 1))
+        return module.teacher_forward(batch), module.student.teacher_taps
+    return module.teacher_forward(batch, every_layer=True), tuple(range(teacher.taps[-1] + 1))
 
 
 def _first_validation_batch(trainer: L.Trainer) -> Batch | None:

@@ -12,6 +12,7 @@ from benchmarks.study.corpus import JUDGED_SPEAKERS, arrange
 from benchmarks.study.judge import FILES, finished_runs
 from benchmarks.study.records import RunRecord, curves_of, read_all
 from benchmarks.study.results import write_results
+from benchmarks.study.run import main as run_study
 from interstack.errors import ConfigurationError
 
 RECORD = RunRecord(
@@ -123,3 +124,24 @@ def test_finished_runs_are_found_by_the_study_files(
     assert [(study, run.name) for study, run in finished_runs(tmp_path)] == [
         ("a_operators", "full-seed1")
     ]
+
+
+def test_a_run_with_a_record_is_never_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever it was made; the others are listed in the order of the study."""
+    files, records = tmp_path / "files", tmp_path / "records"
+    files.mkdir()
+    study = (
+        "config: configs/interleaved.yaml\narms: {full: configs/rivals/full.yaml}\nseeds: [1, 2]"
+    )
+    (files / "small.yaml").write_text(study)
+    words = ["--output", str(tmp_path / "runs"), "--probe-corpus", "nowhere", "--dry-run"]
+    words += ["--files", str(files), "--records", str(records), "--studies"]
+    assert run_study([*words, "small"]) == 0
+    assert capsys.readouterr().out.split("\n") == ["small: full-seed1", "small: full-seed2", ""]
+    RECORD.write(records)
+    assert run_study([*words, "small"]) == 0
+    assert capsys.readouterr().out == "small: full-seed2\n"
+    assert run_study([*words, "large"]) == 2
+    assert "--studies has large" in capsys.readouterr().err

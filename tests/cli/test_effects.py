@@ -140,14 +140,12 @@ def test_commands_that_describe_a_run_refuse_alike(
 
 
 SUPERB = ["superb", "--upstream=fbank", "--data-root=nowhere", "--tasks=sd"]
-PROBE = ["probe", f"--corpus={SPEECH}", "--upstream=log-mel", "--tasks=speaker"]
+PROBE = ["probe", f"--corpus={SPEECH}", "--upstream=log-mel"]
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([*PROBE, "--per-layer"], "--per-layer is true, which has no effect with --tasks speaker"),
-        ([*PROBE, "--alignments=x.tsv"], "--alignments is x.tsv"),
         ([*PROBE, "--seeds=0"], "--seeds is 0"),
         (
             [*SUPERB, "--preset=armhubert"],

@@ -315,5 +315,5 @@ def test_a_run_of_before_the_final_norm_is_not_resumed(tmp_path: Path) -> None:
     checkpoint = torch.load(path, weights_only=True)
     del checkpoint[FINAL_NORM_KEY]
     torch.save(checkpoint, path)
-    with pytest.raises(ConfigurationError, match="lacked its final layer norm: begin a new run"):
+    with pytest.raises(ConfigurationError, match="lacked its final layer norm: start a new run"):
         fit(make_trainer(max_steps=4), make_module(teacher, taps=(1, 3)), batches, path)

@@ -144,13 +144,13 @@ def test_an_utterance_does_not_depend_on_its_batch(source: str, models: Path) ->
     clips = read_speech(0.6, 1.0)
     with torch.no_grad():
         together, _ = module(make_batch(clips))
-        features = module.tell(make_batch(clips)).features
+        features = module.teacher_forward(make_batch(clips)).features
         alone, _ = module(make_batch(clips[:1]))
     frames = int(alone.num_frames)
     for padded, own in zip(together.predictions, alone.predictions, strict=True):
         torch.testing.assert_close(padded[0, :frames], own[0], rtol=0, atol=1e-4)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        again = module.tell(make_batch(clips)).features
+        again = module.teacher_forward(make_batch(clips)).features
     expected = PretrainedFrontEnd(str(models / source))(*pad(clips))
     assert features is not None
     assert again is not None
@@ -176,7 +176,7 @@ def test_a_resumed_run_ends_as_one_that_was_never_cut(models: Path, tmp_path: Pa
     other = make_module(teacher, models / "other")
     save("hubert-base", tmp_path).rename(models / "other")
     shift_front_end(models / "other")
-    with pytest.raises(ConfigurationError, match=r"front_end_source is .*other, but the run began"):
+    with pytest.raises(ConfigurationError, match=r"front_end_source is .*other, but the run was"):
         fit_module(make_trainer(EMAWeightAveraging(), max_epochs=2), other, batches, path)
 
 

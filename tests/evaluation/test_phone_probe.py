@@ -26,14 +26,8 @@ from interstack.evaluation.alignments import (
     read_alignments,
 )
 from interstack.evaluation.clip_reader import ClipReader
-from interstack.evaluation.phone_probe import (
-    Frames,
-    ProbeSettings,
-    label_frames,
-    phone_table,
-    run_phone_probe,
-    train_probe,
-)
+from interstack.evaluation.phone_probe import label_frames, phone_table, run_phone_probe
+from interstack.evaluation.probe import Frames, ProbeSettings, train_probe
 from interstack.evaluation.upstreams import LogMelUpstream, load_upstream, untrained
 from tests.models.families import build, read_speech
 

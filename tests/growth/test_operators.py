@@ -133,9 +133,9 @@ def test_interleave_keeps_originals_parents_and_blocks_in_order(depths: tuple[in
     for plan, depth in zip(grow("interleave", *depths), depths[1:], strict=True):
         assert plan.depth == depth
         assert list(plan.parents) == sorted(plan.parents)
-        assert [plan.parents[place] for place in plan.original_places] == list(range(len(lineage)))
+        assert [plan.parents[place] for place in plan.original_indices] == list(range(len(lineage)))
         grown = descend(lineage, plan)
-        for place in set(range(depth)) - set(plan.original_places):
+        for place in set(range(depth)) - set(plan.original_indices):
             parent = plan.parents[place]
             assert parent == len(lineage) - 1 or lineage[parent + 1] != lineage[parent]
         assert list(grown) == sorted(grown)
@@ -160,7 +160,7 @@ def test_interleave_moves_no_layer_by_more_than_one_block(depths: tuple[int, ...
     """Relative places, of originals and of block ends, stay within one block of where they were."""
     lineage = tuple(range(depths[0]))
     for plan in grow("interleave", *depths):
-        for parent, place in enumerate(plan.original_places):
+        for parent, place in enumerate(plan.original_indices):
             moved = abs((place + 0.5) / plan.depth - (parent + 0.5) / plan.old_depth)
             assert moved <= 1 / depths[0]
         grown = descend(lineage, plan)

@@ -23,7 +23,7 @@ def test_the_first_layer_of_a_parent_is_the_original_and_later_ones_are_clones()
     """Wherever the clones stand."""
     plan = GrowthPlan((0, 1, 0, 1, 2))
     assert [plan.is_clone(place) for place in range(5)] == [False, False, True, True, False]
-    assert plan.original_places == [0, 1, 4]
+    assert plan.original_indices == [0, 1, 4]
     assert (plan.old_depth, plan.depth) == (3, 5)
 
 

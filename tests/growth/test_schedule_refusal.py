@@ -14,15 +14,15 @@ from tests.distillation.small_runs import loader, make_module, make_trainer, tra
 from tests.growth.growing_runs import Saver, train
 
 BEGAN = """\
-the run began with this growth schedule
+the run was started with this growth schedule
     stage 1:   2 layers, 0 to 4 steps
     stage 2:   4 layers, 4 to 8 steps
     operator interleave, optimizer_state reset, learning_rate continue
 and is resumed with this one
 """
 MEND = """
-Give the settings that it began with, which are in its config.yaml, or begin a new run in another \
-directory."""
+Give the settings that it was started with, which are in its config.yaml, or start a new run in \
+another directory"""
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_any_one_difference_is_enough(
     settings: dict[str, Any], teacher_directory: Path, begun: Path
 ) -> None:
     """Also where the rest of the run would go on as it was."""
-    with pytest.raises(ConfigurationError, match="began with this growth schedule"):
+    with pytest.raises(ConfigurationError, match="started with this growth schedule"):
         resume(teacher_directory, begun / "6.ckpt", **settings)
 
 

@@ -129,7 +129,7 @@ def test_originals_keep_their_parameter_objects(pre_ln: bool) -> None:
     rest = {name: p for name, p in student.named_parameters() if ".layers." not in name}
     plan = plan_growth(get_operator("interleave"), student.lineage, 6)
     student.grow(plan)
-    for layer, kept, place in zip(before, parameters, plan.original_places, strict=True):
+    for layer, kept, place in zip(before, parameters, plan.original_indices, strict=True):
         assert student.layers[place] is layer
         now = list(student.layers[place].parameters())
         assert [id(parameter) for parameter in now] == [id(parameter) for parameter in kept]

@@ -1,5 +1,8 @@
-"""What a whole clip is labelled with: the domain of a prompt, or the character that speaks.
+"""How well a whole clip's label can be read off a frozen upstream: its prompt's domain, its voice.
 
+    python -m benchmarks.clip_probe --corpus CORPUS --upstream DIR [--tasks domain speaker]
+
+The head is SUPERB's of utterances: the mean over time, a learned weighted sum, a linear layer.
 The labels are those of the corpus that this project is measured on, in LibriSpeech's layout: a
 speaker is a voice of Asterisk's prompts, or a character of the game Fish Fillets (by
 `SPEAKERS.TXT`); a chapter is a folder of prompts, whose number modulo 1000 is the same in all
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,24 +22,20 @@ from statistics import mean
 from typing import Any, Final, Literal
 
 import torch
+from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from interstack.commands.probe import check_probe_options, probe_parser, write_reports
 from interstack.constants import SAMPLE_RATE
 from interstack.data.audio import Decoder, Utterance
 from interstack.data.base import Split
 from interstack.data.folder import LibriSpeechFolder
 from interstack.data.skips import OnCorrupt
-from interstack.errors import ConfigurationError, DataError
+from interstack.errors import ConfigurationError, DataError, InterstackError
 from interstack.evaluation.clip_reader import ClipReader, skipped_note
-from interstack.evaluation.phone_probe import (
-    Frames,
-    Outcome,
-    ProbeSettings,
-    mean_and_spread,
-    train_probe,
-)
+from interstack.evaluation.probe import Frames, Outcome, ProbeSettings, mean_and_spread, train_probe
 from interstack.evaluation.upstreams import Upstream, load_upstream, shortest_clip
 
 ClipTask = Literal["domain", "speaker"]
@@ -354,3 +354,33 @@ def clip_table(report: ClipProbeReport) -> Table:
             mean_and_spread(score.dev),
         )
     return table
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Probe the clips of a corpus for each task, and return the process' exit status."""
+    parser = probe_parser("python -m benchmarks.clip_probe", "Read labels off whole clips.")
+    parser.add_argument("--tasks", nargs="+", choices=list(_LABELLERS), default=list(_LABELLERS))
+    options = parser.parse_args(arguments)
+    console, reports = Console(), []
+    try:
+        check_probe_options(options)
+        for task in dict.fromkeys(options.tasks):
+            report = run_clip_probe(
+                task,
+                options.corpus,
+                options.upstream,
+                seeds=options.seeds,
+                on_corrupt=options.on_corrupt,
+                show_progress=console.is_terminal,
+            )
+            console.print(clip_table(report))
+            reports.append(report.as_dict())
+            write_reports(options.json, reports)  # after each task, which may take long
+    except InterstackError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -70,7 +70,7 @@ def test_from_a_bad_batch_on_nothing_changes_until_it_is_found(teacher_directory
     batches[2] = spoilt(batches[2])
     trail, module = Trail(), patient(teacher_directory)
     with pytest.raises(
-        DataError, match=r"^step 2: the audio of bad is not.*model\.non_finite skip goes on"
+        DataError, match=r"^step 2: the audio of bad is not.*model\.non_finite skip continues"
     ):
         train(make_trainer(trail, depths=(2,), max_steps=6, limit_val_batches=0), module, batches)
     assert trail.steps == 6  # found when training ended
@@ -176,8 +176,8 @@ def test_a_loss_that_is_finite_the_second_time_is_reported_too(teacher_directory
     judge.patience = 4
     assert not judge.defer(bad, bad.sums.by_tap.sum(), trainer)
     with pytest.raises(DataError, match=r"^step 7: the loss of a, b was not finite, but is when"):
-        judge.look(lambda _: mine)
-    judge.look(lambda _: mine)  # nothing is left
+        judge.check(lambda _: mine)
+    judge.check(lambda _: mine)  # nothing is left
 
 
 def test_a_rank_whose_part_is_fine_points_to_the_other(teacher_directory: Path) -> None:
@@ -194,7 +194,7 @@ def test_a_rank_whose_part_is_fine_points_to_the_other(teacher_directory: Path) 
         raise AssertionError
 
     with pytest.raises(DataError, match=r"^step 7: the loss of another rank is not finite"):
-        judge.look(again)
+        judge.check(again)
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,15 @@ import pytest
 import soundfile
 import torch
 
-from interstack.cli import main
-from interstack.errors import DataError
-from interstack.evaluation.clip_probe import (
+from benchmarks.clip_probe import (
     MOST_CLIPS,
+    main,
     pool_clips,
     read_labelled_clips,
     run_clip_probe,
 )
-from interstack.evaluation.phone_probe import ProbeSettings
+from interstack.errors import DataError
+from interstack.evaluation.probe import ProbeSettings
 from interstack.evaluation.upstreams import LogMelUpstream
 from tests.checkpointing.full_disks import NoSpace
 
@@ -117,19 +117,20 @@ def test_the_command_probes_several_tasks_at_once(
     path = tmp_path / "probes.json"
     words = ["--corpus", str(corpus), "--upstream", "log-mel", "--seeds", "1"]
     tasks = ["--tasks", "speaker", "domain"]
-    assert main(["probe", *words, *tasks, "--json", str(path)]) == 0
+    assert main([*words, *tasks, "--json", str(path)]) == 0
     printed = capsys.readouterr().out
     probes = json.loads(path.read_text())["probes"]
     assert [probe["task"] for probe in probes] == ["speaker", "domain"]
     for probe in probes:
         assert f"{probe['upstreams'][0]['score']['test'][0]:.3f}" in printed
-    assert main(["probe", *words, "--tasks", "speakers"]) == 2
-    assert "no probe for speakers" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "--tasks", "speakers"])
+    assert "invalid choice: 'speakers'" in capsys.readouterr().err
     nowhere = str(tmp_path / "no" / "probes.json")
-    assert main(["probe", *words, *tasks, "--json", nowhere]) == 2
+    assert main([*words, *tasks, "--json", nowhere]) == 2
     assert "lies in no directory" in capsys.readouterr().err
     with NoSpace(tmp_path):
-        assert main(["probe", *words, *tasks, "--json", str(tmp_path / "other.json")]) == 2
+        assert main([*words, *tasks, "--json", str(tmp_path / "other.json")]) == 2
     assert "--json" in (printed := capsys.readouterr()).err
     assert "(No space left on device): free space" in printed.err
     assert not printed.out  # before anything is computed
@@ -155,14 +156,14 @@ def test_random_is_an_untrained_copy_of_the_first_encoder(
     path = tmp_path / "probe.json"
     words = ["--corpus", str(corpus), "--tasks", "speaker", "--seeds", "1", "--json", str(path)]
     names = ["--upstream", "log-mel", "--upstream", str(teacher_directory), "--upstream", "random"]
-    assert main(["probe", *words, *names]) == 0
+    assert main([*words, *names]) == 0
     (probe,) = json.loads(path.read_text())["probes"]
     assert [one["upstream"] for one in probe["upstreams"]] == [
         "log-mel",
         str(teacher_directory),
         f"random:{teacher_directory}",
     ]
-    assert main(["probe", *words, "--upstream", "random"]) == 2
+    assert main([*words, "--upstream", "random"]) == 2
     assert "needs a model to be a copy of" in capsys.readouterr().err
 
 
@@ -179,9 +180,9 @@ def test_clips_that_can_not_be_used_are_skipped_by_the_command(
     path = tmp_path / "probe.json"
     words = ["--corpus", str(spoilt), "--tasks", "speaker", "--seeds", "1", "--json", str(path)]
     words += ["--upstream", "log-mel"]
-    assert main(["probe", *words]) == 2
+    assert main([*words]) == 2
     assert f"error: {late} is corrupt" in capsys.readouterr().err
-    assert main(["probe", *words, "--on-corrupt", "skip"]) == 0
+    assert main([*words, "--on-corrupt", "skip"]) == 0
     assert "skipped: 2 of train" in " ".join(capsys.readouterr().out.split())
     (probe,) = json.loads(path.read_text())["probes"]
     assert probe["num_skipped"] == {"train": 2, "validation": 0, "test": 0}
