@@ -58,7 +58,7 @@ def growth_picture(scheme: Scheme) -> str:
         stages.append(lineage)
     for index, plan in enumerate(plans):
         for child, parent in enumerate(plan.parents):
-            dashes = "" if child in plan.original_places else ' stroke-dasharray="3 3"'
+            dashes = "" if child in plan.original_indices else ' stroke-dasharray="3 3"'
             begin = _LEFT + index * _COLUMN + _WIDTH + 3
             end = begin + _COLUMN - _WIDTH - 6
             parts.append(
@@ -66,7 +66,7 @@ def growth_picture(scheme: Scheme) -> str:
                 f'stroke="{colours.line}" fill="none"{dashes}/>'
             )
     for index, lineage in enumerate(stages):
-        originals = range(len(lineage)) if not index else plans[index - 1].original_places
+        originals = range(len(lineage)) if not index else plans[index - 1].original_indices
         parts += _stage(index, lineage, set(originals), colours)
     x = _LEFT + 3 * _COLUMN + _WIDTH
     ends = [layer for layer, (own, above) in enumerate(pairwise((*stages[-1], -1))) if own != above]

@@ -6,6 +6,7 @@ import argparse
 import re
 import typing
 from collections.abc import Iterator, Mapping, Sequence
+from importlib import import_module
 from inspect import isabstract
 from pathlib import Path
 from types import NoneType, UnionType
@@ -16,7 +17,7 @@ import jsonargparse
 from lightning.pytorch.cli import LightningArgumentParser
 
 from interstack import data
-from interstack.cli import COMMANDS
+from interstack.commands import COMMANDS
 from interstack.data.base import SpeechSource
 
 MARKER: Final = "<!-- the tables of options, made from the parsers when the site is built -->"
@@ -56,9 +57,10 @@ def parser_of(command: str) -> argparse.ArgumentParser:
     """Return a command's own parser, as the command makes it.
 
     Args:
-        command: One of ``interstack.cli.COMMANDS``.
+        command: One of ``interstack.commands.COMMANDS``.
     """
-    run, _ = COMMANDS[command]
+    module, _, name = COMMANDS[command][0].rpartition(".")
+    run = getattr(import_module(module), name)
     words = [command] if command in _CONFIGURED[:4] else []
     with (
         mock.patch.object(argparse.ArgumentParser, "parse_args", _capture),

@@ -13,6 +13,7 @@ from typing import Any, Final
 from jsonargparse import ArgumentParser
 from lightning.pytorch.cli import LightningArgumentParser
 
+from interstack.commands import COMMANDS
 from interstack.commands.lightning import InterstackCLI
 from interstack.data.datamodule import SpeechDataModule
 from interstack.distillation.module import Distillation
@@ -44,8 +45,6 @@ def run_completion(arguments: Sequence[str]) -> None:
         raise ConfigurationError(
             "completion needs shtab, which is not installed: pip install 'interstack[completion]'"
         )
-    from interstack.cli import COMMANDS
-
     commands = {name: summary for name, (_, summary) in COMMANDS.items()}
     print(completion_parser(commands).get_completion_script(f"shtab-{shell}"))
 

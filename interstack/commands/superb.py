@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import yaml
 
+from interstack.commands.options import check_flags, key_and_value
 from interstack.data.skips import OnCorrupt
 from interstack.errors import ConfigurationError, DataError
 from interstack.evaluation.superb.job import Job, check_job, run_job
@@ -181,28 +182,24 @@ def _check_effects(options: argparse.Namespace, tasks: Sequence[Task]) -> None:
     if plain == [protocol(task, options.preset, {}) for task in tasks]:
         check_effect("--preset", options.preset, "superb", here, "name a task that it changes")
     if options.no_precision_check and not options.table:
-        device = choose_device(options.device)
-        upstreams = " ".join(options.upstream)
-        for fixed, where in (
-            (device_format(device) == "float32", f"on {device}, which computes in float32"),
-            (
-                set(options.upstream) == {FBANK},
-                f"with --upstream {upstreams}, which has no weights",
-            ),
-        ):
-            if fixed:
-                check_effect("--no-precision-check", True, False, where)
+        device, flag = choose_device(options.device), "--no-precision-check"
+        if device_format(device) == "float32":
+            check_effect(flag, True, False, f"on {device}, which computes in float32")
+        if set(options.upstream) == {FBANK}:
+            check_effect(flag, True, False, f"with --upstream {FBANK}, which has no weights")
     if options.table:
-        defaults = {"share": None, "device": "auto", "num_workers": None, "on_corrupt": "raise"}
-        for name, default in (defaults | {"no_precision_check": False}).items():
-            flag = f"--{name.replace('_', '-')}"
-            check_effect(flag, getattr(options, name), default, "with --table", "leave --table out")
+        defaults = {
+            "share": None,
+            "device": "auto",
+            "num_workers": None,
+            "on_corrupt": "raise",
+            "no_precision_check": False,
+        }
+        check_flags(options, defaults, "with --table", "leave --table out")
 
 
 def _change(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ConfigurationError(f"--set {text} has to be KEY=VALUE, as runner.total_steps=100")
+    key, value = key_and_value("--set", text, "runner.total_steps=100")
     return key, yaml.safe_load(value)
 
 

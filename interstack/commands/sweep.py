@@ -13,11 +13,11 @@ from typing import Any, Final, get_args
 
 import yaml
 
+from interstack.commands.options import check_flags, key_and_value
 from interstack.commands.report import write_report
 from interstack.commands.sweep_plan import SweepPlan, plan_sweep
 from interstack.errors import ConfigurationError, InterstackError, RunInterrupted, first_line
 from interstack.report.run import Run, read_runs
-from interstack.settings import check_effect
 from interstack.sweep.queue import Outcome, Queue, machine_environments
 from interstack.sweep.records import Job, is_finished, read_record
 from interstack.sweep.results import (
@@ -55,9 +55,8 @@ def run_sweep(arguments: Sequence[str]) -> None:
     if options.jobs < 1:
         raise ConfigurationError(f"--jobs is {options.jobs}: give 1 or more")
     if options.table:
-        for name, default in (("partition", None), ("jobs", 1), ("dry_run", False)):
-            flag = f"--{name.replace('_', '-')}"
-            check_effect(flag, getattr(options, name), default, "with --table", "leave --table out")
+        defaults = {"partition": None, "jobs": 1, "dry_run": False}
+        check_flags(options, defaults, "with --table", "leave --table out")
     part = Partition.of_array(options.partition, "--partition")
     study = _study(options)
     if study.baseline is not None and importlib.util.find_spec("scipy") is None:
@@ -142,8 +141,7 @@ def _study(options: argparse.Namespace) -> Study:
     """
     if options.study is None:
         return Study.from_primitives(_content(options), "sweep")
-    for name in _OF_A_STUDY:
-        check_effect(f"--{name}", getattr(options, name), None, "with --study", "write it there")
+    check_flags(options, dict.fromkeys(_OF_A_STUDY), "with --study", "write it there")
     try:
         content = yaml.safe_load(Path(options.study).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -180,12 +178,7 @@ def _content(options: argparse.Namespace) -> dict[str, Any]:
 
 def _pairs(name: str, options: argparse.Namespace) -> Iterable[tuple[str, str]]:
     for text in getattr(options, name) or ():
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ConfigurationError(
-                f"--{name} {text} has no value: write KEY=VALUE, as trainer.max_steps=100"
-            )
-        yield key, value
+        yield key_and_value(f"--{name}", text, "trainer.max_steps=100")
 
 
 def _loaded(text: str, option: str) -> Any:  # noqa: ANN401, any setting's value

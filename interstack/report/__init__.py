@@ -1,1 +1,1 @@
-"""One HTML file of one run or several, from their own records: no network, no account."""
+"""Runs as one HTML file, from their own records: no network, no account."""

@@ -1,1 +1,1 @@
-"""Watching a run: the progress bar, the record of its stages and the closing table."""
+"""Records and logs of a run: stages, events, metrics, loggers and the progress bar."""

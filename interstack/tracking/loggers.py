@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import lightning as L
 import numpy as np
@@ -78,20 +78,21 @@ class RunLogger:
             each.log(event)
 
 
-class EventLogger(Protocol):
+class EventLogger:
     """A logger that can show more of an event than scalars."""
 
     def define(self, metrics: Sequence[str]) -> None:
-        """Announce metrics by their exact names."""
+        """Announce metrics by their exact names, if the logger wants them."""
 
     def catch_up(self, history: Sequence[Event]) -> None:
-        """Continue a run that has logged these events."""
+        """Continue a run that has logged these events, if its earlier log is not enough."""
 
     def log(self, event: Event) -> None:
         """Log what is no scalar: lineages, tables of stages, maps of similarity."""
+        raise NotImplementedError
 
 
-class WandbEventLogger:
+class WandbEventLogger(EventLogger):
     """Weights & Biases: tables, pictures, an alert a growth step; everything offline as well.
 
     Args:
@@ -177,7 +178,7 @@ class WandbEventLogger:
         self._logger.experiment.log({**content, _STEP: step_index(event)})
 
 
-class TensorBoardEventLogger:
+class TensorBoardEventLogger(EventLogger):
     """TensorBoard: pictures and tables.
 
     Args:
@@ -186,12 +187,6 @@ class TensorBoardEventLogger:
 
     def __init__(self, logger: TensorBoardLogger) -> None:
         self._logger = logger
-
-    def define(self, metrics: Sequence[str]) -> None:
-        """Do nothing: TensorBoard has its steps."""
-
-    def catch_up(self, history: Sequence[Event]) -> None:
-        """Do nothing: the file of the earlier process is beside this one's."""
 
     def log(self, event: Event) -> None:
         """Write tables and pictures."""

@@ -172,11 +172,8 @@ class StageRecorder(L.Callback):
         if self.early_end is not None:
             log.warning("the run ended early, %s", self.early_end)
 
-    def on_exception(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: L.Trainer, *_: object, **__: object) -> None:
         """Write what is done, also of the stage in progress."""
-        del pl_module, exception
         if not self._is_training:
             return  # the record of an earlier process may know more than the checkpoint
         self._is_training = False
@@ -226,9 +223,8 @@ class StageRecorder(L.Callback):
         ends_step = not trainer.fit_loop._should_accumulate()
         self._audio.add(batch, trainer.world_size, ends_step=ends_step)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, *_: object, **__: object) -> None:
         """Leave validation out of the stage's time."""
-        del trainer, pl_module
         self.skip_time()
 
     # Records ------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from interstack.cli import COMMANDS, main
+from interstack.cli import main
+from interstack.commands import COMMANDS
 from interstack.distillation.module import Distillation
 from tests import REPOSITORY
 
@@ -65,6 +67,14 @@ def test_an_unknown_command_is_named(capsys: pytest.CaptureFixture[str]) -> None
     """A slip of the pen gets the overview and status 2."""
     assert main(["fti"]) == 2
     assert "there is no command 'fti'" in capsys.readouterr().err
+
+
+def test_every_command_of_the_table_is_a_function() -> None:
+    """Under its dotted name, which is imported when the command is called."""
+    for function, summary in COMMANDS.values():
+        module, _, name = function.rpartition(".")
+        assert callable(getattr(import_module(module), name))
+        assert summary
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])

@@ -14,12 +14,14 @@ import jsonargparse
 import pytest
 
 from interstack import cli
-from interstack.commands import lightning
+from interstack.commands import COMMANDS, lightning
 from tests import REPOSITORY
 
+OF_A_PROJECT: Final = [REPOSITORY / "docs" / name for name in ("extending.md", "template.md")]
+"""They name files of a user's own project; tests/template runs them there."""
 PAGES: Final = [
     REPOSITORY / "README.md",
-    *sorted((REPOSITORY / "docs").glob("*.md")),
+    *sorted(set((REPOSITORY / "docs").glob("*.md")) - set(OF_A_PROJECT)),
     *sorted(REPOSITORY.glob("*/README.md")),
     *sorted(REPOSITORY.glob("*/*/README.md")),
 ]
@@ -33,10 +35,10 @@ def code_lines(page: Path) -> Iterator[str]:
     yield from (line.strip() for line in lines if line.startswith("    "))
 
 
-def commands(*beginnings: str) -> list[str]:
+def commands(*beginnings: str, pages: Sequence[Path] = PAGES) -> list[str]:
     """Return the commands of all pages that begin with one of some words, each once."""
     begun = tuple(f"{beginning} " for beginning in beginnings)
-    lines = (line for page in PAGES for line in code_lines(page))
+    lines = (line for page in pages for line in code_lines(page))
     return list(dict.fromkeys(line for line in lines if line.startswith(begun)))
 
 
@@ -70,10 +72,10 @@ def test_a_command_is_parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(lightning, "with_saved_config", with_a_config)
     for parser in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
         parse_alone(parser, monkeypatch)
-    words = shlex.split(command, comments=True)
+    words = shlex.split(command.partition(" > ")[0], comments=True)
     words = words[1:] if words[0] == "interstack" else words[3:]
     if "--help" in words:
-        assert words[0] in cli.COMMANDS
+        assert words[0] in COMMANDS
         return
     try:
         status = cli.main(words)
@@ -86,8 +88,10 @@ def test_a_command_is_parsed(command: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_pages_show_commands_of_all_kinds() -> None:
     """Every command has an example, and the tests above see it."""
-    shown = {shlex.split(command)[1] for command in commands("interstack")}
-    assert shown == set(cli.COMMANDS)
+    shown = {
+        shlex.split(command)[1] for command in commands("interstack", pages=[*PAGES, *OF_A_PROJECT])
+    }
+    assert shown == set(COMMANDS)
     assert "python -m interstack.cli fit --config configs/interleaved.yaml" in commands("python")
 
 
@@ -98,7 +102,7 @@ def test_scripts_and_targets_are_there() -> None:
     for command in commands("make"):
         assert shlex.split(command, comments=True)[1] in targets, command
     for command in commands("python", "sbatch", "wandb"):
-        words = shlex.split(command, comments=True)
+        words = shlex.split(command.partition(" > ")[0], comments=True)
         if words[1] == "-m":
             assert find_spec(words[2]) is not None, command
         files = [word for word in words[1:] if word.endswith((".py", ".sbatch", ".yaml"))]

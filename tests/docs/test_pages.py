@@ -12,13 +12,14 @@ import pytest
 
 from docs.growth_picture import Scheme, growth_picture
 from docs.options import MARKER, option_tables, options_of, parser_of
-from interstack.cli import COMMANDS
+from interstack.commands import COMMANDS
 from tests import REPOSITORY
+from tests.docs.test_commands import OF_A_PROJECT
 
 README: Final = REPOSITORY / "README.md"
 DOCS: Final = REPOSITORY / "docs"
 CARD: Final = REPOSITORY / "interstack" / "growth" / "README.md"
-PAGES: Final = [README, CARD, *sorted(DOCS.glob("*.md"))]
+PAGES: Final = [README, CARD, *sorted(set(DOCS.glob("*.md")) - set(OF_A_PROJECT))]
 PACKAGE: Final = REPOSITORY / "interstack"
 OF_A_RUN: Final = ("runs/", "RUN/", "OUTPUT/", "clips/", "checkpoints/")
 """What the paths of files begin with that are not the repository's."""

@@ -41,7 +41,7 @@ def test_the_papers_student_has_the_papers_parameters(depth: int, millions: floa
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
-def test_the_optimizers_state_is_as_large_as_it_says(kind: OptimizerKind) -> None:
+def test_the_optimizers_state_has_the_predicted_size(kind: OptimizerKind) -> None:
     """Every number that a step leaves behind, but for AdamW's counts of steps."""
     small = StudentConfig(hidden_size=32, intermediate_size=64, num_attention_heads=4)
     student = Student(student_hubert_config(small, 2), (1, 2), 24)

@@ -28,7 +28,7 @@ def hidden(student: Student) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("pre_ln", [False, True])
-def test_a_kind_that_is_left_out_drops_nothing_and_comes_back(pre_ln: bool) -> None:
+def test_a_kind_that_is_switched_off_drops_nothing_and_is_restored(pre_ln: bool) -> None:
     """Each alone changes the output; without all of them it is that of evaluation, to the bit."""
     config = StudentConfig(
         hidden_size=32,
@@ -56,7 +56,7 @@ def test_a_kind_that_is_left_out_drops_nothing_and_comes_back(pre_ln: bool) -> N
         assert torch.equal(hidden(student), still)
 
 
-def test_what_dropout_takes_is_a_sentence() -> None:
+def test_the_cost_of_dropout_is_a_sentence() -> None:
     """Parts that add up; noise below 0 is 0."""
     kinds = (DropoutCost("attention", 0.1, 0.31), DropoutCost("hidden", 0.2, 0.06))
     assert str(DropoutCosts(12, 1.1, kinds)) == (

@@ -33,7 +33,7 @@ def words(teacher: Path, *more: str) -> list[str]:
 
 
 @pytest.mark.parametrize("front_end", ["shared", "own"])
-def test_a_plan_says_what_the_run_will_cost(
+def test_a_plan_has_the_costs_of_the_run(
     front_end: str, teacher_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Tables for people, JSON for programs, and nothing else is written."""
@@ -87,7 +87,7 @@ def test_a_plan_says_what_the_run_will_cost(
         assert "up to 24 s = 2 × 2 × 6 s (ranks × micro-batches × batch)" in printed
 
 
-def test_with_a_cache_the_teacher_costs_nothing_any_more(
+def test_with_a_cache_the_teacher_costs_nothing(
     teacher_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Neither in the table of stages nor as something that could still be saved."""
@@ -131,7 +131,7 @@ def test_a_plan_is_compared_with_a_run(
         ("--trainer.num_nodes=0", "trainer.num_nodes is 0"),
     ],
 )
-def test_what_cant_be_planned_is_refused(
+def test_settings_that_can_not_be_planned_are_refused(
     option: str, message: str, teacher_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One error that names the option."""
@@ -168,7 +168,7 @@ SCHEDULER = ("GradientAccumulationScheduler", {"scheduling": {0: 1, 1: 2}})
     ],
     ids=" ".join,
 )
-def test_what_fit_refuses_plan_refuses_alike(
+def test_plan_refuses_what_fit_refuses(
     options: tuple[str, ...],
     teacher_directory: Path,
     tmp_path: Path,

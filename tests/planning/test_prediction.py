@@ -46,7 +46,7 @@ def staged(weights: list[int]) -> GrowthSchedule:
 
 
 @given(weights=st.lists(st.integers(1, 20), min_size=1, max_size=6), total=st.integers(6, 500))
-def test_each_step_belongs_to_the_stage_that_has_begun(weights: list[int], total: int) -> None:
+def test_each_step_belongs_to_the_stage_that_has_started(weights: list[int], total: int) -> None:
     """Counted step by step, in whole numbers."""
     begins = [Fraction(sum(weights[:stage]), sum(weights)) for stage in range(len(weights))]
     expected = [0] * len(weights)

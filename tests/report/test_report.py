@@ -110,7 +110,7 @@ class Wellformed(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_stands_alone_and_tells_the_run(run: Path, tmp_path: Path) -> None:
+def test_the_page_is_self_contained_and_complete(run: Path, tmp_path: Path) -> None:
     """Nothing is fetched; stages, lineage, step split and maps are there, in the page's own ink."""
     page = tmp_path / "report.html"
     assert main(["report", str(run), "-o", str(page)]) == 0
@@ -133,7 +133,7 @@ def test_the_page_stands_alone_and_tells_the_run(run: Path, tmp_path: Path) -> N
     assert "Side by side" not in text
 
 
-def test_a_run_that_died_is_shown_as_far_as_it_came(run: Path, tmp_path: Path) -> None:
+def test_a_run_that_died_is_shown_up_to_its_last_event(run: Path, tmp_path: Path) -> None:
     """In the midst of its first stage, with half a line at its end."""
     died = tmp_path / "died"
     died.mkdir()
@@ -177,7 +177,7 @@ def test_the_time_to_a_loss_is_read_between_validations(tmp_path: Path) -> None:
     assert "3.43×" in page
 
 
-def test_without_a_run_at_full_depth_there_is_no_speed_up(tmp_path: Path) -> None:
+def test_without_a_run_at_full_depth_there_is_no_speedup(tmp_path: Path) -> None:
     """Times are compared all the same."""
     one = made_up(tmp_path / "one", [(1, 3.0), (2, 1.0)])
     other = made_up(tmp_path / "other", [(1, 3.0), (3, 1.0)], lr=2.0)
@@ -193,7 +193,7 @@ def test_a_shallow_run_is_no_run_at_full_depth(tmp_path: Path) -> None:
     assert [each.speedups for each in found] == [(), ()]
 
 
-def test_runs_are_compared_at_a_loss_that_is_asked_for(
+def test_runs_are_compared_at_a_given_loss(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """One that not all of them have reached; and seeds have their spread."""
@@ -204,19 +204,19 @@ def test_runs_are_compared_at_a_loss_that_is_asked_for(
     page = tmp_path / "report.html"
     words = ["report", *map(str, runs), "-o", str(page)]
     assert main(words) == 0
-    told = page.read_text()
-    assert "1.5000, the lowest that all of them reach" in told
-    assert "2:07:30<br><small>1:45:00–2:30:00</small>" in told
-    assert "2.91×<br><small>2.40×–3.43×</small>" in told
+    text = page.read_text()
+    assert "1.5000, the lowest that all of them reach" in text
+    assert "2:07:30<br><small>1:45:00–2:30:00</small>" in text
+    assert "2.91×<br><small>2.40×–3.43×</small>" in text
     assert main([*words, "--loss=1.2"]) == 0
-    told = page.read_text()
-    assert "loss of 1.2000. Speed-up" in told
-    assert "not reached" in told
+    text = page.read_text()
+    assert "loss of 1.2000. Speed-up" in text
+    assert "not reached" in text
     assert main([*words, "--loss=0"]) == 2
     assert "--loss 0" in capsys.readouterr().err
 
 
-def test_what_growing_cost_and_saved_is_told_in_a_glance(tmp_path: Path) -> None:
+def test_the_summary_has_cost_and_speedup_of_growing(tmp_path: Path) -> None:
     """A shallow step takes an hour, a deep one two: four would have taken eight instead of six."""
     run = made_up(tmp_path / "run", [(1, 4.0), (2, 3.0), (4, 2.0), (6, 1.0)], grows_after=2)
     (record,) = read_runs([run])
@@ -230,7 +230,7 @@ def test_what_growing_cost_and_saved_is_told_in_a_glance(tmp_path: Path) -> None
     assert "8:00:00 instead of 6:00:00" in page
 
 
-def test_a_recovery_belongs_to_the_growth_before_it(tmp_path: Path) -> None:
+def test_a_recovery_belongs_to_the_growth_step_before_it(tmp_path: Path) -> None:
     """Told at the very step of the next growth, it is still of the one before it."""
     run = made_up(tmp_path / "run", [(1, 4.0), (2, 3.0), (4, 2.0), (6, 1.0)], grows_after=2)
     (record,) = read_runs([run])
@@ -242,7 +242,7 @@ def test_a_recovery_belongs_to_the_growth_before_it(tmp_path: Path) -> None:
     assert [cost.recovered_after for cost in growth_costs(record)] == [None, 7]
 
 
-def test_a_run_that_has_only_just_grown_does_not_guess(tmp_path: Path) -> None:
+def test_a_run_that_has_just_grown_has_no_estimate(tmp_path: Path) -> None:
     """One point is no pace; and one that never grew has nothing to tell."""
     run = made_up(tmp_path / "run", [(1, 4.0), (2, 3.0), (4, 2.0)], grows_after=2)
     shallow = made_up(tmp_path / "shallow", [(1, 4.0), (2, 3.0)])
@@ -252,13 +252,15 @@ def test_a_run_that_has_only_just_grown_does_not_guess(tmp_path: Path) -> None:
     assert "Growing cost" not in render(records[1:])
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path: Path) -> None:
+def test_runs_of_one_name_have_their_paths_as_names(tmp_path: Path) -> None:
     """By their paths."""
     runs = [made_up(tmp_path / str(lr) / "run", [(1, 1.0)], lr=lr) for lr in (1, 2)]
     assert [record.name for record in read_runs(runs)] == [str(run) for run in runs]
 
 
-def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_directory_without_a_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A directory without records, one that isn't there, a page that can't be written."""
     assert main(["report", str(tmp_path)]) == 2
     assert "has no events.jsonl" in capsys.readouterr().err
@@ -274,7 +276,7 @@ def test_what_is_no_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "events.jsonl", "stages.json"])
-def test_records_that_can_not_be_read_are_not_taken_for_none(
+def test_unreadable_records_are_an_error(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run without its configuration would be compared as another recipe."""
@@ -285,9 +287,7 @@ def test_records_that_can_not_be_read_are_not_taken_for_none(
     assert f"{run / name} can't be read (Is a directory): give" in capsys.readouterr().err
 
 
-def test_records_that_can_not_be_drawn_are_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_damaged_records_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Bytes that are no text are no events; events without what they need are named."""
     run = made_up(tmp_path / "run", [(1, 2.0), (2, 1.0)])
     events = run / "events.jsonl"

@@ -313,7 +313,7 @@ def test_only_a_damaged_later_checkpoint_is_set_aside(
     assert main(words) == 2
     error = capsys.readouterr().err
     assert f"{last} can't be read (Input/output error): give the same command again" in error
-    assert f"or move it away for {first} to go on from step {GROWN_AT} instead" in error
+    assert f"or move it away to resume from {first} at step {GROWN_AT} instead" in error
     assert files_of(broken) == before
     faulty.clear()
     content = last.read_bytes()

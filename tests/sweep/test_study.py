@@ -53,7 +53,7 @@ def test_a_run_is_an_arm_a_value_and_a_seed() -> None:
     assert [run.seed for run in runs] == [1] * 4 + [2] * 4
 
 
-def test_values_of_one_name_are_told_apart() -> None:
+def test_values_of_one_name_have_longer_names() -> None:
     """The shortest end of a dotted name that no other value shares."""
     values = {"data.seed": [1], "model.seed": [2]}
     [run] = Study.from_primitives(content(arms={"a": []}, seeds=[1], values=values), "s").runs()

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from interstack.cli import COMMANDS, main
-from interstack.commands import completion
+from interstack.cli import main
+from interstack.commands import COMMANDS, completion
 from tests import REPOSITORY
 
 

@@ -49,9 +49,9 @@ def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def told_run(tmp_path_factory: pytest.TempPathFactory, teacher_directory: Path) -> Path:
-    """A finished run of the command line that told everything to everyone."""
-    directory = tmp_path_factory.mktemp("runs") / "told"
+def logged_run(tmp_path_factory: pytest.TempPathFactory, teacher_directory: Path) -> Path:
+    """A finished run of the command line with all loggers."""
+    directory = tmp_path_factory.mktemp("runs") / "logged"
     assert fit(directory, teacher_directory, *LOGGED) == 0
     return directory
 

@@ -1,4 +1,4 @@
-"""Runs that tell of themselves, and what is read back of them."""
+"""Runs that log all events, and their events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LAYERS = {2: layer_metrics((0, 1)), 4: layer_metrics((0, 0, 1, 1))}
 SCALARS = (*loss_metrics((2, 4)), *POINT_METRICS, *GROWTH_METRICS)
 LONG = ("--trainer.max_steps=24", "--trainer.log_every_n_steps=2")
 LOGGED = (*LONG, f"--trainer.logger={LOGGERS}", "--trainer.check_val_every_n_epoch=1")
-"""Of a run of 24 steps that grows once, told to a file of metrics, W&B offline and TensorBoard."""
+"""Of a run of 24 steps that grows once, logged to metrics.csv, W&B offline and TensorBoard."""
 
 
 def of_kind(directory: Path, kind: str) -> list[Any]:

@@ -28,9 +28,9 @@ RECOVERING = ("growth", "recovery")
 BLOCKS_AND_PLACES = ("1_place_1", "1_place_2", "2_place_1", "2_place_2")
 
 
-def test_points_hold_everything_that_is_promised(told_run: Path) -> None:
+def test_points_hold_everything_that_is_promised(logged_run: Path) -> None:
     """Twelve of them, on rising axes, the parts of a step within it."""
-    points = of_kind(told_run, "point")
+    points = of_kind(logged_run, "point")
     assert [point["step"] for point in points] == list(range(2, 25, 2))
     for before, after in pairwise(points):
         assert all(after[axis] > before[axis] for axis in AXES)
@@ -51,21 +51,21 @@ def test_points_hold_everything_that_is_promised(told_run: Path) -> None:
     assert cost(points[6], points[11]) > 1.02 * cost(points[0], points[5])
 
 
-def test_the_axes_are_the_sums_of_the_stages(told_run: Path) -> None:
+def test_the_axes_are_the_sums_of_the_stages(logged_run: Path) -> None:
     """One count of audio and of time, whichever file tells it; without validation."""
-    stages = json.loads((told_run / "stages.json").read_text())["stages"]
-    told = of_kind(told_run, "stage")
-    for number, event in enumerate(told, start=1):
+    stages = json.loads((logged_run / "stages.json").read_text())["stages"]
+    logged = of_kind(logged_run, "stage")
+    for number, event in enumerate(logged, start=1):
         for axis, name in zip(AXES, ("audio_seconds", "training_seconds"), strict=False):
             total = sum(stage[name] for stage in stages[:number])
             assert 3600 * event[axis] == pytest.approx(total)
     assert all(stage["padded_seconds"] >= stage["audio_seconds"] > 0 for stage in stages)
 
 
-def test_a_growth_is_told_with_its_lineage_and_its_losses(told_run: Path) -> None:
+def test_a_growth_step_is_logged_with_its_lineage_and_its_losses(logged_run: Path) -> None:
     """The validation losses are those of the table of stages."""
-    (growth,) = of_kind(told_run, "growth")
-    stages = json.loads((told_run / "stages.json").read_text())["stages"]
+    (growth,) = of_kind(logged_run, "growth")
+    stages = json.loads((logged_run / "stages.json").read_text())["stages"]
     assert (growth["from_depth"], growth["to_depth"], growth["step"]) == (2, 4, 12)
     assert growth["validation_before"] == stages[0]["validation_loss_after"]
     assert growth["validation_after"] == stages[1]["validation_loss_before"]
@@ -75,10 +75,10 @@ def test_a_growth_is_told_with_its_lineage_and_its_losses(told_run: Path) -> Non
     assert [row["tap"] for row in growth["layers"]] == [False, True, False, True]
 
 
-def test_every_stage_ends_with_its_summary_and_its_similarity(told_run: Path) -> None:
+def test_every_stage_ends_with_its_summary_and_its_similarity(logged_run: Path) -> None:
     """Layers with themselves are alike; the teacher's are there up to its deepest tap."""
-    assert [stage["depth"] for stage in of_kind(told_run, "stage")] == [2, 4]
-    maps = of_kind(told_run, "similarity")
+    assert [stage["depth"] for stage in of_kind(logged_run, "stage")] == [2, 4]
+    maps = of_kind(logged_run, "similarity")
     assert [each["depth"] for each in maps] == [2, 4]
     for each in maps:
         student = torch.tensor(each["student"])
@@ -89,11 +89,11 @@ def test_every_stage_ends_with_its_summary_and_its_similarity(told_run: Path) ->
         assert torch.tensor(each["teacher"]).shape == (each["depth"] + 1, 5)
 
 
-def test_the_metrics_file_has_the_same_points(told_run: Path) -> None:
+def test_the_metrics_file_has_the_same_points(logged_run: Path) -> None:
     """Row by row what the events say."""
-    with (told_run / "metrics.csv").open() as file:
+    with (logged_run / "metrics.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["train/loss"]]
-    points = of_kind(told_run, "point")
+    points = of_kind(logged_run, "point")
     assert len(rows) == len(points)
     for row, point in zip(rows, points, strict=True):
         assert int(row["step"]) == point["step"] - 1  # Lightning counts from 0
@@ -101,26 +101,26 @@ def test_the_metrics_file_has_the_same_points(told_run: Path) -> None:
             assert float(row[name]) == pytest.approx(point[name], rel=1e-5, abs=1e-12)
 
 
-def test_whatever_is_logged_shares_its_row_with_the_axes(told_run: Path) -> None:
+def test_whatever_is_logged_shares_its_row_with_the_axes(logged_run: Path) -> None:
     """W&B draws a metric against an axis only where both are in one row; losses and growths too."""
-    with (told_run / "metrics.csv").open() as file:
+    with (logged_run / "metrics.csv").open() as file:
         in_file = [
             {key: float(value) for key, value in row.items() if value}
             for row in csv.DictReader(file)
         ]
-    for rows in (Offline(told_run).rows, in_file):
-        told = [row for row in rows if any(key in row for key in SCALARS)]
-        assert sum("train/loss" in row for row in told) == 12
-        assert sum("val/loss" in row for row in told) == 1
-        assert sum("growth/validation_after" in row for row in told) == 1
-        assert sum("growth/recovered_after_steps" in row for row in told) == 1
-        for row in told:
+    for rows in (Offline(logged_run).rows, in_file):
+        logged = [row for row in rows if any(key in row for key in SCALARS)]
+        assert sum("train/loss" in row for row in logged) == 12
+        assert sum("val/loss" in row for row in logged) == 1
+        assert sum("growth/validation_after" in row for row in logged) == 1
+        assert sum("growth/recovered_after_steps" in row for row in logged) == 1
+        for row in logged:
             assert row.keys() >= set(AXES), row
 
 
-def test_gradient_norms_are_named_by_block_and_place(told_run: Path) -> None:
+def test_gradient_norms_are_named_by_block_and_place(logged_run: Path) -> None:
     """Those of the layers are within that of all; the first of a block keeps its name."""
-    points = of_kind(told_run, "point")
+    points = of_kind(logged_run, "point")
     assert LAYERS[4] == [f"grad_norm/block_{name}" for name in BLOCKS_AND_PLACES]
     assert set(LAYERS[2]) < set(LAYERS[4])
     for point in points:
@@ -131,31 +131,31 @@ def test_gradient_norms_are_named_by_block_and_place(told_run: Path) -> None:
         assert squares**0.5 < point["train/grad_norm"]
 
 
-def test_tensorboard_gets_the_same_scalars_tables_and_pictures(told_run: Path) -> None:
+def test_tensorboard_gets_the_same_scalars_tables_and_pictures(logged_run: Path) -> None:
     """Read back by its own reader."""
-    (directory,) = told_run.glob("board/version_*")
+    (directory,) = logged_run.glob("board/version_*")
     board = EventAccumulator(str(directory))
     board.Reload()
     tags = board.Tags()
     assert set(tags["scalars"]) >= {*AXES, *SCALARS, *LAYERS[4]}
-    points = {point["step"] - 1: point for point in of_kind(told_run, "point")}
+    points = {point["step"] - 1: point for point in of_kind(logged_run, "point")}
     for name in ("train/loss", "train/grad_norm", "split/backward"):
-        told = {scalar.step: scalar.value for scalar in board.Scalars(name)}
+        logged = {scalar.step: scalar.value for scalar in board.Scalars(name)}
         wanted = {step: point[name] for step, point in points.items()}
-        assert told == pytest.approx(wanted, rel=1e-5)
+        assert logged == pytest.approx(wanted, rel=1e-5)
     assert {"growth/lineage/text_summary", "stages/summary/text_summary"} <= set(tags["tensors"])
     assert len(board.Images("similarity/layers")) == 2
 
 
-def test_without_any_logger_the_run_tells_the_same(teacher_directory: Path, tmp_path: Path) -> None:
+def test_events_are_the_same_without_any_logger(teacher_directory: Path, tmp_path: Path) -> None:
     """The file of events needs none; and training is the same, with it and without."""
     assert fit(tmp_path / "silent", teacher_directory, *LONG, "--trainer.logger=false") == 0
-    assert fit(tmp_path / "told", teacher_directory, *LONG) == 0
-    silent, told = (of_kind(tmp_path / name, "point") for name in ("silent", "told"))
-    assert [point["train/loss"] for point in silent] == [point["train/loss"] for point in told]
+    assert fit(tmp_path / "logged", teacher_directory, *LONG) == 0
+    silent, logged = (of_kind(tmp_path / name, "point") for name in ("silent", "logged"))
+    assert [point["train/loss"] for point in silent] == [point["train/loss"] for point in logged]
 
 
-def test_a_cut_run_tells_everything_once(
+def test_an_interrupted_run_logs_everything_once(
     teacher_directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped around its growth and resumed: the events of a run that was not."""
@@ -190,7 +190,7 @@ def test_with_a_cache_the_map_is_of_the_taps(teacher_directory: Path, tmp_path: 
     assert all(point["split/teacher"] == 0 for point in points)
 
 
-def test_a_recovery_is_told_before_the_next_growth_and_the_end(
+def test_a_recovery_is_logged_before_the_next_growth_step_and_the_end(
     teacher_directory: Path, tmp_path: Path
 ) -> None:
     """Although no point comes in between; and its figures are those of its own growth."""
@@ -205,8 +205,8 @@ def test_a_recovery_is_told_before_the_next_growth_and_the_end(
         assert set(AXES) <= event.keys()
 
 
-def test_a_recovery_that_nobody_was_told_of_outlives_a_checkpoint() -> None:
-    """It is told when the run goes on."""
+def test_an_unlogged_recovery_is_in_the_checkpoint() -> None:
+    """It is logged when the run is resumed."""
     meters = RunMeters()
     for loss in (1.0, 1.0):
         meters.spike.add(loss)
@@ -218,7 +218,7 @@ def test_a_recovery_that_nobody_was_told_of_outlives_a_checkpoint() -> None:
     assert resumed.spike.recovered_after == 6
 
 
-def test_a_resumed_run_goes_on_counting_since_its_last_point() -> None:
+def test_a_resumed_run_continues_counting_since_its_last_point() -> None:
     """What came between the point and the checkpoint belongs to the next point."""
     meters = RunMeters()
     meters.totals = Totals(10.0, 12.0, 5.0, 1.0)

@@ -29,13 +29,13 @@ def test_metrics_are_trimmed_to_a_checkpoint(tmp_path: Path) -> None:
 
 def test_events_are_trimmed_to_a_checkpoint(tmp_path: Path) -> None:
     """Whether it was written before a growth or after it; half a line is no event."""
-    told: list[tuple[str, int, dict[str, int]]] = [
+    events: list[tuple[str, int, dict[str, int]]] = [
         ("point", 4, {}),
         ("stage", 4, {"depth": 3}),
         ("growth", 4, {"to_depth": 6}),
         ("point", 5, {}),
     ]
-    for kind, step, content in told:
+    for kind, step, content in events:
         append_event(tmp_path, {"kind": kind, "step": step, **content})
     with (tmp_path / "events.jsonl").open("a") as file:
         file.write('{"kind": "point", "ste')
@@ -46,8 +46,10 @@ def test_events_are_trimmed_to_a_checkpoint(tmp_path: Path) -> None:
     assert [event["kind"] for event in read_events(tmp_path)] == ["point"]
 
 
-def test_a_full_disk_costs_no_event(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Each is written later, in order; the fault is said once."""
+def test_events_of_a_full_disk_are_written_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each is written later, in order; the fault is logged once."""
     append_event(tmp_path, {"kind": "point", "step": 1})
     with deferred_writes():
         with NoSpace(tmp_path):
@@ -59,7 +61,7 @@ def test_a_full_disk_costs_no_event(tmp_path: Path, caplog: pytest.LogCaptureFix
         assert [event["step"] for event in read_events(tmp_path)] == [1, 2, 3, 4]
 
 
-def test_events_that_can_not_be_read_are_not_taken_for_none(tmp_path: Path) -> None:
+def test_unreadable_events_are_an_error(tmp_path: Path) -> None:
     """A run's history would be lost when it is trimmed."""
     (tmp_path / "events.jsonl").mkdir()
     with pytest.raises(ConfigurationError, match=r"can.t be read \(Is a directory\): give"):

@@ -93,7 +93,7 @@ def test_nothing_is_read_between_two_lines(
 def test_a_run_measured_in_epochs_counts_batches_over_all_of_them(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """There is one count over the whole run, which never begins anew."""
+    """There is one count over the whole run, which never restarts."""
     make_run([StageProgressBar(line_seconds=0.0)], max_steps=-1, max_epochs=3).fit()
     counts = [int(count) for count in re.findall(r"batch (\d+)/6", capsys.readouterr().out)]
     assert counts[0] == 0
@@ -101,7 +101,7 @@ def test_a_run_measured_in_epochs_counts_batches_over_all_of_them(
     assert all(later - earlier in (0, 1) for earlier, later in pairwise(counts))
 
 
-def test_a_terminal_shows_a_bar_and_keeps_the_growths_above_it(
+def test_a_terminal_shows_a_bar_and_keeps_growth_steps_above_it(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The last look of the bar has it all, and the cursor is shown again."""
@@ -117,7 +117,9 @@ def test_a_terminal_shows_a_bar_and_keeps_the_growths_above_it(
     assert re.search(rf"grows in {CLOCK} · ends in {CLOCK}", plain)
 
 
-def test_a_disabled_bar_says_nothing(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_disabled_bar_prints_nothing(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
     """As on all ranks but the first."""
     bar = StageProgressBar(line_seconds=0.0)
     bar.disable()
@@ -138,7 +140,7 @@ def test_validation_on_its_own_is_counted(
     assert lines == [f"validation, batch {batch}/{total}" for batch in range(1, total + 1)]
 
 
-def test_lines_say_when_the_stage_and_the_run_will_end(
+def test_lines_have_the_times_until_the_stage_and_the_run_end(
     make_run: MakeRun, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """From the second step on, right after a growth too; nothing grows in the last stage."""
@@ -170,7 +172,7 @@ def test_a_narrow_terminal_shows_the_times_and_leaves_figures_out(
 STAGES = (Stage(3, 0.0, 0.5), Stage(6, 0.5, 0.75), Stage(9, 0.75, 1.0))
 
 
-def test_depths_to_come_cost_what_their_arithmetic_says_at_first() -> None:
+def test_the_first_eta_is_proportional_to_arithmetic() -> None:
     """A tenth of the run in ten seconds; deeper stages take twice and three times as long."""
     now = [100.0]
     eta = EtaEstimator(clock=lambda: now[0])
@@ -183,7 +185,7 @@ def test_depths_to_come_cost_what_their_arithmetic_says_at_first() -> None:
     assert left == pytest.approx((40.0, 40.0 + 0.25 * 200 + 0.25 * 300))
 
 
-def test_two_depths_tell_of_the_third() -> None:
+def test_two_depths_predict_the_third() -> None:
     """On their line; and a growth, or a start, belongs to no stage's pace."""
     now = [0.0]
     eta = EtaEstimator(clock=lambda: now[0])
@@ -196,7 +198,7 @@ def test_two_depths_tell_of_the_third() -> None:
     assert left == pytest.approx((0.15 * 120, 0.15 * 120 + 0.25 * 140))
 
 
-def test_a_faster_depth_does_not_promise_faster_ones() -> None:
+def test_a_faster_depth_predicts_no_faster_ones() -> None:
     """A machine that drifts: the next stage takes as long as this one."""
     now = [0.0]
     eta = EtaEstimator(clock=lambda: now[0])

@@ -200,7 +200,7 @@ def test_training_is_bitwise_the_same_without_the_recorder(make_run: MakeRun) ->
     assert repr(states[0]) == repr(states[1])
 
 
-def test_a_resumed_run_goes_on_with_the_record(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_resumed_run_continues_the_record(make_run: MakeRun, tmp_path: Path) -> None:
     """Cut in the middle of its second stage, a run ends with the record of an uncut one."""
     checkpoint = tmp_path / "cut.ckpt"
     uncut = StageRecorder()
@@ -215,7 +215,7 @@ def test_a_resumed_run_goes_on_with_the_record(make_run: MakeRun, tmp_path: Path
     assert resumed.stages[1].training_seconds > saved[1]["training_seconds"]
 
 
-def test_an_interrupted_run_leaves_what_it_did(make_run: MakeRun, tmp_path: Path) -> None:
+def test_an_interrupted_run_writes_its_record(make_run: MakeRun, tmp_path: Path) -> None:
     """The stage that was going on is there with its steps and audio, but without an end."""
     witness = Witness()
     run = make_run([StageRecorder(), witness, At(5)])

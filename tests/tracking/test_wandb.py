@@ -20,18 +20,18 @@ from tests.tracking.logged_runs import LAYERS, LOGGED, SCALARS, of_kind
 from tests.tracking.offline_wandb import Offline
 
 
-def test_weights_and_biases_offline_has_every_key_table_and_picture(told_run: Path) -> None:
+def test_weights_and_biases_offline_has_every_key_table_and_picture(logged_run: Path) -> None:
     """Read back from the file that is synced later: it is whole, and its media are there."""
-    offline = Offline(told_run)
+    offline = Offline(logged_run)
     assert offline.exit_code == 0
     assert {*AXES, *SCALARS, *LAYERS[4], "trainer/global_step"} <= set(offline.defined)
     assert {key for row in offline.rows for key in row} >= {*AXES, *SCALARS, *LAYERS[4]}
-    (growth,) = of_kind(told_run, "growth")
+    (growth,) = of_kind(logged_run, "growth")
     lineage = offline.table("growth/lineage_4")
     rows = growth["layers"]
     assert lineage == [{column: row[column] for column in LAYER_COLUMNS} for row in rows]
     summary = offline.table("stages/summary")
-    stages = of_kind(told_run, "stage")
+    stages = of_kind(logged_run, "stage")
     assert [row["depth"] for row in summary] == [2, 4]
     for row, stage in zip(summary, stages, strict=True):
         for name, value in row.items():
@@ -60,9 +60,9 @@ def test_a_resumed_offline_run_holds_its_beginning_too(
     first, second = Offline(directory, 0), Offline(directory, 1)
     assert (first.exit_code, second.exit_code) == (75, 0)
     losses = {event["step"]: event["train/loss"] for event in of_kind(directory, "point")}
-    told = [row for row in second.rows if "train/loss" in row]
-    assert [row["trainer/global_step"] + 1 for row in told] == list(losses)
-    for row, loss in zip(told, losses.values(), strict=True):
+    logged = [row for row in second.rows if "train/loss" in row]
+    assert [row["trainer/global_step"] + 1 for row in logged] == list(losses)
+    for row, loss in zip(logged, losses.values(), strict=True):
         assert row["train/loss"] == pytest.approx(loss)
         assert row.keys() >= set(AXES)
     keys = [key for row in second.rows for key in row]
@@ -74,7 +74,7 @@ def test_a_resumed_offline_run_holds_its_beginning_too(
     assert second.alerts == []
 
 
-def test_without_an_account_the_mend_is_told(teacher_directory: Path, tmp_path: Path) -> None:
+def test_without_an_account_the_error_has_the_fix(teacher_directory: Path, tmp_path: Path) -> None:
     """In a line, before anything is trained; in a process that no offline run came before."""
     online = '[{"class_path": "WandbLogger", "init_args": {"project": "x", "save_dir": "."}}]'
     words = fit_words(tmp_path / "run", teacher_directory, f"--trainer.logger={online}")
@@ -87,6 +87,6 @@ def test_without_an_account_the_mend_is_told(teacher_directory: Path, tmp_path: 
         text=True,
     )
     assert done.returncode == 2, done.stderr
-    told = r"^error: Weights & Biases: No API key.*offline: true"
-    assert re.search(told, done.stderr, re.MULTILINE), done.stderr
+    message = r"^error: Weights & Biases: No API key.*offline: true"
+    assert re.search(message, done.stderr, re.MULTILINE), done.stderr
     assert not (tmp_path / "run" / "events.jsonl").exists()

@@ -121,7 +121,7 @@ def make_logger(directory: Path) -> WandbLogger:
 
 
 @pytest.mark.parametrize("service", [refusing, lambda: serving(None)], ids=["refuses", "silent"])
-def test_a_run_goes_on_offline_under_its_id(
+def test_a_run_continues_offline_under_its_id(
     service: Callable[[], Any], reach: Reach, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """After one warning, which says how to send it; nothing is left of the attempt."""
@@ -152,7 +152,7 @@ def test_a_run_goes_on_offline_under_its_id(
         ({"WANDB_INIT_TIMEOUT": "1", "WANDB_FINISH_TIMEOUT": "2"}, (1.0, 2.0)),
     ],
 )
-def test_a_run_waits_for_the_service_so_long(
+def test_a_run_waits_for_the_service_within_limits(
     environment: dict[str, str],
     limits: tuple[float, float],
     tmp_path: Path,
@@ -209,10 +209,10 @@ def test_an_outage_at_the_end_does_not_hold_the_run_up(
         start_wandb([logger], "offline")
         assert not logger.experiment.offline
         logger.log_metrics({"loss": 1.0})
-    told = [each.message for each in caplog.records if each.name.startswith("interstack")]
-    assert told[0].endswith("/me/x/runs/abc12345")
+    logged = [each.message for each in caplog.records if each.name.startswith("interstack")]
+    assert logged[0].endswith("/me/x/runs/abc12345")
     (directory,) = tmp_path.glob("wandb/run-*")
-    assert f"wandb sync {directory} sends it" in told[-1]
+    assert f"wandb sync {directory} sends it" in logged[-1]
 
 
 def test_a_fit_in_an_outage_is_whole_and_without_colours(
@@ -241,7 +241,7 @@ def test_a_fit_in_an_outage_is_whole_and_without_colours(
     assert (tmp_path / "run" / "wandb_id").read_text() == "swept001\n"
 
 
-def test_a_launchers_id_goes_before_the_runs_own(
+def test_a_launchers_id_takes_precedence_over_the_runs_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And stays the run's, where it is resumed without it."""

@@ -70,7 +70,7 @@ def _calling_at(call: int, work: Callable[..., Any], then: Callable[[], None]) -
     return calling
 
 
-def test_training_goes_on_without_the_service(
+def test_training_continues_without_the_service(
     teacher_directory: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -103,7 +103,7 @@ def test_training_goes_on_without_the_service(
     assert (run / "student" / "model.safetensors").exists()
 
 
-def test_nothing_asks_a_service_that_has_ended(
+def test_a_service_that_has_ended_is_not_called(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Neither scalars nor tables nor the end of the run; another run can begin after it."""
@@ -127,7 +127,7 @@ def test_nothing_asks_a_service_that_has_ended(
     assert read_sync_file(directory).is_complete
 
 
-def test_what_a_full_disk_leaves_of_the_offline_file_is_said(
+def test_an_offline_file_that_a_full_disk_cut_is_reported(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Up to which step it is sent: W&B writes nothing more into it, and does not say so."""
@@ -149,7 +149,7 @@ def test_what_a_full_disk_leaves_of_the_offline_file_is_said(
     assert f"wandb sync {directory} sends the run up to step {found.steps};" in warning
 
 
-def test_a_run_that_ended_well_is_complete(
+def test_the_offline_file_of_a_finished_run_is_complete(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Without a warning; also where its file has many blocks, and one that is cut has a step."""

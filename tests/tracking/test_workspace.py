@@ -134,7 +134,7 @@ def test_with_a_network_it_is_sent(server: ThreadingHTTPServer, tmp_path: Path) 
     assert not (tmp_path / "workspace.json").exists()
 
 
-def test_a_refusal_is_told_in_a_line(server: ThreadingHTTPServer, tmp_path: Path) -> None:
+def test_a_refusal_is_one_line(server: ThreadingHTTPServer, tmp_path: Path) -> None:
     """With its reason and the mend; what was sent can be looked at."""
     words = [word if word != "growing" else "another" for word in WORDS]
     done = send(server, tmp_path, *words)

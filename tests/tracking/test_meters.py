@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from interstack.data.batch import collate
-from interstack.tracking.meters import AudioMeter, Stopwatch, Throughput
+from interstack.tracking.meters import AudioMeter, SpikeMeter, Stopwatch, Throughput
 
 
 class FakeClock:
@@ -89,3 +89,35 @@ def test_an_interruption_is_no_part_of_the_pace() -> None:
     assert throughput.update(50.0) is None
     clock.now = 1010.0
     assert throughput.update(50.0) == pytest.approx(5.0)
+
+
+def test_a_spike_is_its_peak_and_the_way_back() -> None:
+    """Smoothed over five steps, against the twenty before; logged once."""
+    meter = SpikeMeter()
+    for _ in range(30):
+        meter.add(1.0)
+    assert not meter.is_unlogged
+    meter.start()
+    assert meter.before == 1.0
+    losses = [2.0, 2.0, 2.0, 2.0, 2.0, 1.5, 1.0, 0.5, 0.5, 0.5, 0.5]
+    logged = []
+    for loss in losses:
+        meter.add(loss)
+        logged.append(meter.is_unlogged)
+        meter.is_unlogged = False  # as who tells it does
+    assert logged.index(True) == 9  # the first five whose mean is 1 again: 1.5 1.0 0.5 0.5 0.5 …
+    assert sum(logged) == 1
+    assert meter.recovered_after == 10
+    assert meter.peak == 2.0
+    again = SpikeMeter.of_state(meter.state_dict())
+    assert again.state_dict() == meter.state_dict()
+
+
+def test_a_growth_step_without_earlier_steps_has_no_spike() -> None:
+    """Two growths in a row, or a run that begins with one."""
+    meter = SpikeMeter()
+    meter.start()
+    for _ in range(10):
+        meter.add(1.0)
+    assert not meter.is_unlogged
+    assert meter.peak is None
