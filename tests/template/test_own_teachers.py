@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from interstack import Teacher, TeacherEncoder
 from interstack.errors import TeacherError
 from interstack.models.family import check_encoder
-from interstack.planning.costs import gigamacs_of
+from interstack.models.flops import teacher_macs
 from tests.models.families import pad, read_speech
 
 
@@ -110,9 +110,9 @@ def test_an_own_teacher_has_no_front_end_to_share() -> None:
 
 def test_the_arithmetic_of_an_own_teacher_is_counted() -> None:
     """49 frames of a second: 400 × 8 of the convolution, and two layers of 8 × 8."""
-    front_end, rest = gigamacs_of(Teacher("a", [2], family=family(Frames)), 1.0)
+    front_end, rest = teacher_macs(Teacher("a", [2], family=family(Frames)), 1.0)
     assert front_end == 0
-    assert rest == pytest.approx(49 * (400 * 8 + 2 * 8 * 8) / 1e9)
+    assert rest == pytest.approx(49 * (400 * 8 + 2 * 8 * 8))
 
 
 @pytest.mark.parametrize(
