@@ -50,7 +50,7 @@ COMMANDS: Final[dict[str, tuple[str, str]]] = {
     ),
     "probe": (
         "interstack.commands.probe.run_probe",
-        "what models know of phones, prompts and speakers: linear probes",
+        "what models know of phones: a linear probe",
     ),
     "superb": (
         "interstack.commands.superb.run_superb",
