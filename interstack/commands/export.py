@@ -15,10 +15,10 @@ from interstack.checkpointing.inspect import CONFIG_KEY
 from interstack.commands.dry_run import describe_run
 from interstack.errors import ConfigurationError, InterstackError
 from interstack.export.huggingface import (
+    atomic_directory,
     load_student,
     validation_clips,
     write_export,
-    written_whole,
 )
 from interstack.utils.disk import write_errors
 
@@ -55,7 +55,7 @@ def run_export(arguments: Sequence[str]) -> None:
             "out"
         )
     student, content = load_student(options.checkpoint)
-    with written_whole(options.output) as directory:
+    with atomic_directory(options.output) as directory:
         clips = _clips(content)
         write_export(
             student,

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from interstack.errors import ConfigurationError
-from interstack.evaluation.clip_reader import check_upstream
 from interstack.models.front_end import receptive_field
-from interstack.models.precision import number_format
+from interstack.models.precision import (
+    NO_TF32,
+    PrecisionReport,
+    compare_with_float32,
+    number_format,
+)
 from interstack.models.pretrained import WAVEFORM_FAMILIES, Source
 from interstack.models.teacher import Teacher, TeacherOutput
 from interstack.models.whisper import HOP, WINDOW, LogMel
@@ -215,3 +219,62 @@ def load_upstream(name: str, pooled: bool = False, *, precision_check: bool = Tr
             )
         return untrained(rest, name, precision_check=precision_check)
     return PretrainedUpstream(name, precision_check=precision_check)
+
+
+def check_at_first_batch(
+    upstream: nn.Module,
+    name: str,
+    device: torch.device,
+    report: Callable[[PrecisionReport], None],
+) -> None:
+    """Compare an upstream of s3prl with float32 on the first waveforms of its next forward pass.
+
+    Nothing is compared where it computes in float32.
+
+    Args:
+        upstream: On the device.
+        name: Name that the user gave it.
+        device: The device.
+        report: Called with the result.
+    """
+    if number_format(upstream, device) == "float32":
+        return
+
+    def check(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        handle.remove()
+        waveforms = sorted(arguments[0], key=len)[:2]
+
+        def run(model: nn.Module) -> Sequence[Tensor]:
+            states: Sequence[Tensor] = model(waveforms)["hidden_states"]
+            return states
+
+        report(check_upstream(upstream, run, name, device))
+
+    handle = upstream.register_forward_pre_hook(check)
+
+
+def check_upstream(
+    upstream: nn.Module,
+    run: Callable[[Any], Sequence[Tensor]],
+    name: str,
+    device: torch.device,
+) -> PrecisionReport:
+    """Return the errors of an upstream against itself in float32.
+
+    Args:
+        upstream: On the device.
+        run: Return the hidden states of the upstream, or of a copy of it.
+        name: Name that the user gave it.
+        device: The device.
+
+    Raises:
+        PrecisionError: If the error is more than rounding.
+    """
+    format = number_format(upstream, device)
+    report = compare_with_float32(upstream, run, device, name=f"upstream {name}", format=format)
+    report.require(
+        f"{format} on {device.type}",
+        f"{NO_TF32 if format == 'tf32' else 'give another device or a model in float32'}, or "
+        "--no-precision-check to continue without this check",
+    )
+    return report
