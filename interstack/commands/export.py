@@ -16,10 +16,10 @@ from interstack.commands.dry_run import describe_run
 from interstack.errors import ConfigurationError, InterstackError
 from interstack.export.hub import HubRepository
 from interstack.export.huggingface import (
+    atomic_directory,
     load_student,
     validation_clips,
     write_export,
-    written_whole,
 )
 from interstack.settings import check_effect
 from interstack.utils.disk import write_errors
@@ -68,7 +68,7 @@ def run_export(arguments: Sequence[str]) -> None:
     else:
         repository = HubRepository(options.push_to_hub, private=options.private)
     student, content = load_student(options.checkpoint)
-    with written_whole(options.output) as directory:
+    with atomic_directory(options.output) as directory:
         clips = _clips(content)
         write_export(
             student,

@@ -32,7 +32,7 @@ from interstack.commands.trainer_settings import has_progress_bar, normalise_tra
 from interstack.data.datamodule import SpeechDataModule
 from interstack.distillation.module import Distillation
 from interstack.evaluation.predictions import SaveHiddenStates
-from interstack.export.callback import SaveStudent
+from interstack.export.huggingface import SaveStudent
 from interstack.growth.callback import InterleavedStacking, callbacks_of
 from interstack.tracking.dashboard import Dashboard
 from interstack.tracking.progress_bar import StageProgressBar

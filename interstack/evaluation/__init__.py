@@ -1,1 +1,1 @@
-"""What a model knows: probes of frozen upstreams on real speech."""
+"""Evaluation: probes of frozen upstreams, SUPERB, costs of models, and predictions."""

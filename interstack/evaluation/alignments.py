@@ -1,4 +1,4 @@
-"""Phones with their times, as forced alignment found them, and the clips that they belong to.
+"""Clips of speech and their phones, by forced alignment.
 
 `CORPUS/alignments/en.tsv` has a line for each phone: id, start_s, end_s, phone. The phones are
 forced alignments by pocketsphinx, not human labels; SIL stands for silence and noise.
@@ -53,15 +53,17 @@ def read_alignments(table: Path) -> dict[str, list[Phone]]:
     """Read a table of phones: clip id -> its phones in order.
 
     Raises:
-        DataError: the table is missing, empty or malformed, or phones of a clip overlap.
+        DataError: If the table is missing, empty or malformed, or phones of a clip overlap.
     """
     if not table.is_file():
         raise DataError(
-            f"There are no forced alignments in {table}; build the corpus with its option --phones."
+            f"there are no forced alignments in {table}: build the corpus with its option --phones"
         )
     header, *lines = table.read_text(encoding="utf-8").splitlines() or [""]
     if header != _HEADER or not lines:
-        raise DataError(f"{table} is no table of phones: it needs the columns {_HEADER.split()}.")
+        raise DataError(
+            f"{table} is no table of phones: give one with the columns {_HEADER.split()}"
+        )
     clips: dict[str, list[Phone]] = {}
     for number, line in enumerate(lines, start=2):
         try:
@@ -69,25 +71,27 @@ def read_alignments(table: Path) -> dict[str, list[Phone]]:
             clips.setdefault(clip, []).append(Phone(float(start), float(end), label))
         except ValueError as error:
             raise DataError(
-                f"Line {number} of {table} is not an id, two times and a phone: {line!r}."
+                f"line {number} of {table} is {line!r}: give an id, two times and a phone"
             ) from error
     for clip, phones in clips.items():
         times = [time for phone in phones for time in phone[:2]]
         if any(later < earlier for earlier, later in pairwise(times)):
-            raise DataError(f"The phones of {clip} in {table} overlap or are out of order.")
+            raise DataError(
+                f"{table}: the phones of {clip} overlap or are out of order: fix its lines"
+            )
     return clips
 
 
 def frame_labels(phones: Sequence[Phone], centres: Tensor, classes: Mapping[str, int]) -> Tensor:
-    """Name the phone that is spoken at each frame's centre.
+    """Return the class of the phone at each frame's centre.
 
     Args:
-        phones: a clip's phones, in order.
+        phones: A clip's phones, in order.
         centres: (frames,) seconds.
-        classes: the class of each label.
+        classes: Class of each label.
 
     Returns:
-        (frames,) int64 classes; `UNLABELLED` where no phone holds the centre.
+        (frames,) int64 classes; `UNLABELLED` where the centre is in no phone.
     """
     starts = torch.tensor([phone.start for phone in phones], dtype=centres.dtype)
     ends = torch.tensor([phone.end for phone in phones], dtype=centres.dtype)
@@ -103,16 +107,16 @@ def read_aligned_clips(
     max_seconds: float = 30.0,
     reader: ClipReader | None = None,
 ) -> dict[Split, list[AlignedClip]]:
-    """Read the clips that have phones, split by the corpus, each split sorted by path.
+    """Return the clips that have phones, by split, each split sorted by path.
 
     Args:
-        corpus: folder with `LibriSpeech/{train-clean-100,dev-clean,test-clean}`.
-        table: the alignments; `corpus/alignments/en.tsv` if None.
-        max_seconds: longer clips are cut there, to what every upstream has positions for.
-        reader: which clips can be used; None: all, and the first that can't be ends it.
+        corpus: Folder with `LibriSpeech/{train-clean-100,dev-clean,test-clean}`.
+        table: The alignments; `corpus/alignments/en.tsv` if None.
+        max_seconds: Longer clips are cropped, to what every upstream has positions for.
+        reader: Reader of the clips; None: one that raises at the first that can't be used.
 
     Raises:
-        DataError: the table can't be used, names clips that the corpus lacks, or leaves a split
+        DataError: If the table can't be used, names clips that the corpus lacks, or leaves a split
             without clips; a clip is in two splits; or a split or a clip can't be read.
     """
     table = table or corpus / "alignments" / "en.tsv"
@@ -138,12 +142,14 @@ def read_aligned_clips(
             for utterance, waveform in reader.decode(aligned, decode, split)
         ]
         if not clips[split]:
-            raise DataError(f"{table} has phones for no clip of {folder.splits[split][0]}.")
+            raise DataError(
+                f"{table} has phones for no clip of {folder.splits[split][0]}: add some"
+            )
     unknown = [id_ for id_ in alignments if id_ not in splits]
     if unknown:
         first = ", ".join(unknown[:3])
         raise DataError(
             f"{table} has phones for {len(unknown)} clips that {corpus} lacks ({first}, …); "
-            "take the alignments that were made with this corpus."
+            "give the alignments that were made with this corpus"
         )
     return clips

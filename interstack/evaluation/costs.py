@@ -1,4 +1,4 @@
-"""What models cost where they are used: size, arithmetic, and time on this machine."""
+"""Costs of models at inference: size, multiply-accumulates, and time on this machine."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from interstack.models.teacher import Teacher
 
 @dataclass(frozen=True)
 class ModelCosts:
-    """What a model costs.
+    """Costs of a model.
 
     Attributes:
-        model: What the user called it.
+        model: Name that the user gave it.
         family: transformers' model type.
         depth: Encoder layers.
         width: Channels of a hidden state.
-        num_parameters: Of the whole model.
-        megabytes: Of its weights on disk; None for one from the hub.
+        num_parameters: Parameters of the whole model.
+        megabytes: Size of its weights on disk, in 10⁶ bytes; None for one from the hub.
         gigamacs_per_second: Multiply-accumulates for a second of audio, in 10⁹.
         real_time_factors: Seconds of computation a second of audio, one a round.
     """
@@ -46,30 +46,30 @@ class ModelCosts:
     real_time_factors: tuple[float, ...]
 
     def to_primitives(self) -> dict[str, Any]:
-        """Return it as JSON can hold it, with the median."""
+        """Return the fields as JSON values, with the median real-time factor."""
         return asdict(self) | {"real_time_factor": median(self.real_time_factors)}
 
 
 class _Measured:
-    """A model that is measured: loaded once, asked once a round."""
+    """A model that is measured: loaded once, timed once a round."""
 
-    def __init__(self, name: str, place: str, device: torch.device) -> None:
-        source = Source(place)
+    def __init__(self, name: str, location: str, device: torch.device) -> None:
+        source = Source(location)
         config: Any = source.read_config()
-        whole = source.load(config).model  # what a teacher keeps of it has its weight norm folded
+        whole = source.load(config).model  # a Teacher drops parts of it and folds its weight norm
         self.name, self.config, self.directory = name, config, source.directory
         self.num_parameters = sum(parameter.numel() for parameter in whole.parameters())
-        self._model = Teacher(place, [config.num_hidden_layers]).to(device)
+        self._model = Teacher(location, [config.num_hidden_layers]).to(device)
         self._device = device
         self.max_samples = self._model.max_samples
         self.times: list[float] = []
 
-    def hear(self, waveforms: Tensor, num_samples: Tensor) -> None:
-        begin = time.perf_counter()
+    def forward(self, waveforms: Tensor, num_samples: Tensor) -> None:
+        start = time.perf_counter()
         self._model(waveforms, num_samples)
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
-        self.times.append(time.perf_counter() - begin)
+        self.times.append(time.perf_counter() - start)
 
     def costs(self, seconds: float) -> ModelCosts:
         depth = self._model.num_layers
@@ -92,16 +92,16 @@ def measure_costs(
     rounds: int = 5,
     device: torch.device | None = None,
 ) -> list[ModelCosts]:
-    """Measure models beside each other.
+    """Return the costs of models, measured side by side.
 
-    They take turns, so that a machine whose speed drifts favours none, and hear one utterance at a
-    time, as a device does; the first round is not counted.
+    They take turns, so that a drift of the machine's speed favours none, on one utterance at a
+    time, as on a device; the first round is not counted.
 
     Args:
-        models: What each is called, and its directory or hub id.
+        models: Name of each, and its directory or hub id.
         seconds: Length of the utterance.
-        rounds: How often each hears it.
-        device: Where; the processor if None.
+        rounds: Timed forward passes of each.
+        device: The device; the CPU if None.
 
     Raises:
         TeacherError: If one can't be loaded.
@@ -110,7 +110,7 @@ def measure_costs(
     device = device or torch.device("cpu")
     waveforms = 0.1 * torch.randn(1, round(seconds * SAMPLE_RATE), device=device)
     num_samples = torch.tensor([waveforms.shape[1]], device=device)
-    measured = [_Measured(name, place, device) for name, place in models]
+    measured = [_Measured(name, location, device) for name, location in models]
     for model in measured:
         limit = model.max_samples
         if limit is not None and waveforms.shape[1] > limit:
@@ -120,17 +120,17 @@ def measure_costs(
             )
     for _ in range(rounds + 1):
         for model in measured:
-            model.hear(waveforms, num_samples)
+            model.forward(waveforms, num_samples)
     return [model.costs(seconds) for model in measured]
 
 
 def costs_table(costs: Sequence[ModelCosts], seconds: float, machine: str) -> Table:
-    """Lay out what models cost, one a row.
+    """Return a table of costs, one model a row.
 
     Args:
         costs: The models.
-        seconds: Length of the utterance that they heard.
-        machine: What computed.
+        seconds: Length of the utterance.
+        machine: Description of the machine.
     """
     table = Table(
         box=SIMPLE_HEAD,

@@ -1,4 +1,4 @@
-"""How well phones can be read off a frozen upstream: SUPERB's protocol in small."""
+"""Phone probe: how well a linear probe classifies phones on a frozen upstream."""
 
 from __future__ import annotations
 
@@ -37,25 +37,25 @@ class PhoneScore:
     test: tuple[float, ...]
     test_without_silence: tuple[float, ...]
     test_standard_error: float
-    """Of the mean over seeds, for other test clips of the kind: frames of a clip hang together."""
+    """Of the mean over seeds, by test clip: the frames of a clip are not independent."""
 
 
 @dataclass(frozen=True)
 class UpstreamReport:
-    """What the probes found in one upstream."""
+    """Results of the probes on one upstream."""
 
     upstream: str
     score: PhoneScore
     """With the weighted sum of all hidden states."""
     layer_weights: tuple[float, ...]
-    """The weighted sum's shares, mean over seeds."""
+    """Weights of the sum, mean over seeds."""
     layers: tuple[PhoneScore, ...]
-    """With each hidden state alone; empty unless asked for."""
+    """With each hidden state alone; empty unless probed."""
     num_frames: Mapping[Split, int]
 
     @property
     def best_layer(self) -> int | None:
-        """The hidden state that does best alone on the dev split; None unless asked for."""
+        """Index of the best hidden state alone on the dev split; None unless probed."""
         if not self.layers:
             return None
         return max(range(len(self.layers)), key=lambda layer: mean(self.layers[layer].dev))
@@ -76,7 +76,7 @@ class PhoneProbeReport:
     """Clips that could not be used."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON can hold it."""
+        """Return the report as JSON values."""
         return asdict(self) | {
             "task": "phones",
             "labels_by": "forced alignment with pocketsphinx, not by hand",
@@ -85,7 +85,7 @@ class PhoneProbeReport:
 
 
 def phone_table(report: PhoneProbeReport) -> Table:
-    """Lay out a report: a row for each upstream, and one for each layer probed alone."""
+    """Return a table: a row for each upstream, and one for each layer probed alone."""
     clips = report.num_clips
     table = Table(
         title="Phone probe: frame accuracy on test",
@@ -132,24 +132,27 @@ def run_phone_probe(
     """Probe upstreams for phones.
 
     Args:
-        corpus: folder with `LibriSpeech/{train-clean-100,dev-clean,test-clean}`; only clips with
+        corpus: Folder with `LibriSpeech/{train-clean-100,dev-clean,test-clean}`; only clips with
             alignments count.
-        upstreams: what to probe; see `upstreams.load_upstream`.
-        alignments: the table of phones; `corpus/alignments/en.tsv` if None.
-        seeds: probes to train on each upstream, with seeds 0, 1, ….
-        per_layer: also probe each hidden state alone, where there are several.
-        on_corrupt: what to do at a clip that can't be decoded or is too short; see `ClipReader`.
-        settings: how to train a probe.
-        show_progress: show a bar while an upstream listens.
-        precision_check: compare each upstream's first utterance with float32.
+        upstreams: Names of upstreams; see `upstreams.load_upstream`.
+        alignments: The table of phones; `corpus/alignments/en.tsv` if None.
+        seeds: Probes to train on each upstream, with seeds 0, 1, ….
+        per_layer: Also probe each hidden state alone, where there are several.
+        on_corrupt: What to do at a clip that can't be decoded or is too short; see `ClipReader`.
+        settings: How to train a probe.
+        show_progress: Show a bar during an upstream's forward passes.
+        precision_check: Compare each upstream's first utterance with float32.
 
     Raises:
-        ConfigurationError: no seed or no upstream is asked for, or one makes no sense.
-        DataError: corpus or alignments can't be used.
-        TeacherError: an upstream can't be found, loaded or used.
+        ConfigurationError: If no seed or no upstream is given, or an upstream's name is malformed.
+        DataError: If corpus or alignments can't be used.
+        TeacherError: If an upstream can't be found, loaded or used.
     """
     if seeds < 1 or not upstreams:
-        raise ConfigurationError("A phone probe needs at least one upstream and one seed.")
+        raise ConfigurationError(
+            f"the phone probe has {len(upstreams)} upstreams and {seeds} seeds: give at least one "
+            "upstream and one seed"
+        )
     reader = ClipReader(on_corrupt, *shortest_clip(upstreams))
     table = None if alignments is None else Path(alignments)
     clips = read_aligned_clips(Path(corpus), table, reader=reader)
@@ -180,17 +183,17 @@ def label_frames(
     labels: Sequence[str],
     show_progress: bool = False,
 ) -> Frames:
-    """Let an upstream listen to clips and label its frames; those outside of phones are left out.
+    """Return an upstream's labelled frames of clips; those outside of phones are skipped.
 
     Args:
-        upstream: what to listen with.
-        clips: at least one.
-        labels: the label of each class.
-        show_progress: show a bar.
+        upstream: The upstream.
+        clips: One or more clips.
+        labels: Label of each class.
+        show_progress: Show a bar.
     """
     classes = {label: index for index, label in enumerate(labels)}
     parts = []
-    bar = track(clips, f"{upstream.name} listens", transient=True, disable=not show_progress)
+    bar = track(clips, f"{upstream.name}: forward", transient=True, disable=not show_progress)
     for index, clip in enumerate(bar):
         hidden_states = upstream.hidden_states(clip.waveform)
         samples = torch.arange(len(hidden_states), dtype=torch.float64) * upstream.frame_hop
@@ -210,7 +213,7 @@ def _probe(
     seeds: int,
     per_layer: bool,
 ) -> UpstreamReport:
-    """Train and score the probes of one upstream."""
+    """Return the results of the probes of one upstream."""
     silence = labels.index(SILENCE) if SILENCE in labels else UNLABELLED
     test = frames["test"]
 
@@ -223,14 +226,14 @@ def _probe(
     return UpstreamReport(
         name,
         _score([outcomes[0] for outcomes in summed], test, silence),
-        tuple(mean(shares) for shares in zip(*weights, strict=True)),
+        tuple(mean(each) for each in zip(*weights, strict=True)),
         tuple(_score(outcomes, test, silence) for outcomes in zip(*single, strict=True)),
         {split: len(split_frames.labels) for split, split_frames in frames.items()},
     )
 
 
 def _score(outcomes: Sequence[Outcome], test: Frames, silence: int) -> PhoneScore:
-    """Score one probe's outcomes, one a seed."""
+    """Return the score of one probe's outcomes, one a seed."""
     correct = torch.stack([outcome.test_predictions == test.labels for outcome in outcomes])
     accuracy = correct.double().mean(1)
     spoken = correct[:, test.labels != silence].double().mean(1)
@@ -243,7 +246,7 @@ def _score(outcomes: Sequence[Outcome], test: Frames, silence: int) -> PhoneScor
 
 
 def _standard_error(correct: Tensor, clips: Tensor) -> float:
-    """Standard error of a mean over frames that were drawn clip by clip (a ratio estimate)."""
+    """Return the standard error of a mean over frames sampled by clip (a ratio estimate)."""
     count = int(clips.max()) + 1
     if count < 2:
         return float("nan")
@@ -254,7 +257,7 @@ def _standard_error(correct: Tensor, clips: Tensor) -> float:
 
 
 def _majority(clips: Mapping[Split, Sequence[AlignedClip]]) -> float:
-    """Share of the test split's time that has the train split's most frequent label."""
+    """Return the fraction of the test split's time with the train split's commonest label."""
     seconds: dict[Split, dict[str, float]] = {split: {} for split in clips}
     for split, split_clips in clips.items():
         for phone in (phone for clip in split_clips for phone in clip.phones):

@@ -1,4 +1,4 @@
-"""Where ``predict`` puts the student's hidden states."""
+"""The callback that writes the student's hidden states in ``predict``."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from interstack.utils.disk import write_errors
 DIRECTORY: Final = "hidden_states"
 SUFFIX: Final = ".safetensors"
 _DTYPES: Final = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-"""What safetensors calls them."""
+"""Names of dtypes in safetensors."""
 _FIX: Final = "free space, then give the same command again"
 _NAME_MAX: Final = 255
-"""Bytes of a file name, where the system does not say how many its file system takes."""
+"""Bytes of a file name, where the file system does not report its limit."""
 
 
 class SaveHiddenStates(BasePredictionWriter):
     """Writes ``<run>/hidden_states/<utterance id>.safetensors``, one file an utterance.
 
     Each holds one tensor, ``hidden_states``: (depth + 1, frames, width), padding cut off, and the
-    id as metadata. An id with slashes makes folders; see `file_of`. A file is complete or not there
-    at all; one of an earlier prediction is replaced.
+    id as metadata. An id with slashes makes folders; see `file_of`. Files are written atomically
+    and replace those of an earlier prediction.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class SaveHiddenStates(BasePredictionWriter):
                     raise DataError(_too_long(id_, directory, found)) from error
 
     def _file(self, directory: Path, id_: str) -> Path:
-        """Return the file of an utterance, and note that it is taken.
+        """Return the file of an utterance, and record that it is taken.
 
         Raises:
             DataError: If it is another one's, or its name is too long.
@@ -118,14 +118,14 @@ class SaveHiddenStates(BasePredictionWriter):
 
 
 def file_of(directory: Path, id_: str) -> Path:
-    """Return where an utterance's hidden states go: the folders of its id, below a directory.
+    """Return the file of an utterance's hidden states: the folders of its id, below a directory.
 
-    Different ids make different files, and none lies elsewhere: parts of an id that are no names
-    (empty, ``.`` and ``..``) and the characters ``%`` and NUL are percent-encoded.
+    Different ids make different files, and none lies elsewhere: parts of an id that are no file
+    names (empty, ``.`` and ``..``) and the characters ``%`` and NUL are percent-encoded.
 
     Args:
-        directory: Of all files.
-        id_: Of the utterance.
+        directory: Directory of all files.
+        id_: Id of the utterance.
 
     Example:
         >>> file_of(Path("out"), "84/121123/84-121123-0000").as_posix()
@@ -179,8 +179,8 @@ def _write(path: Path, part: Path, id_: str, frames: int, pieces: Iterator[Tenso
     Args:
         path: The file.
         part: Its name until then.
-        id_: Of the utterance, for the metadata.
-        frames: Of all pieces.
+        id_: Id of the utterance, for the metadata.
+        frames: Frames of all pieces together.
         pieces: (depth + 1, frames, width), one after another in time.
 
     Raises:

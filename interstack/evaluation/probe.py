@@ -36,10 +36,10 @@ class ProbeSettings:
     Steps, not epochs, so that a small corpus trains as long as a large one.
 
     Args:
-        steps: of the optimizer.
-        batch_frames: frames of a step, drawn from all clips.
-        learning_rate: at the start.
-        evaluations: how often, evenly spread, dev accuracy is taken; the best time counts.
+        steps: Optimizer steps.
+        batch_frames: Frames of a step, drawn from all clips.
+        learning_rate: Initial learning rate.
+        evaluations: Evaluations on the dev split, evenly spread; the best one counts.
     """
 
     steps: int = 2000
@@ -49,23 +49,23 @@ class ProbeSettings:
 
 
 class Outcome(NamedTuple):
-    """A trained probe when it was best on the dev split."""
+    """A trained probe at its best step on the dev split."""
 
     dev_accuracy: float
     test_predictions: Tensor
     """(frames,) int64 classes."""
     layer_weights: tuple[float, ...]
-    """Share of each hidden state in the weighted sum; empty for a probe of a single layer."""
+    """Weight of each hidden state in the sum; empty for a probe of a single layer."""
 
 
 class LinearProbe(nn.Module):
     """Linear heads on frames: one on the weighted sum of layers, or one on each layer.
 
     Args:
-        num_layers: hidden states of a frame.
-        width: channels of a hidden state.
-        num_classes: labels to tell apart.
-        per_layer: train a head on each layer instead, side by side.
+        num_layers: Hidden states of a frame.
+        width: Channels of a hidden state.
+        num_classes: Number of labels.
+        per_layer: Train a head on each layer instead, side by side.
     """
 
     def __init__(self, num_layers: int, width: int, num_classes: int, per_layer: bool) -> None:
@@ -77,11 +77,11 @@ class LinearProbe(nn.Module):
 
     @property
     def layer_weights(self) -> Tensor:
-        """(layers,) shares in the weighted sum; empty if there is none."""
+        """(layers,) weights of the sum; empty if there is none."""
         return self.bias.new_empty(0) if self.scores is None else self.scores.softmax(0)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """Logits of every head, (heads, frames, classes), from (frames, layers, width)."""
+        """Return every head's logits, (heads, frames, classes), of (frames, layers, width)."""
         inputs = hidden_states.float().transpose(0, 1)
         if self.scores is not None:
             inputs = torch.tensordot(self.layer_weights, inputs, dims=1)[None]
@@ -95,14 +95,14 @@ def train_probe(
     seed: int,
     per_layer: bool = False,
 ) -> list[Outcome]:
-    """Train a probe on the train split and keep what was best on the dev split.
+    """Train a probe on the train split, and return its outcome at its best step on the dev split.
 
     Args:
-        frames: the labelled frames of train, validation and test.
-        num_classes: labels to tell apart.
-        settings: how to train.
-        seed: of the initial weights and of the frames' order.
-        per_layer: probe each layer alone instead of the weighted sum.
+        frames: The labelled frames of train, validation and test.
+        num_classes: Number of labels.
+        settings: How to train.
+        seed: Seed of the initial weights and of the frames' order.
+        per_layer: Probe each layer alone instead of the weighted sum.
 
     Returns:
         One outcome, or one for each layer.
@@ -145,17 +145,17 @@ def train_probe(
 
 
 def _random_batches(count: int, size: int) -> Iterator[Tensor]:
-    """Indices of frames, pass after pass in fresh order, for ever."""
+    """Yield indices of frames endlessly, in a new random order each epoch."""
     while True:
         yield from torch.split(torch.randperm(count), size)
 
 
 def _predict(probe: LinearProbe, hidden_states: Tensor) -> Tensor:
-    """Most likely classes of every head, (heads, frames); in parts, to bound the memory."""
+    """Return every head's most likely classes, (heads, frames); in parts, to bound memory."""
     return torch.cat([probe(part).argmax(-1) for part in torch.split(hidden_states, 4096)], dim=1)
 
 
 def mean_and_spread(values: Sequence[float]) -> str:
-    """Mean and standard deviation; the mean alone of a single value."""
+    """Return mean and standard deviation as text; the mean alone of a single value."""
     spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
     return f"{mean(values):.3f}{spread}"

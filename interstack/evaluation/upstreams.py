@@ -1,24 +1,28 @@
-"""What a probe listens to: frozen models, untrained copies of them, and plain log-mel."""
+"""Upstreams of a probe: frozen models, untrained copies of them, and log-mel."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from transformers import AutoModel
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from interstack.errors import ConfigurationError
-from interstack.evaluation.clip_reader import check_upstream
 from interstack.models.front_end import receptive_field
-from interstack.models.precision import number_format
+from interstack.models.precision import (
+    NO_TF32,
+    PrecisionReport,
+    compare_with_float32,
+    number_format,
+)
 from interstack.models.pretrained import WAVEFORM_FAMILIES, Source
 from interstack.models.teacher import Teacher, TeacherOutput
 from interstack.models.whisper import HOP, WINDOW, LogMel
@@ -35,14 +39,14 @@ class Upstream(Protocol):
     """A frozen representation of speech."""
 
     name: str
-    """What the user called it."""
+    """Name that the user gave it."""
     first_frame_centre: float
     """Sample at the centre of frame 0."""
     frame_hop: int
     """Samples from one frame's centre to the next one's."""
 
     def hidden_states(self, waveform: Tensor) -> Tensor:
-        """Represent one utterance.
+        """Return the hidden states of one utterance.
 
         Args:
             waveform: (num_samples,) float32 in [-1, 1] at 16 kHz.
@@ -55,13 +59,13 @@ class Upstream(Protocol):
 class LogMelUpstream:
     """80 log-mel bins, 25 ms windows every 10 ms, two of them stacked to a frame of 20 ms.
 
-    Each bin is brought to zero mean and unit variance over the utterance, unless that would leave
-    nothing of it.
+    Each bin is normalised to zero mean and unit variance over the utterance, unless its mean over
+    time is what is used.
 
     Args:
-        name: what the user called it.
-        context: frames of 20 ms to stack on either side; what lies past the ends repeats them.
-        pooled: leave the bins as they are, since their mean over time is what is asked for.
+        name: Name that the user gave it.
+        context: Frames of 20 ms to stack on either side; the ends are padded with themselves.
+        pooled: Whether the mean over time is used.
     """
 
     def __init__(self, name: str = LOG_MEL, context: int = 0, pooled: bool = False) -> None:
@@ -90,16 +94,16 @@ class LogMelUpstream:
 class PretrainedUpstream:
     """All hidden states of a Hugging Face speech encoder, each frame of each layer normalised.
 
-    A layer norm without weights, as s3prl's featurizer offers it: without it the layers' scales,
-    which differ a lot in Whisper, would decide the weighted sum.
+    A layer norm without weights, as in s3prl's featurizer: without it the layers' scales, which
+    differ a lot in Whisper, would dominate the weighted sum.
 
     Args:
-        source: hub id or local directory of what can be a teacher, a student's export included.
-        name: what the user called it; the source if None.
-        precision_check: compare the first utterance with float32, if it computes in another format.
+        source: Hub id or local directory of what can be a teacher, a student's export included.
+        name: Name that the user gave it; the source if None.
+        precision_check: Compare the first utterance with float32, if it computes in another format.
 
     Raises:
-        TeacherError: it can't be found or loaded.
+        TeacherError: If it can't be found or loaded.
     """
 
     def __init__(
@@ -116,7 +120,7 @@ class PretrainedUpstream:
         """See `Upstream`; hidden state 0 is the encoder's input.
 
         Raises:
-            PrecisionError: of the first utterance, if it is computed wrongly.
+            PrecisionError: If the first utterance differs from float32 by more than rounding.
         """
         if self._unchecked:
             self._check(waveform)
@@ -125,7 +129,7 @@ class PretrainedUpstream:
         return functional.layer_norm(layers, layers.shape[-1:])
 
     def _check(self, waveform: Tensor) -> None:
-        """Compare an utterance with float32; nothing where it is computed in that."""
+        """Compare an utterance with float32, if the model computes in another format."""
         self._unchecked = False
         device = waveform.device
         if number_format(self._model, device) == "float32":
@@ -144,13 +148,13 @@ def untrained(
     """Return a model of the source's architecture and preprocessing with fresh weights.
 
     Args:
-        source: the model that it is an untrained copy of.
-        name: what the user called it.
-        seed: of its weights.
-        precision_check: see `PretrainedUpstream`.
+        source: Hub id or local directory of the model.
+        name: Name that the user gave it.
+        seed: Seed of its weights.
+        precision_check: See `PretrainedUpstream`.
 
     Raises:
-        TeacherError: the source can't be found or loaded.
+        TeacherError: If the source can't be found or loaded.
     """
     original = Teacher(source, [0])
     with tempfile.TemporaryDirectory() as folder:
@@ -169,13 +173,13 @@ def untrained(
 
 
 def shortest_clip(names: Sequence[str]) -> tuple[int, str]:
-    """Return the samples at 16 kHz that all of some upstreams need, and which needs most.
+    """Return the samples at 16 kHz that upstreams need at least, and which of them needs most.
 
     Args:
         names: As `load_upstream` takes them.
 
     Raises:
-        TeacherError: a model's configuration can't be found or read.
+        TeacherError: If a model's configuration can't be found or read.
     """
     needed = []
     for name in names:
@@ -191,27 +195,88 @@ def shortest_clip(names: Sequence[str]) -> tuple[int, str]:
 
 
 def load_upstream(name: str, pooled: bool = False, *, precision_check: bool = True) -> Upstream:
-    """Load what the user named.
+    """Return the upstream of a name.
 
     Args:
         name: `log-mel`, `log-mel:N` with N frames of context on either side, a hub id or local
             directory, or `random:` and one of these for an untrained copy.
-        pooled: the mean over time is what will be used of it.
-        precision_check: see `PretrainedUpstream`.
+        pooled: Whether its mean over time is used.
+        precision_check: See `PretrainedUpstream`.
 
     Raises:
-        ConfigurationError: the context is no whole number, or `random` names no model.
-        TeacherError: the model can't be found or loaded.
+        ConfigurationError: If the context is no whole number, or `random` names no model.
+        TeacherError: If the model can't be found or loaded.
     """
     kind, _, rest = name.partition(":")
     if kind == LOG_MEL:
         if rest and not rest.isdecimal():
-            raise ConfigurationError(f"{name} asks for no whole number of frames, as log-mel:4.")
+            raise ConfigurationError(
+                f"the upstream {name} has no whole number of frames: give one, as in log-mel:4"
+            )
         return LogMelUpstream(name, int(rest or 0), pooled)
     if kind == RANDOM:
         if not rest:
             raise ConfigurationError(
-                "An untrained upstream needs a model to be a copy of, as random:DIR."
+                f"the upstream {name} names no model: give one to copy, as in random:DIR"
             )
         return untrained(rest, name, precision_check=precision_check)
     return PretrainedUpstream(name, precision_check=precision_check)
+
+
+def check_at_first_batch(
+    upstream: nn.Module,
+    name: str,
+    device: torch.device,
+    report: Callable[[PrecisionReport], None],
+) -> None:
+    """Compare an upstream of s3prl with float32 on the first waveforms of its next forward pass.
+
+    Nothing is compared where it computes in float32.
+
+    Args:
+        upstream: On the device.
+        name: Name that the user gave it.
+        device: The device.
+        report: Called with the result.
+    """
+    if number_format(upstream, device) == "float32":
+        return
+
+    def check(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+        handle.remove()
+        waveforms = sorted(arguments[0], key=len)[:2]
+
+        def run(model: nn.Module) -> Sequence[Tensor]:
+            states: Sequence[Tensor] = model(waveforms)["hidden_states"]
+            return states
+
+        report(check_upstream(upstream, run, name, device))
+
+    handle = upstream.register_forward_pre_hook(check)
+
+
+def check_upstream(
+    upstream: nn.Module,
+    run: Callable[[Any], Sequence[Tensor]],
+    name: str,
+    device: torch.device,
+) -> PrecisionReport:
+    """Return the errors of an upstream against itself in float32.
+
+    Args:
+        upstream: On the device.
+        run: Return the hidden states of the upstream, or of a copy of it.
+        name: Name that the user gave it.
+        device: The device.
+
+    Raises:
+        PrecisionError: If the error is more than rounding.
+    """
+    format = number_format(upstream, device)
+    report = compare_with_float32(upstream, run, device, name=f"upstream {name}", format=format)
+    report.require(
+        f"{format} on {device.type}",
+        f"{NO_TF32 if format == 'tf32' else 'give another device or a model in float32'}, or "
+        "--no-precision-check to continue without this check",
+    )
+    return report

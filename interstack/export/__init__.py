@@ -1,1 +1,1 @@
-"""The student taken away: a Hugging Face directory with its card, and ONNX."""
+"""Export of a student: a Hugging Face directory with its model card, and ONNX."""

@@ -1,4 +1,4 @@
-"""The student as an ONNX graph of any length, for devices that have no PyTorch."""
+"""Export of the student as an ONNX graph for audio of any length."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ OPSET: Final = 18
 _EXAMPLE_SECONDS: Final = 1.0
 
 
-class _Listener(nn.Module):
-    """From waveforms of one length to all hidden states, normalisation included."""
+class _HiddenStates(nn.Module):
+    """Maps waveforms of one length to all hidden states, normalisation included."""
 
     def __init__(self, student: Student) -> None:
         super().__init__()
@@ -59,18 +59,18 @@ def export_onnx(student: Student, directory: Path) -> Path:
 
     Its input is ``waveforms``, (batch, num_samples) float32 at 16 kHz in [-1, 1], all of one
     length; its output ``hidden_states``, (depth + 1, batch, frames, width), the last of which is
-    the encoder's output. Batch and length are free, from one frame on. Where the student wants
-    normalised waveforms the graph normalises them.
+    the encoder's output. Batch and length are free, from one frame on. The graph normalises
+    waveforms if the student requires it.
 
     Args:
         student: The student, at any depth.
-        directory: Where the file goes.
+        directory: Directory of the file.
 
     Raises:
         ConfigurationError: If the packages for it are not installed.
     """
     try:
-        import onnxscript  # noqa: F401, torch's exporter asks for it late and less plainly
+        import onnxscript  # noqa: F401, torch's exporter imports it late, with a less plain error
     except ImportError as error:
         raise ConfigurationError(
             "an export to ONNX needs the packages onnx and onnxscript: install interstack[onnx]"
@@ -81,7 +81,7 @@ def export_onnx(student: Student, directory: Path) -> Path:
     batch, samples = torch.export.Dim("batch"), torch.export.Dim("num_samples", min=shortest)
     with _quiet():
         torch.onnx.export(
-            _Listener(student).cpu(),
+            _HiddenStates(student).cpu(),
             (example,),
             path,
             dynamo=True,
@@ -101,16 +101,16 @@ def check_onnx(
     """Compare a graph's hidden states, computed by onnxruntime, with the student's in float32.
 
     Args:
-        student: What the graph was made from.
+        student: The student that was exported.
         path: The graph.
         clips: Speech, (num_samples,) each, of which the two shortest are used; without any, one
             second of noise.
 
     Returns:
-        What was found; None, with a line in the log, where onnxruntime is not installed.
+        The errors; None, with a warning, if onnxruntime is not installed.
 
     Raises:
-        PrecisionError: If a hidden state differs by more than two implementations in float32 do.
+        PrecisionError: If a hidden state differs by more than two float32 implementations do.
     """
     try:
         import onnxruntime
@@ -135,8 +135,8 @@ def check_onnx(
     report = report_errors(list(errors.items()), "ONNX graph", "float32", BOUNDS["float32"])
     report.require(
         "--onnx",
-        "give another version of torch or onnxruntime, or --no-precision-check to go on without "
-        "this check",
+        "install another version of torch or onnxruntime, or give --no-precision-check to continue "
+        "without this check",
     )
     log.info("%s", report)
     return report
@@ -144,7 +144,7 @@ def check_onnx(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out what torch's exporter says of packages and steps that are none of the user's."""
+    """Silence torch's exporter, whose messages are of its own packages and steps."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

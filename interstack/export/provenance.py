@@ -1,4 +1,4 @@
-"""Where a student comes from: teacher, corpus, growth, losses, command; read off its checkpoint."""
+"""Where a student comes from: teacher, corpus, growth, losses, command; from its checkpoint."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from interstack.tracking.stage_records import StageRecord
 from interstack.tracking.stages import StageRecorder
 
 PROVENANCE_FILE: Final = "interstack.json"
-"""Of an export: where it comes from, for programs; transformers does not read it."""
+"""File of an export with its provenance, for programs; transformers does not read it."""
 
 EARLY_END_KEY: Final = "interstack_early_end"
-"""Of what a run leaves: where it ended, in words, if that was before its schedule did."""
+"""Key in a checkpoint of where its run ended, in words, if that was before its schedule did."""
 
 LayerKind = Literal["original", "clone"]
 
@@ -32,9 +32,9 @@ class Layer:
 
     Attributes:
         block: The layer of the first stage that it descends from, counted from 1.
-        place: Its place in the block, counted from 1.
-        kind: ``original``: it is that layer, trained from the first step on. ``clone``: growth put
-            it there (with the operator ``random``, as a fresh layer).
+        place: Its position in the block, counted from 1.
+        kind: ``original``: it is that layer, trained from the first step on. ``clone``: a growth
+            step inserted it (with the operator ``random``, as a fresh layer).
         teacher_layers: The teacher's hidden states that it is tied to; none for most, several
             where taps share the top layer.
     """
@@ -50,22 +50,21 @@ class Provenance:
     """Where a student comes from.
 
     Attributes:
-        teacher: Hub id or directory of the teacher, as the run was told.
-        teacher_taps: The teacher's hidden states that the student learnt.
+        teacher: Hub id or directory of the teacher, as given to the run.
+        teacher_taps: The teacher's hidden states that the student was trained on.
         front_end: ``own``, ``copy`` or ``shared``; see `StudentConfig`.
         front_end_source: Hub id or directory of the model whose front end was copied or shared, as
             given to the run; None: the teacher.
-        data: The source of the speech and its settings; None if the run was not begun by the
-            command line.
-        operator: How it grew; None as before.
+        data: The data source and its settings; None if the command line did not start the run.
+        operator: Growth operator; None as before.
         step: Optimizer steps that it was trained for.
-        averaging: The callback whose average of the weights the student has, its settings as far
-            as the run was begun by the command line, and the average's updates; None: the weights
-            are those of the last step.
+        averaging: The callback whose average of the weights the student has, its settings if the
+            command line started the run, and the average's updates; None: the weights are those of
+            the last step.
         layers: One entry a layer, bottom first.
-        stages: What each stage took and brought.
+        stages: Costs and losses of each stage.
         command: The command line of the run; None as before.
-        versions: Of interstack (with its commit, where there is one) and what it stands on.
+        versions: Versions of interstack (with its commit, if any) and its dependencies.
         planned_depths: Layers of every stage of the run; none as before.
         early_end: Where the run ended, in words, if that was before its schedule did.
     """
@@ -97,7 +96,7 @@ class Provenance:
 
     @classmethod
     def of_checkpoint(cls, checkpoint: Mapping[str, Any]) -> Self:
-        """Read it off a checkpoint's content."""
+        """Return the provenance of a checkpoint's content."""
         structure = checkpoint[CHECKPOINT_KEY]
         settings = checkpoint["hyper_parameters"]
         config = yaml.safe_load(checkpoint.get(CONFIG_KEY) or "{}")
@@ -123,13 +122,13 @@ class Provenance:
         )
 
     def write(self, directory: Path) -> None:
-        """Write it into an export's directory."""
+        """Write ``interstack.json`` into an export's directory."""
         text = json.dumps(asdict(self), indent=2)
         (directory / PROVENANCE_FILE).write_text(text + "\n", encoding="utf-8")
 
 
 def teacher_of(directory: Path) -> str | None:
-    """Return the teacher that an export says it comes from; None for any other directory."""
+    """Return the teacher that an export's provenance names; None for any other directory."""
     try:
         fields = json.loads((directory / PROVENANCE_FILE).read_text(encoding="utf-8"))
         return str(fields["teacher"])
@@ -140,7 +139,7 @@ def teacher_of(directory: Path) -> str | None:
 def _averaging(
     record: Mapping[str, Any] | None, config: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """Add the callback's settings to what a checkpoint says of its average."""
+    """Return a checkpoint's record of its average with the callback's settings."""
     if record is None:
         return None
     given = config.get("trainer", {}).get("callbacks") or []
@@ -154,7 +153,7 @@ def _averaging(
 def _layers(
     lineage: Sequence[int], tap_layers: Sequence[int], teacher_taps: Sequence[int]
 ) -> tuple[Layer, ...]:
-    """Say of every layer what it descends from; the first one of a block is the original."""
+    """Return every layer's descent; the first layer of a block is the original."""
     layer_taps = [tap for tap in teacher_taps if tap > 0]
     layers = []
     for layer, (block, place) in enumerate(block_positions(lineage)):

@@ -164,7 +164,7 @@ def test_random_is_an_untrained_copy_of_the_first_encoder(
         f"random:{teacher_directory}",
     ]
     assert main([*words, "--upstream", "random"]) == 2
-    assert "needs a model to be a copy of" in capsys.readouterr().err
+    assert "names no model: give one to copy" in capsys.readouterr().err
 
 
 def test_clips_that_can_not_be_used_are_skipped_by_the_command(

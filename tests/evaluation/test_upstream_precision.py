@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from interstack.errors import PrecisionError
-from interstack.evaluation.clip_reader import check_at_first_batch
 from interstack.evaluation.superb.upstream import TeacherUpstream
-from interstack.evaluation.upstreams import PretrainedUpstream
+from interstack.evaluation.upstreams import PretrainedUpstream, check_at_first_batch
 from interstack.models.precision import PrecisionReport
 from interstack.models.teacher import Teacher
 from tests.models.families import read_speech

@@ -14,7 +14,12 @@ from transformers import AutoFeatureExtractor, AutoModel
 from interstack.cli import main
 from interstack.constants import SAMPLE_RATE
 from interstack.export.card import write_card
-from interstack.export.huggingface import export_student, load_student, padding_gap, written_whole
+from interstack.export.huggingface import (
+    atomic_directory,
+    export_student,
+    load_student,
+    padding_gap,
+)
 from interstack.export.provenance import Provenance
 from tests.checkpointing.full_disks import NoSpace, full_disk
 from tests.export.small_students import small_student
@@ -229,7 +234,7 @@ def test_an_export_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
     """Neither half a directory nor its scratch."""
 
     def break_off() -> None:
-        with written_whole(tmp_path / "student") as part:
+        with atomic_directory(tmp_path / "student") as part:
             (part / "config.json").touch()
             raise RuntimeError("power cut")
 

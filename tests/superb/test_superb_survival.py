@@ -1,4 +1,4 @@
-"""Jobs that are cut, spread over processes, repeated, or begun with other settings."""
+"""Jobs that are interrupted, partitioned, repeated, or started with other settings."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def test_shares_hold_every_job_once(
 def test_other_settings_are_not_mixed_in(
     upstream: Path, data_root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A job's directory belongs to the settings that it was begun with, once it has done a step."""
+    """A job keeps the settings that it was started with, once it has done a step."""
     too_large = ("ks.datarc.batch_size=500",)
     assert superb(upstream, data_root, tmp_path, "ks", steps=1, changes=too_large) == 2
     assert "too little training data for a batch" in capsys.readouterr().err
@@ -189,7 +189,7 @@ def test_other_settings_are_not_mixed_in(
     assert superb(upstream, data_root, tmp_path, "pr", steps=1) == 0
     assert superb(upstream, data_root, tmp_path, "pr", steps=2) == 2
     error = capsys.readouterr().err
-    assert "begun with other settings" in error
+    assert "was started with the other settings of its config.yaml" in error
     assert "--output" in error
 
 

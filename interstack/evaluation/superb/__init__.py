@@ -1,1 +1,1 @@
-"""SUPERB through s3prl: its downstream experts, trained and judged here."""
+"""SUPERB: s3prl's downstream experts, trained and evaluated here."""

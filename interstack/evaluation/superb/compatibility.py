@@ -1,11 +1,11 @@
-"""What s3prl's downstream experts miss on today's packages, supplied while they run.
+"""Modules and functions that s3prl's downstream experts need and today's packages lack.
 
-Nothing of s3prl is changed on the disk. They import, or call, things that newer packages have
-dropped (``torchaudio.sox_effects``, ``torchaudio.load`` without torchcodec), that s3prl's wheel
-leaves out (the corpora of its ctc recipe), or that would bring much for little: one function of
-librosa, and names of catalyst and pysox that only other uses of the same modules reach. Two keep
-lists of files inside the installed package, where the next run with other data would find them,
-and one wants a dozen processes and a GPU.
+They are patched in while the experts run; no file of s3prl is changed. The experts use what newer
+packages have dropped (``torchaudio.sox_effects``, ``torchaudio.load`` without torchcodec), what
+s3prl's wheel lacks (the corpora of its ctc recipe), and small parts of large packages: one function
+of librosa, and names of catalyst and pysox that are imported and never called. Two experts cache
+lists of files inside the installed package, where the next run with other data would read them, and
+one requires twelve processes and a GPU.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ _KEEP_LISTS: Final = {
     "s3prl.downstream.voxceleb1.dataset": ("CACHE_PATH", "{}/"),
     "s3prl.downstream.sv_voxceleb1.dataset": ("__file__", "{}/dataset.py"),
 }
-"""Where experts keep lists of files: a module's variable, and what it is to be in a directory."""
+"""Where experts cache lists of files: a module's variable, and its value for a directory."""
 
 
 def find_files(directory: str | Path) -> list[str]:
-    """List audio files as ``librosa.util.find_files`` does: all below, absolute, in order."""
+    """Return audio files as ``librosa.util.find_files`` does: all below, absolute, sorted."""
     return supported_audio(Path(directory).absolute())
 
 
 class NotDistributed(DistributedSampler[Any]):
-    """Stands for catalyst's sampler of distributed jobs: ours are spread as whole jobs."""
+    """Stands for catalyst's sampler of distributed jobs, which ours are not."""
 
     def __init__(self, *_: object, **__: object) -> None:
         raise ConfigurationError(
-            "a SUPERB job runs in one process: spread several over processes with --share"
+            "a SUPERB job runs in one process: distribute whole jobs over processes with --share"
         )
 
 
@@ -59,20 +59,20 @@ class NoTransformer:
 
 
 def threads(n_jobs: int) -> Parallel:
-    """Stand for joblib's ``Parallel``: threads, as many as there are processors.
+    """Return joblib's ``Parallel`` with threads, one a processor at most.
 
-    The verification expert asks for twelve processes, of which each would import torch to read
-    audio, which needs no interpreter.
+    The verification expert requires twelve processes to read audio, each of which would import
+    torch; reading releases the interpreter, so that threads are enough.
     """
     return Parallel(n_jobs=min(n_jobs, os.cpu_count() or 1), prefer="threads")
 
 
 @contextmanager
 def s3prl_supplied(scratch: Path) -> Iterator[None]:
-    """Let s3prl's downstream experts be imported and run.
+    """Make s3prl's downstream experts importable and runnable.
 
     Args:
-        scratch: A directory for the lists of files that some of them keep.
+        scratch: A directory for the lists of files that some of them cache.
 
     Raises:
         ConfigurationError: If s3prl is not installed.
@@ -84,7 +84,7 @@ def s3prl_supplied(scratch: Path) -> Iterator[None]:
     with ExitStack() as supplied:
         supplied.enter_context(warnings.catch_warnings())
         for kind in (DeprecationWarning, FutureWarning, ResourceWarning, UserWarning):
-            warnings.simplefilter("ignore", kind)  # they are s3prl's, and nobody here can mend them
+            warnings.simplefilter("ignore", kind)  # s3prl's own, which can't be fixed here
         for name, content in _SUPPLIED.items():
             supplied.enter_context(_importable(name, content))
         supplied.enter_context(patch("torchaudio.load", load))
@@ -103,12 +103,13 @@ def s3prl_supplied(scratch: Path) -> Iterator[None]:
 
 @contextmanager
 def without_unreadable(report: Callable[[str], None]) -> Iterator[None]:
-    """Let the verification expert, as it is made, leave out what can't be decoded.
+    """Make the verification expert skip what can't be decoded, while it is constructed.
 
-    It measures every file, and leaves out those that are too short.
+    It reads the length of every file and skips those that are too short; a file that can't be
+    decoded gets the length 0.
 
     Args:
-        report: Takes what is wrong with each.
+        report: Called with what is wrong with each.
     """
 
     def measured(path: str, effects: Sequence[Sequence[str]]) -> tuple[Tensor, int]:
@@ -127,18 +128,18 @@ def without_unreadable(report: Callable[[str], None]) -> Iterator[None]:
 def _importable(name: str, content: Mapping[str, object]) -> Iterator[None]:
     """Make a module, and the packages above it, importable unless they are already."""
     parts = name.split(".")
-    places = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
-    missing = [place for place in places if not _can_be_found(place)]
-    for place in missing:
-        sys.modules[place] = ModuleType(place)
-        sys.modules[place].__path__ = []
+    modules = [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
+    missing = [module for module in modules if not _can_be_found(module)]
+    for module in missing:
+        sys.modules[module] = ModuleType(module)
+        sys.modules[module].__path__ = []
     if missing:
         vars(sys.modules[name]).update(content)
     try:
         yield
     finally:
-        for place in missing:
-            del sys.modules[place]
+        for module in missing:
+            del sys.modules[module]
 
 
 def _can_be_found(name: str) -> bool:

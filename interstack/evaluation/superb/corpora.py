@@ -1,4 +1,4 @@
-"""The corpora of s3prl's ctc recipe, which its wheel leaves out: phones of LibriSpeech, SNIPS."""
+"""The corpora of s3prl's ctc recipe, which its wheel lacks: phones of LibriSpeech, SNIPS."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class TextEncoder(Protocol):
 class BucketedTranscripts(Dataset[Example | list[Example]]):
     """Transcribed files, those with the most tokens first, one by one or as buckets of neighbours.
 
-    As in s3prl a bucket begins at the file that is asked for, and the last ones begin early enough
-    to be full.
+    As in s3prl a bucket starts at the file of its index, and the last ones start early enough to be
+    full.
 
     Args:
         examples: Files and their tokens.
-        bucket_size: Files of a bucket; 1: none.
+        bucket_size: Files of a bucket; 1: no buckets.
     """
 
     def __init__(self, examples: Sequence[Example], bucket_size: int) -> None:
@@ -42,11 +42,11 @@ class BucketedTranscripts(Dataset[Example | list[Example]]):
         return len(self.examples)
 
     def __getitem__(self, index: int) -> Example | list[Example]:
-        """Return a file, or the bucket that begins with it."""
+        """Return a file, or the bucket that starts with it."""
         if self.bucket_size <= 1:
             return self.examples[index]
-        begin = max(0, min(len(self.examples) - self.bucket_size, index))
-        return self.examples[begin : begin + self.bucket_size]
+        start = max(0, min(len(self.examples) - self.bucket_size, index))
+        return self.examples[start : start + self.bucket_size]
 
 
 class LibriPhoneDataset(BucketedTranscripts):
@@ -54,9 +54,9 @@ class LibriPhoneDataset(BucketedTranscripts):
 
     Args:
         split: Names of LibriSpeech's parts.
-        tokenizer: Of phones.
-        bucket_size: As `BucketedTranscripts` takes it.
-        path: ``LibriSpeech``, the parts in it.
+        tokenizer: Tokenizer of phones.
+        bucket_size: See `BucketedTranscripts`.
+        path: Directory ``LibriSpeech`` of the parts.
         lexicon: Files of a word and its phones a line.
         **_: Settings of other corpora.
 
@@ -82,7 +82,9 @@ class LibriPhoneDataset(BucketedTranscripts):
                 raise DataError(f"{Path(path) / part} has no audio: fix --data-root")
             texts = _librispeech_transcripts(files)
             for file in files:
-                words = _said(texts, file).split()
+                if file.stem not in texts:
+                    raise DataError(f"{file} has no transcript in a .trans.txt beside it: add it")
+                words = texts[file.stem].split()
                 spoken = [phone for word in words for phone in _phones_of(word, phones, file)]
                 examples.append((str(file), tokenizer.encode(" ".join(spoken))))
         super().__init__(examples, bucket_size)
@@ -93,11 +95,11 @@ class SnipsDataset(BucketedTranscripts):
 
     Args:
         split: Names of the splits' folders.
-        tokenizer: Of characters and slots.
-        bucket_size: As `BucketedTranscripts` takes it.
-        path: ``SNIPS``, the splits in it.
-        **settings: ``train_speakers``, ``valid_speakers`` and ``test_speakers``: what names of
-            files begin with.
+        tokenizer: Tokenizer of characters and slots.
+        bucket_size: See `BucketedTranscripts`.
+        path: Directory ``SNIPS`` of the splits.
+        **settings: ``train_speakers``, ``valid_speakers`` and ``test_speakers``: prefixes of file
+            names.
 
     Raises:
         DataError: If a split has no audio of its speakers with a transcript.
@@ -132,7 +134,7 @@ class SnipsDataset(BucketedTranscripts):
 
 
 def read_lexicons(files: Sequence[Path]) -> dict[str, list[str]]:
-    """Read pronunciations: a word, then its phones; the first of several is taken."""
+    """Return the phones of each word; the first of several pronunciations is taken."""
     phones: dict[str, list[str]] = {}
     for file in files:
         for line in file.read_text(encoding="utf-8").splitlines():
@@ -145,13 +147,13 @@ def read_lexicons(files: Sequence[Path]) -> dict[str, list[str]]:
 def _phones_of(word: str, phones: Mapping[str, list[str]], file: Path) -> list[str]:
     if word not in phones:
         raise DataError(
-            f"the lexicons have no phones for {word!r}, which {file.name} says: add a line for it"
+            f"the lexicons have no phones for {word!r} of {file.name}: add a line for it"
         )
     return phones[word]
 
 
 def _librispeech_transcripts(files: Sequence[Path]) -> dict[str, str]:
-    """Read the transcripts beside some of LibriSpeech's files: utterance -> text."""
+    """Return the transcripts beside some of LibriSpeech's files, by utterance."""
     texts: dict[str, str] = {}
     for chapter in sorted({file.parent for file in files}):
         for table in chapter.glob("*.trans.txt"):
@@ -160,9 +162,3 @@ def _librispeech_transcripts(files: Sequence[Path]) -> dict[str, str]:
                 utterance, _, text = line.partition(" ")
                 texts[utterance] = text
     return texts
-
-
-def _said(texts: Mapping[str, str], file: Path) -> str:
-    if file.stem not in texts:
-        raise DataError(f"{file} has no transcript in a .trans.txt beside it: add it")
-    return texts[file.stem]

@@ -1,4 +1,4 @@
-"""One job: an upstream, a task, a variant and a seed; from its data to its figures."""
+"""One SUPERB job: an upstream, a task, a variant and a seed; from its data to its result."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ import yaml
 
 from interstack.data.skips import OnCorrupt, report_skipped
 from interstack.errors import ConfigurationError, InterstackError, RunInterrupted
-from interstack.evaluation.clip_reader import check_at_first_batch
 from interstack.evaluation.superb.compatibility import s3prl_supplied
 from interstack.evaluation.superb.layouts import check_layout
 from interstack.evaluation.superb.preparation import prepare
@@ -26,6 +25,7 @@ from interstack.evaluation.superb.progress import JobProgress
 from interstack.evaluation.superb.tasks import Config, Task, placed
 from interstack.evaluation.superb.training import STATES_FILE, DownstreamTraining
 from interstack.evaluation.superb.upstream import FBANK, Upstream
+from interstack.evaluation.upstreams import check_at_first_batch
 from interstack.models.precision import PrecisionReport
 from interstack.tracking.events import append_event
 from interstack.utils.atomic import write_whole
@@ -44,15 +44,15 @@ _LOG_FILE: Final = "s3prl.log"
 
 @dataclass(frozen=True)
 class Job:
-    """A job, described.
+    """A training and evaluation on one task.
 
     Attributes:
-        upstream: What is judged.
-        task: On what.
-        variant: Of the task; empty where it has none.
-        seed: Of weights and data.
-        config: The task's settings, with ``{data}`` and ``{job}`` still in them.
-        data_root: What stands for ``{data}``.
+        upstream: The upstream that is evaluated.
+        task: The task.
+        variant: Variant of the task; empty where it has none.
+        seed: Seed of weights and data.
+        config: The task's settings, with ``{data}`` and ``{job}`` as placeholders.
+        data_root: Directory that replaces ``{data}``.
         output: Directory of all jobs.
         on_corrupt: What to do at audio that can't be decoded.
     """
@@ -68,22 +68,19 @@ class Job:
 
     @property
     def directory(self) -> Path:
-        """Where the job's files are, and what stands for ``{job}``."""
-        part = "-".join(each for each in (self.variant, f"seed{self.seed}") if each)
-        return self.output / self.upstream.folder / self.task.name / part
+        """Directory of the job's files, which replaces ``{job}``."""
+        name = "-".join(filter(None, (self.variant, f"seed{self.seed}")))
+        return self.output / self.upstream.folder / self.task.name / name
 
     @property
     def name(self) -> str:
-        """What it is called on the way."""
-        return " ".join(
-            each
-            for each in (self.upstream.name, self.task.name, self.variant, f"seed {self.seed}")
-            if each
-        )
+        """Name in progress and log."""
+        parts = (self.upstream.name, self.task.name, self.variant, f"seed {self.seed}")
+        return " ".join(filter(None, parts))
 
     @property
     def test_split(self) -> str:
-        """What it is judged on at the end; QUESST's two sets of queries are jobs of their own."""
+        """Split that is reported; QUESST's two sets of queries are jobs of their own."""
         return self.variant if self.task.name == "qbe" else self.task.test
 
     def settings(self) -> Config:
@@ -94,7 +91,7 @@ class Job:
         return found
 
     def result(self) -> dict[str, Any] | None:
-        """Return what a finished job has found; None before that.
+        """Return the record of a finished job; None before that.
 
         Raises:
             ConfigurationError: If the record is damaged.
@@ -110,17 +107,17 @@ class Job:
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigurationError(
                 f"{path} is no record of a finished job ({type(error).__name__}): remove it, and "
-                "the job is judged again from its best step"
+                "the job is evaluated again at its best step"
             ) from error
         return found
 
 
 def check_job(job: Job) -> None:
-    """See whether a job can be begun, or gone on with, before any of them is.
+    """Raise where a job can't start or resume; to be called before any job runs.
 
     Raises:
         DataError: If its data is not complete.
-        ConfigurationError: If it was begun with other settings.
+        ConfigurationError: If it was started with other settings.
     """
     job.result()
     check_layout(job.task, job.settings())
@@ -134,12 +131,12 @@ def check_job(job: Job) -> None:
         raise ConfigurationError(unread(path, error)) from error
     except (ValueError, yaml.YAMLError) as error:
         raise ConfigurationError(
-            f"{path}, which says with what settings its job was begun, is damaged: remove "
-            f"{job.directory}, and the job begins anew, or give another --output"
+            f"{path}, which holds the settings of its job, is damaged: remove {job.directory}, "
+            "and the job restarts, or give another --output"
         ) from error
     if begun is not None and begun != _record(job):
         raise ConfigurationError(
-            f"{job.directory} was begun with other settings, which its {_CONFIG_FILE} has: give "
+            f"{job.directory} was started with the other settings of its {_CONFIG_FILE}: give "
             "those, or another --output"
         )
 
@@ -147,24 +144,24 @@ def check_job(job: Job) -> None:
 def run_job(
     job: Job, device: torch.device, show_progress: bool = True, *, precision_check: bool = True
 ) -> Mapping[str, Any]:
-    """Train a job to its end, from wherever it is, and judge it on the test split.
+    """Train a job to its end, resuming it if it was interrupted, and evaluate the test split.
 
     Args:
         job: The job.
-        device: What computes.
+        device: The device.
         show_progress: Draw a bar where there is a terminal.
         precision_check: Compare the upstream's first batch with float32, where it computes in
             another number format.
 
     Returns:
-        What is in its ``result.json``.
+        The content of its ``result.json``.
 
     Raises:
-        ConfigurationError: If it is going on elsewhere, or its directory can't be written.
+        ConfigurationError: If another process runs it, or its directory can't be written.
         DataError: If its data can't be used.
         TeacherError: If the upstream can't be loaded.
         PrecisionError: If it is computed wrongly in its number format.
-        RunInterrupted: After a signal; the same command goes on.
+        RunInterrupted: After a signal; the same command resumes it.
     """
     directory, config = job.directory, job.settings()
     with _explaining(directory):
@@ -176,7 +173,7 @@ def run_job(
         with (
             _explaining(directory),
             job_display(draws=show_progress) as display,
-            _apart(directory),
+            _s3prl_supplied(directory),
         ):
             progress = JobProgress(job.name, display)
             write_whole(directory / _CONFIG_FILE, yaml.safe_dump(_record(job)).encode())
@@ -206,8 +203,8 @@ def _report_precision(directory: Path, found: PrecisionReport) -> None:
 
 
 def _train(training: DownstreamTraining, progress: JobProgress, directory: Path) -> None:
-    """Train, and stop between two steps where a signal asks for it."""
-    request = StopRequest("stopping after this step; the same command goes on")
+    """Train, and stop after a step if a signal was received."""
+    request = StopRequest("stopping after this step; the same command continues")
     request.install()
 
     def after_step(loss: float) -> None:
@@ -215,7 +212,7 @@ def _train(training: DownstreamTraining, progress: JobProgress, directory: Path)
         if request.received is not None and training.step < training.total_steps:
             training.save()
             raise RunInterrupted(
-                f"stopped after step {training.step}; the same command goes on from there "
+                f"stopped after step {training.step}; the same command continues from there "
                 f"({directory})",
                 request.received,
             )
@@ -251,7 +248,7 @@ def _result(
 
 
 def _record(job: Job) -> dict[str, Any]:
-    """Return what has to stay the same for a job to go on."""
+    """Return the settings that a resumed job has to have."""
     return {
         "upstream": job.upstream.digest,
         "task": job.task.name,
@@ -263,25 +260,25 @@ def _record(job: Job) -> dict[str, Any]:
 
 @contextmanager
 def _explaining(directory: Path) -> Iterator[None]:
-    """Turn a full disk, and what a decoding worker says in a page, into a line."""
+    """Turn a full disk, or a decoding worker's traceback, into one line."""
     try:
         yield
     except OSError as error:
         raise ConfigurationError(
             f"{error.filename or directory} can't be read or written ({reason(error)}): "
-            "mend that (free space on a full disk), then give the same command again; finished "
-            "jobs are kept"
+            "fix that (free space on a full disk) and give the same command again; finished jobs "
+            "are kept"
         ) from error
     except InterstackError as error:
-        *_, told = str(error).rpartition(f"{type(error).__name__}: ")
-        if told == str(error):
+        message = str(error).rpartition(f"{type(error).__name__}: ")[2]
+        if message == str(error):
             raise
-        raise type(error)(told.strip()) from error
+        raise type(error)(message.strip()) from error
 
 
 @contextmanager
-def _apart(directory: Path) -> Iterator[None]:
-    """Supply s3prl, and let what it prints go to a file of the job."""
+def _s3prl_supplied(directory: Path) -> Iterator[None]:
+    """Supply s3prl, and redirect its output to a file of the job."""
     scratch = directory / "s3prl"
     scratch.mkdir(exist_ok=True)
     with (
@@ -294,7 +291,7 @@ def _apart(directory: Path) -> Iterator[None]:
 
 
 class _Silent(io.TextIOBase):
-    """Takes text for a file, and is no terminal, so that no bar is drawn into it."""
+    """Writes to a file and is no terminal, so that no bar is drawn into it."""
 
     def __init__(self, file: io.TextIOBase | Any) -> None:  # noqa: ANN401, an open text file
         self._file = file

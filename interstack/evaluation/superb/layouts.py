@@ -1,4 +1,4 @@
-"""What each task's data has to look like, and where what is missing can be had."""
+"""Checks of each task's data, with the source of what is missing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from interstack.errors import DataError
 from interstack.evaluation.superb.tasks import Config, Task
 
 Problem = str
-"""One thing that is missing, and where it is to be had."""
+"""What is missing, and its source."""
 
 _LIBRISPEECH: Final = (
     "LibriSpeech's parts train-clean-100, dev-clean and test-clean: openslr.org/12"
@@ -34,14 +34,14 @@ _QUESST: Final = "QUESST 2014: speech.fit.vutbr.cz/files/quesst14Database.tgz"
 
 
 def check_layout(task: Task, config: Config) -> None:
-    """Look whether a task's data is there, before anything is computed.
+    """Raise if a task's data is not complete.
 
     Args:
         task: The task.
         config: Its settings, with directories.
 
     Raises:
-        DataError: With everything that is missing, and where it is to be had.
+        DataError: With everything that is missing, and its source.
     """
     problems = list(_CHECKS[task.name](config["downstream_expert"]))
     if problems:
@@ -136,7 +136,7 @@ def _qbe(expert: Config) -> Iterator[Problem]:
 
 
 def _folders(root: Path, names: list[str], pattern: str | None, source: str) -> Iterator[Problem]:
-    """Find folders that are absent, or have no such file below; no audio, without a pattern."""
+    """Yield folders that are absent or have no file of a pattern below (None: no audio)."""
     for name in dict.fromkeys(names):
         folder = root / name
         if not folder.is_dir():

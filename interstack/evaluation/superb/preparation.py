@@ -1,4 +1,4 @@
-"""Files that s3prl's experts read and its wheel leaves out, made for a job."""
+"""Files that s3prl's experts read and its wheel lacks, written for a job."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _EMOTIONS: Final = {"neu": 0, "hap": 1, "ang": 2, "sad": 3}
 _MERGED: Final = {"exc": "hap"}
 """Excitement counts as happiness, as in SUPERB."""
 Skipped = list[str] | None
-"""Takes what is wrong with each file that is skipped; None: the first ends it."""
+"""Collects what is wrong with each skipped file; None: the first such file raises."""
 
 
 def phone_inventory() -> list[str]:
-    """Return ARPAbet as LibriSpeech's lexicons write it: silence, noise, vowels with stress."""
+    """Return ARPAbet as in LibriSpeech's lexicons: silence, noise, vowels with stress."""
     stressed = [f"{vowel}{stress}" for vowel, stress in product(_VOWELS.split(), "012")]
     return [*_NOISES, *sorted([*stressed, *_CONSONANTS.split()])]
 
@@ -40,16 +40,16 @@ def phone_inventory() -> list[str]:
 def prepare(
     task: Task, config: Config, directory: Path, on_corrupt: OnCorrupt = "raise"
 ) -> list[str]:
-    """Make the files that a task's settings name in its job's directory.
+    """Write the files that a task's settings name in its job's directory.
 
     Args:
         task: The task.
         config: Its settings, with directories.
-        directory: The job's; it exists.
+        directory: The job's directory; it exists.
         on_corrupt: What to do at audio that can't be decoded.
 
     Returns:
-        What is wrong with each file that is skipped.
+        What is wrong with each skipped file.
 
     Raises:
         DataError: If audio can't be decoded and is not to be skipped.
@@ -71,7 +71,7 @@ def _slots(_: Config, directory: Path, __: Skipped) -> None:
 
 
 def _letters(expert: Config, directory: Path, skipped: Skipped) -> None:
-    """Write ASR's dictionary, and the lengths by which its batches are made."""
+    """Write ASR's dictionary, and the lengths that its batches are sorted by."""
     letters = ["|", *string.ascii_uppercase, "'"]  # a fairseq dictionary counts its symbols
     text = "".join(f"{letter} 1\n" for letter in letters)
     (directory / "characters.dict").write_text(text)
@@ -110,7 +110,7 @@ def _emotions(expert: Config, directory: Path, skipped: Skipped) -> None:
     root = Path(expert["datarc"]["root"])
     sessions = [f"Session{number}" for number in range(1, 6)]
     labelled = {session: _labelled(root, session) for session in sessions}
-    if skipped is not None:  # the expert reads all of it as it is made
+    if skipped is not None:  # the expert reads all of it when it is constructed
         labelled = {each: _decodable(root, rows, skipped) for each, rows in labelled.items()}
     fold = str(expert["datarc"]["test_fold"]).replace("fold", "Session")
     folder = directory / "meta_data" / fold
@@ -122,7 +122,7 @@ def _emotions(expert: Config, directory: Path, skipped: Skipped) -> None:
 
 
 def _labelled(root: Path, session: str) -> list[dict[str, Any]]:
-    """Read a session's utterances of the four emotions."""
+    """Return a session's utterances of the four emotions."""
     found = supported_audio(root / session / "sentences/wav")
     files = {file.stem: file for file in map(Path, found)}
     rows = []

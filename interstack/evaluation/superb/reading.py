@@ -1,7 +1,7 @@
-"""Batches of s3prl's loaders, without the audio that can't be decoded where that is to be skipped.
+"""Batches of s3prl's loaders, without audio that can't be decoded if that is to be skipped.
 
-s3prl's datasets read audio in three places: one file an example, a bucket of files an example
-(ASR), and the loader's collate function (the ctc recipe).
+s3prl reads audio in three ways: one file an example, a bucket of files an example (ASR), and in the
+loader's collate function (the ctc recipe).
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Unreadable(NamedTuple):
 
 
 class ReadBatch(NamedTuple):
-    """What a loader has delivered.
+    """A batch, and what was skipped of it.
 
     Attributes:
-        content: A batch as s3prl's expert takes it; None if nothing of it can be decoded.
-        skipped: What was left out of it.
+        content: The batch as s3prl's expert takes it; None if nothing of it can be decoded.
+        skipped: Audio that can't be decoded.
     """
 
     content: tuple[Any, ...] | None
@@ -46,11 +46,11 @@ def read_batches(loader: DataLoader[Any], on_corrupt: OnCorrupt) -> Iterator[Rea
     """Yield a loader's batches.
 
     Args:
-        loader: One of s3prl's; it is changed.
+        loader: One of s3prl's; changed in place.
         on_corrupt: ``raise`` at audio that can't be decoded, or ``skip`` it.
 
     Raises:
-        DataError: If audio can't be decoded and is not to be skipped, or a worker died.
+        DataError: If audio can't be decoded and is not to be skipped, or a worker has died.
     """
     if on_corrupt == "raise":
         yield from (ReadBatch(content, ()) for content in load(loader))
@@ -61,17 +61,17 @@ def read_batches(loader: DataLoader[Any], on_corrupt: OnCorrupt) -> Iterator[Rea
     yield from cast("Iterable[ReadBatch]", load(loader))
 
 
-def leave_out_of_scores(
+def remove_from_scores(
     dataset: Any,  # noqa: ANN401, one of s3prl's
     unreadable: Sequence[Unreadable],
     records: Mapping[str, Any],
 ) -> None:
-    """Take what was skipped out of what an expert scores.
+    """Remove skipped audio from what an expert scores.
 
     Args:
-        dataset: The expert's test dataset; None: it has none.
-        unreadable: What was skipped of it.
-        records: What the expert has recorded of the rest.
+        dataset: The expert's test dataset; None if it has none.
+        unreadable: Skipped audio of it.
+        records: The expert's records of the rest.
     """
     if not unreadable or dataset is None:
         return
@@ -84,7 +84,7 @@ def leave_out_of_scores(
 
 
 class _Examples(Dataset[tuple[Any, tuple[Unreadable, ...]]]):
-    """Examples of another dataset, each with what can't be decoded of it."""
+    """Pairs of an example of another dataset and its audio that can't be decoded."""
 
     def __init__(self, dataset: Any) -> None:  # noqa: ANN401, one of s3prl's
         self._dataset = dataset
@@ -106,7 +106,7 @@ class _Examples(Dataset[tuple[Any, tuple[Unreadable, ...]]]):
 
 
 class _Collate:
-    """Makes a batch of the examples that can be decoded."""
+    """Collates the examples that can be decoded."""
 
     def __init__(self, collate: Callable[[list[Any]], Iterable[Any]]) -> None:
         self._collate = collate
@@ -129,7 +129,7 @@ class _Collate:
 def _readable(
     files: Sequence[Any], path: Callable[[Any], Path]
 ) -> tuple[list[Any], tuple[Unreadable, ...]]:
-    """Divide files into those that can be decoded, and what is wrong with the others."""
+    """Return the files that can be decoded, and what is wrong with the others."""
     kept, skipped = [], []
     for file in files:
         try:
@@ -139,27 +139,3 @@ def _readable(
         else:
             kept.append(file)
     return kept, tuple(skipped)
-
-
-Scalars = dict[str, float]
-"""What an expert has logged of a split, by its own names."""
-
-
-class ScalarLog:
-    """Takes what an expert would write for TensorBoard."""
-
-    def __init__(self) -> None:
-        self.scalars: dict[str, float] = {}
-
-    def add_scalar(self, name: str, value: float, global_step: int = 0) -> None:  # noqa: ARG002
-        """Keep a scalar; its name is ``task/split-metric``."""
-        self.scalars[name.rpartition("/")[2]] = float(value)
-
-    def of_split(self, split: str) -> Scalars:
-        """Return what was logged of a split."""
-        prefix = f"{split}-"
-        return {
-            name.removeprefix(prefix): value
-            for name, value in self.scalars.items()
-            if name.startswith(prefix)
-        }

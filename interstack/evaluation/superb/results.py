@@ -1,4 +1,4 @@
-"""What finished jobs have found: means over variants and seeds, the table, the SUPERB score."""
+"""Results of finished jobs: means over variants and seeds, the table, the SUPERB score."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from interstack.utils.console import make_table
 
 TABLE_FILE: Final = "results.jsonl"
 Result = Mapping[str, Any]
-"""What a job's ``result.json`` holds."""
+"""Content of a job's ``result.json``."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,7 @@ class Figure:
 
 
 def collect(results: Iterable[Result]) -> dict[str, dict[str, Figure]]:
-    """Return figures by upstream and metric.
-
-    Args:
-        results: Of finished jobs.
-    """
+    """Return figures by upstream and metric."""
     values: dict[str, dict[str, dict[int, list[float]]]] = {}
     for result in results:
         of_upstream = values.setdefault(str(result["upstream"]), {})
@@ -59,13 +55,13 @@ def collect(results: Iterable[Result]) -> dict[str, dict[str, Figure]]:
 
 
 def write_results(output: Path, results: Sequence[Result]) -> None:
-    """Write what jobs have found as one line each, whole or not at all."""
+    """Write the results of jobs atomically, one a line."""
     lines = "".join(json.dumps(result) + "\n" for result in results)
     write_whole(output / TABLE_FILE, lines.encode())
 
 
 def superb_score(figures: Mapping[str, float]) -> float | None:
-    """Return the leaderboard's score of some tasks: 0 is FBANK, 1000 HuBERT Large.
+    """Return the leaderboard's score of tasks: 0 is FBANK, 1000 HuBERT Large.
 
     The mean over tasks of the mean over a task's metrics of
     1000 (value − FBANK) / (HuBERT Large − FBANK); superbbenchmark.org, `overall_metrics.js` in
@@ -101,11 +97,11 @@ def published() -> dict[str, Any]:
 
 
 def results_table(found: Mapping[str, Mapping[str, Figure]], tasks: Sequence[Task]) -> Table:
-    """Lay out upstreams beside the published rows that have any of the tasks.
+    """Return a table of upstreams and the published rows that have any of the tasks.
 
     Args:
-        found: What `collect` has returned.
-        tasks: Which tasks the table is of.
+        found: Figures by upstream and metric; see `collect`.
+        tasks: Tasks of the table.
     """
     metrics = [metric for task in tasks for metric in task.metrics]
     notes = [f"{task.name.upper()}: {task.note}" for task in tasks if task.note and task.metrics]
@@ -133,7 +129,7 @@ def _about_score(tasks: Sequence[Task]) -> str:
 
 
 def _score(values: Mapping[str, Any], metrics: Sequence[Metric]) -> str:
-    """Write the score, if all of the table's metrics are there."""
+    """Return the score as text; empty unless all of the table's metrics are there."""
     of_table = {metric.key: float(values[metric.key]) for metric in metrics if metric.key in values}
     score = superb_score(of_table) if len(of_table) == len(metrics) else None
     return "" if score is None else f"{score:.0f}"

@@ -1,7 +1,7 @@
-"""The few effects of SoX that s3prl's recipes ask for, now that torchaudio has none.
+"""The effects of SoX that s3prl's recipes use, now that torchaudio has none.
 
-What each does is SoX 14.4.2's manual's; ``tests/superb/test_sox_effects.py`` holds them against
-what the program itself computes. Resampling is torchaudio's, with a filter as long as SoX's, so
+They follow the manual of SoX 14.4.2; ``tests/superb/test_sox_effects.py`` compares them
+with the program's own output. Resampling is torchaudio's, with a filter as long as SoX's, so
 that it agrees up to some −40 dB and not bit by bit.
 """
 
@@ -34,9 +34,9 @@ def load(path: str | Path, *_: object, **__: object) -> tuple[Tensor, int]:
     """Read audio as torchaudio did while it had decoders of its own.
 
     Args:
-        path: Of any format that libsndfile reads.
-        *_: Nothing else is asked for by s3prl.
-        **__: The same.
+        path: File of any format that libsndfile reads.
+        *_: Unused by s3prl.
+        **__: Unused by s3prl.
 
     Returns:
         (channels, num_samples) float32 in [-1, 1], and the sample rate.
@@ -51,14 +51,14 @@ def load(path: str | Path, *_: object, **__: object) -> tuple[Tensor, int]:
 def read(
     path: str, *_: object, start: int = 0, stop: int | None = None, **__: object
 ) -> tuple[NDArray[np.float64], int]:
-    """Read audio as ``soundfile.read`` does, of which s3prl's diarization asks for a stretch.
+    """Read audio as ``soundfile.read`` does, of which s3prl's diarization reads a segment.
 
     Args:
-        path: As `load` takes it.
-        *_: Nothing else is asked for by s3prl.
+        path: See `load`.
+        *_: Unused by s3prl.
         start: First sample.
         stop: Sample after the last one; None: to the end.
-        **__: The same.
+        **__: Unused by s3prl.
 
     Returns:
         (num_samples,) or (num_samples, channels), and the sample rate.
@@ -77,16 +77,16 @@ def apply_effects_file(
     """Read audio and apply effects one after the other.
 
     Args:
-        path: As `load` takes it.
+        path: See `load`.
         effects: Names with their arguments, of ``channels 1``, ``rate``, ``gain`` and ``silence``.
-        *_: Nothing else is asked for by s3prl.
-        **__: The same.
+        *_: Unused by s3prl.
+        **__: Unused by s3prl.
 
     Returns:
         (channels, num_samples) float32, and the sample rate.
 
     Raises:
-        ConfigurationError: If another effect is asked for.
+        ConfigurationError: If another effect is required.
         DataError: If the file can't be read.
     """
     waveform, rate = load(path)
@@ -102,7 +102,9 @@ def apply_effects_file(
 def _channels(waveform: Tensor, rate: int, arguments: Sequence[str]) -> tuple[Tensor, int]:
     """Mix down to one channel."""
     if list(arguments) != ["1"]:
-        raise ConfigurationError(f"channels {' '.join(arguments)} is not served: only channels 1")
+        raise ConfigurationError(
+            f"SoX's effect channels {' '.join(arguments)} is not supported: give channels 1"
+        )
     return waveform.mean(0, keepdim=True), rate
 
 
@@ -124,12 +126,14 @@ def _gain(waveform: Tensor, rate: int, arguments: Sequence[str]) -> tuple[Tensor
 def _silence(waveform: Tensor, rate: int, arguments: Sequence[str]) -> tuple[Tensor, int]:
     """Cut silence from the start, and every longer pause: ``1 DURATION THRESHOLD% -1 …``.
 
-    Sound begins where the level has been above the first threshold for the first duration; it ends
-    where it has been below the second for the second one, which is cut, and the search begins anew.
+    Sound starts where the level has been above the first threshold for the first duration; it ends
+    where it has been below the second for the second one, which is cut, and the search restarts.
     """
     periods, sound, above, pauses, pause, below = arguments
     if (periods, pauses) != ("1", "-1") or not (above.endswith("%") and below.endswith("%")):
-        raise ConfigurationError(f"silence {' '.join(arguments)} is not served: 1 … -1 … in %")
+        raise ConfigurationError(
+            f"SoX's effect silence {' '.join(arguments)} is not supported: give 1 … -1 … in %"
+        )
     samples = waveform[0].double().numpy()
     window = rate // _RMS_WINDOWS_A_SECOND
     needed, longest = (round(float(seconds) * rate) for seconds in (sound, pause))
@@ -159,7 +163,7 @@ def _running_level(samples: NDArray[np.float64], window: int) -> NDArray[np.floa
 
 
 def _first_run(holds: NDArray[np.bool_], length: int) -> int | None:
-    """Return where something first begins to hold for so many samples in a row."""
+    """Return the first index from which a condition holds for so many samples in a row."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], holds.astype(np.int8), [0]])))
     begins, ends = edges[::2], edges[1::2]
     long_enough = np.flatnonzero(ends - begins >= length)

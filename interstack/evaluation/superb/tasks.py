@@ -1,4 +1,4 @@
-"""SUPERB's ten tasks: s3prl's expert of each, what it is judged by, and its protocol."""
+"""SUPERB's ten tasks: s3prl's expert of each, its metrics, and its protocol."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from interstack.errors import ConfigurationError
 Config = dict[str, Any]
 """A task's settings in the layout of s3prl's YAML files."""
 _OPTIONAL: Final = ("scheduler", "specaug")
-"""What a protocol may have and need not."""
+"""Sections that a protocol may have."""
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure that a task is judged by.
+    """A metric of a task.
 
     Attributes:
-        key: Its name in records and in ``published.yaml``.
-        label: Its name in tables.
-        scalar: What s3prl's expert logs it as, after the split.
-        scale: From the expert's number to a percentage.
-        higher_better: Its direction.
+        key: Name in records and in ``published.yaml``.
+        label: Name in tables.
+        scalar: Name in the log of s3prl's expert, after the split.
+        scale: Factor from the expert's number to a percentage.
+        higher_better: Whether a higher value is better.
     """
 
     key: str
@@ -42,15 +42,15 @@ class Task:
     """A task.
 
     Attributes:
-        name: Short, as SUPERB's tables have it.
-        title: For people.
-        expert: s3prl's module of it, in ``s3prl.downstream``.
-        metrics: What it is judged by on the test split; none where s3prl has no scorer.
-        select: What the best step is chosen by.
-        dev: The split that the best step is chosen on.
-        test: The split that is reported.
-        variants: Parts that are jobs each for itself, and averaged.
-        note: What a reader of its figures has to know.
+        name: Short name, as in SUPERB's tables.
+        title: Full name.
+        expert: Name of s3prl's module, in ``s3prl.downstream``.
+        metrics: Metrics on the test split; none where s3prl has no scorer.
+        select: Metric that the best step is selected by.
+        dev: Split that the best step is selected on.
+        test: Split that is reported.
+        variants: Parts that are jobs of their own and averaged.
+        note: Remark for tables.
     """
 
     name: str
@@ -158,12 +158,12 @@ def protocol(task: Task, preset: str, changes: Mapping[str, Any]) -> Config:
 
     Args:
         task: The task.
-        preset: Whose changes are laid over SUPERB's protocol.
-        changes: Dotted keys and values that are laid over that; a key may begin with a task's name,
-            and then leaves the others as they are.
+        preset: Preset that overrides SUPERB's protocol.
+        changes: Dotted keys and values that override the preset; a key that starts with a task's
+            name is of that task only.
 
     Raises:
-        ConfigurationError: If there is no such preset, or a change names nothing that is there.
+        ConfigurationError: If there is no such preset, or a change names no setting.
     """
     if preset not in presets():
         raise ConfigurationError(f"--preset {preset} is unknown: {', '.join(presets())}")
@@ -179,7 +179,7 @@ def protocol(task: Task, preset: str, changes: Mapping[str, Any]) -> Config:
 
 
 def placed(config: Config, **places: str) -> Config:
-    """Return settings with directories in the place of ``{data}`` and ``{job}``."""
+    """Return settings with directories for the placeholders ``{data}`` and ``{job}``."""
 
     def place(value: Any) -> Any:  # noqa: ANN401, whatever YAML holds
         if isinstance(value, str):
@@ -194,7 +194,7 @@ def placed(config: Config, **places: str) -> Config:
 
 
 def limit_workers(config: Config, most: int) -> None:
-    """Let every ``num_workers`` in settings be this many at most, in place."""
+    """Limit every ``num_workers`` of settings, in place."""
     for key, value in config.items():
         if key == "num_workers":
             config[key] = min(value, most)
@@ -217,7 +217,7 @@ def _lay_over(config: Config, changes: Mapping[str, Any]) -> None:
 
 
 def _set(config: Config, key: str, value: Any) -> None:  # noqa: ANN401, whatever YAML holds
-    """Set what a dotted key, or as much of its end as is needed, names among nested settings."""
+    """Set what a dotted key, or a unique end of it, names in nested settings."""
     *path, last = key.split(".")
     matches = [
         branch

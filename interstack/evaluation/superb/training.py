@@ -1,4 +1,4 @@
-"""A downstream model of s3prl's on a frozen upstream: trained, resumed, judged at its best step."""
+"""Training of s3prl's downstream model on a frozen upstream, its resume, and its evaluation."""
 
 from __future__ import annotations
 
@@ -23,13 +23,11 @@ from interstack.data.workers import prepare_worker
 from interstack.errors import CheckpointError, DataError
 from interstack.evaluation.superb.compatibility import without_unreadable
 from interstack.evaluation.superb.reading import (
-    ScalarLog,
-    Scalars,
     Unreadable,
-    leave_out_of_scores,
     read_batches,
+    remove_from_scores,
 )
-from interstack.evaluation.superb.tasks import Config, Metric, Task
+from interstack.evaluation.superb.tasks import Config, Task
 from interstack.utils.atomic import AtomicCheckpointIO
 from interstack.utils.disk import disk_fault, is_there, unread, write_errors
 from interstack.utils.random_state import random_state, restore_random_state
@@ -39,23 +37,22 @@ BEST_FILE: Final = "best.ckpt"
 
 
 class DownstreamTraining:
-    """One job: s3prl's expert, featurizer, optimizer and schedule, and where they have come.
+    """Training state of a job: s3prl's expert, featurizer, optimizer and schedule.
 
-    What s3prl's own runner does of a step is done here, so that a job can be cut anywhere and goes
-    on as if it had not been: random numbers are drawn anew for each epoch, and a resumed job hears
-    again, without learning, what it has heard of its epoch.
+    It replaces s3prl's runner, so that a job interrupted anywhere resumes exactly: generators are
+    seeded for each epoch, and a resumed job reads the batches done of its epoch again, untrained.
 
     Args:
         task: The task.
         config: Its settings, with directories.
-        upstream: Frozen, as s3prl wants it, on the device.
-        directory: The job's; it exists.
-        seed: Of weights and data.
-        device: What computes.
+        upstream: Frozen upstream in s3prl's form, on the device.
+        directory: The job's directory; it exists.
+        seed: Seed of weights and data.
+        device: The device.
         on_corrupt: What to do at audio that can't be decoded.
 
     Attributes:
-        skipped: What is wrong with each file that was skipped, in the order in which it was met.
+        skipped: What is wrong with each skipped file, in the order of reading.
     """
 
     def __init__(
@@ -92,7 +89,7 @@ class DownstreamTraining:
         module = importlib.import_module(f"s3prl.downstream.{task.expert}.expert")
         with ExitStack() as tolerant:
             if on_corrupt == "skip":
-                tolerant.enter_context(without_unreadable(self._skip))
+                tolerant.enter_context(without_unreadable(self.skipped.setdefault))
             self.expert: Any = module.DownstreamExpert(
                 upstream_dim=self.featurizer.output_dim,
                 upstream_rate=self.featurizer.downsample_rate,
@@ -100,7 +97,7 @@ class DownstreamTraining:
                 expdir=str(directory),
                 device=str(device),
             ).to(device)
-        self._learners = [self.featurizer, self.expert]
+        self._learners: list[nn.Module] = [self.featurizer, self.expert]
         self._parameters = [each for learner in self._learners for each in learner.parameters()]
         self.optimizer: torch.optim.Optimizer | None = None
         self.scheduler: Any = None
@@ -121,8 +118,6 @@ class DownstreamTraining:
         if self.config.get("specaug"):
             specaug = importlib.import_module("s3prl.downstream.specaug")
             self._augment = specaug.SpecAug(**self.config["specaug"])
-
-    # Training -----------------------------------------------------------------------------------
 
     def train(self, after_step: Callable[[float], None]) -> None:
         """Train to the last step; evaluate and save at the protocol's intervals.
@@ -166,13 +161,13 @@ class DownstreamTraining:
         batches = read_batches(self._loader("train"), self.on_corrupt)
         usable = False
         for _ in islice(batches, self.batches):
-            pass  # heard before the job was cut
+            pass  # trained on before the job was interrupted
         if self._random is not None:
             restore_random_state(self._random, self.device)
             self._random = None
         for content, skipped in batches:
             self.batches += 1
-            self._note(skipped)
+            self._count_skipped(skipped)
             if content is None:
                 continue
             usable = True
@@ -193,7 +188,7 @@ class DownstreamTraining:
     def _update(self, clipping: float) -> None:
         assert self.optimizer is not None
         norm = float(nn.utils.clip_grad_norm_(self._parameters, clipping))
-        if not math.isnan(norm):  # s3prl leaves such a step out, and so does its protocol
+        if not math.isnan(norm):  # s3prl's protocol skips such a step
             self.optimizer.step()
         self.optimizer.zero_grad()
         if self.scheduler is not None:
@@ -212,32 +207,34 @@ class DownstreamTraining:
         loss: torch.Tensor = self.expert(split, features, *others, records=records, **named)
         return loss
 
-    # Judging ------------------------------------------------------------------------------------
-
     def _judge(self) -> None:
         """Evaluate on the dev split, and keep the weights if they are the best so far."""
         metric = self.task.select
         assert metric is not None
         value = self.evaluate(self.task.dev)[metric.scalar]
-        if self.best is None or _better(metric, value, self.best[0]):
+        sign = 1 if metric.higher_better else -1
+        if self.best is None or sign * value > sign * self.best[0]:
             self.best = (value, self.step)
-            weights = {"featurizer": self.featurizer.state_dict(), "expert": self._weights()}
+            weights = {
+                "featurizer": self.featurizer.state_dict(),
+                "expert": self.expert.state_dict(),
+            }
             self._write(BEST_FILE, {"step": self.step, "value": value, **weights})
 
     @torch.no_grad()
-    def evaluate(self, split: str) -> Scalars:
-        """Return what the expert says of a split; training's random numbers stay as they are."""
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Return the expert's scalars of a split; the random state of training is kept."""
         before = random_state(self.device)
         self._seed_all("evaluation")
-        learning = self.expert.training
+        training = self.expert.training
         for learner in self._learners:
             learner.eval()
-        log, loader = ScalarLog(), self._loader(split)
+        log, loader = _ScalarLog(), self._loader(split)
         records: dict[str, list[Any]] = defaultdict(list)
         numbers: list[int] = []
         unreadable: list[Unreadable] = []
         for number, (content, skipped) in enumerate(read_batches(loader, self.on_corrupt)):
-            self._note(skipped)
+            self._count_skipped(skipped)
             unreadable += skipped
             if content is None:
                 continue
@@ -248,7 +245,7 @@ class DownstreamTraining:
                 f"no audio of {self.task.name.upper()}'s split {split} can be decoded, the first: "
                 f"{unreadable[0].message if unreadable else 'there is none'}"
             )
-        leave_out_of_scores(getattr(self.expert, "test_dataset", None), unreadable, records)
+        remove_from_scores(getattr(self.expert, "test_dataset", None), unreadable, records)
         self.expert.log_records(
             split,
             records=records,
@@ -258,20 +255,15 @@ class DownstreamTraining:
             total_batch_num=len(loader),
         )
         for learner in self._learners:
-            learner.train(learning)
+            learner.train(training)
         restore_random_state(before, self.device)
         return log.of_split(split)
 
-    def _note(self, skipped: Sequence[Unreadable]) -> None:
-        for each in skipped:
-            self._skip(each.message)
-
-    def _skip(self, message: str) -> None:
-        """Count what can't be decoded, once however often it is met."""
-        self.skipped.setdefault(message)
+    def _count_skipped(self, skipped: Sequence[Unreadable]) -> None:
+        self.skipped.update(dict.fromkeys(each.message for each in skipped))
 
     def load_best(self) -> int:
-        """Take the best step's weights, and return that step; 0 where nothing is trained."""
+        """Load the best step's weights and return that step; 0 if nothing is trained."""
         if not self.total_steps:
             return 0
         content = self._read(BEST_FILE)
@@ -279,10 +271,8 @@ class DownstreamTraining:
         self.expert.load_state_dict(content["expert"])
         return int(content["step"])
 
-    # Records ------------------------------------------------------------------------------------
-
     def save(self) -> None:
-        """Write everything that the job goes on from."""
+        """Write the state that `resume` reads."""
         assert self.optimizer is not None
         self._write(
             STATES_FILE,
@@ -292,7 +282,7 @@ class DownstreamTraining:
                 "batches": self.batches,
                 "best": None if self.best is None else list(self.best),
                 "featurizer": self.featurizer.state_dict(),
-                "expert": self._weights(),
+                "expert": self.expert.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
                 "random": random_state(self.device),
@@ -300,14 +290,14 @@ class DownstreamTraining:
             },
         )
 
-    def resume(self) -> bool:
-        """Go on from what `save` wrote, if it has been called; tell whether it had.
+    def resume(self) -> None:
+        """Restore the state that `save` wrote, if there is one.
 
         Raises:
             CheckpointError: If the file is damaged.
         """
         if self.optimizer is None or not is_there(self.directory / STATES_FILE):
-            return False
+            return
         states = self._read(STATES_FILE)
         self.step, self.epoch = states["step"], states["epoch"]
         self.batches = states["batches"]
@@ -319,11 +309,6 @@ class DownstreamTraining:
             self.scheduler.load_state_dict(states["scheduler"])
         self._random = states["random"]
         self.skipped = dict.fromkeys([*states.get("skipped", ()), *self.skipped])
-        return True
-
-    def _weights(self) -> dict[str, torch.Tensor]:
-        weights: dict[str, torch.Tensor] = self.expert.state_dict()
-        return weights
 
     def _write(self, name: str, content: dict[str, Any]) -> None:
         writer = AtomicCheckpointIO()
@@ -342,26 +327,42 @@ class DownstreamTraining:
                 raise CheckpointError(unread(path, fault)) from error
             raise CheckpointError(
                 f"{path} can't be read ({type(error).__name__}): remove {self.directory}, and the "
-                "job begins anew"
+                "job restarts"
             ) from error
         return content
 
     def _loader(self, split: str) -> DataLoader[Any]:
         """Return s3prl's loader of a split."""
         corpus = getattr(self.expert, "corpus", None)
-        if isinstance(corpus, dict):  # the ctc recipe takes the setting out at its first use
+        if isinstance(corpus, dict):  # the ctc recipe pops the setting at its first use
             corpus["num_workers"] = self.config["downstream_expert"]["corpus"]["num_workers"]
         loader: DataLoader[Any] = self.expert.get_dataloader(split)
-        loader.worker_init_fn = prepare_worker  # outlives the signals that end a job
+        loader.worker_init_fn = prepare_worker  # ignores the signals that end a job
         return loader
 
     def _seed_all(self, purpose: str) -> None:
-        """Seed every generator, for a purpose of this job."""
+        """Seed every generator from the job's seed and a purpose."""
         drawn = random.Random(f"{self.seed} {purpose}").getrandbits(32)
         random.seed(drawn)
         np.random.seed(drawn)
         torch.manual_seed(drawn)
 
 
-def _better(metric: Metric, value: float, than: float) -> bool:
-    return value > than if metric.higher_better else value < than
+class _ScalarLog:
+    """Stands for TensorBoard's writer, and keeps what an expert logs."""
+
+    def __init__(self) -> None:
+        self._scalars: dict[str, float] = {}
+
+    def add_scalar(self, name: str, value: float, global_step: int = 0) -> None:  # noqa: ARG002
+        """Keep a scalar; its name is ``task/split-metric``."""
+        self._scalars[name.rpartition("/")[2]] = float(value)
+
+    def of_split(self, split: str) -> dict[str, float]:
+        """Return a split's scalars by the expert's own names."""
+        prefix = f"{split}-"
+        return {
+            name.removeprefix(prefix): value
+            for name, value in self._scalars.items()
+            if name.startswith(prefix)
+        }

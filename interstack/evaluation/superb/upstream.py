@@ -1,4 +1,4 @@
-"""What is judged: an export, any other speech encoder, or SUPERB's own baseline."""
+"""Upstreams of SUPERB: an export, any other speech encoder, or SUPERB's own baseline."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from interstack.models.pretrained import WAVEFORM_FAMILIES, Source
 from interstack.models.teacher import Teacher
 
 FBANK: Final = "fbank"
-"""SUPERB's baseline: log mel filter banks with deltas, of s3prl's own values."""
+"""SUPERB's baseline: log mel filter banks with deltas, with s3prl's own settings."""
 _OWN_EXPERTS: Final = {"hubert": "hf_hubert", "wav2vec2": "hf_wav2vec2"}
 """s3prl's experts of Hugging Face models; the other families have none."""
 _HOP: Final = 320
-"""Samples from one frame to the next that these experts state of every model, and into which the
-ASR recipe brings all upstreams."""
+"""Samples from one frame to the next that these experts assume of every model, and to which the ASR
+recipe resamples all upstreams."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Upstream:
     """An upstream, found but not loaded.
 
     Attributes:
-        name: What the user called it.
+        name: Name that the user gave it.
         family: transformers' model type, or ``fbank``.
-        digest: Of its files, so that results of different models are never mixed up.
+        digest: Digest of its files, which keeps results of different models apart.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Upstream:
 
     @classmethod
     def find(cls, name: str) -> Self:
-        """Look an upstream up.
+        """Return the upstream of a name.
 
         Args:
             name: A directory, a hub id, or ``fbank``.
@@ -68,7 +68,7 @@ class Upstream:
         if hop != _HOP:
             raise ConfigurationError(
                 f"the upstream {name} has a frame each {hop} samples ({1000 * hop / SAMPLE_RATE:g} "
-                f"ms), but s3prl's recipes take {_HOP} (20 ms): judge it with the command probe, "
+                f"ms), but s3prl's recipes take {_HOP} (20 ms): evaluate it with the command probe "
                 "or give an upstream with frames of 20 ms"
             )
         digest = source.files_digest()
@@ -84,18 +84,18 @@ class Upstream:
 
     @property
     def folder(self) -> str:
-        """A name for its results: readable, and of this model alone."""
+        """Name of its results' directory: readable, and unique to this model."""
         parts = [part for part in re.split(r"[^\w.-]+", self.name) if part.strip(".")]
         label = "-".join(parts[-2:]) or "upstream"
         return f"{label}-{hashlib.sha256(self.digest.encode()).hexdigest()[:8]}"
 
     def load(self, device: torch.device) -> nn.Module:
-        """Return it as s3prl wants it; s3prl's imports have to be supplied.
+        """Return the upstream in s3prl's form; requires `s3prl_supplied`.
 
-        A HuBERT or wav2vec 2.0 is loaded by s3prl's own expert, so that an export is judged as
-        everybody else's model is: padded with an attention mask, by transformers. It computes in
-        float32 whatever its weights are stored in, and the last hidden state of a pre-LN model is
-        the encoder's output, as in SUPERB's published rows.
+        A HuBERT or wav2vec 2.0 is loaded by s3prl's own expert, so that an export is evaluated as
+        any other model: padded with an attention mask, by transformers. It computes in float32
+        whatever its weights are stored in, and the last hidden state of a pre-LN model is the
+        encoder's output, as in SUPERB's published rows.
 
         Raises:
             TeacherError: If it can't be loaded.
@@ -122,9 +122,9 @@ class Upstream:
 
 @contextmanager
 def _extractor_supplied(expert: ModuleType, extractor: Any) -> Iterator[None]:  # noqa: ANN401
-    """Let an expert of s3prl prepare audio as the model's own files say.
+    """Make an expert of s3prl preprocess audio by the model's own files.
 
-    For a model without such a file it would take another model's from the hub, which normalises
+    For a model without such a file it would load another model's from the hub, which normalises
     waveforms whatever the model was trained on.
     """
 
