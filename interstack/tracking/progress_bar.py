@@ -152,13 +152,14 @@ class StageProgressBar(ProgressBar):
     ) -> None:
         """Count the audio, and show the position if that is due."""
         del outputs, batch_idx
-        self._audio.add(batch, trainer.world_size)
+        self._audio.add(batch)  # this rank's: the stages count all of it, by a collective
         done = run_position(trainer).share
         if done is not None:
             self._eta.update(len(lineage_of(trainer, pl_module)), done)
         is_due = self._is_due()
         if self._enabled and (is_due or self._throughput.is_idle):
-            self._rate = self._throughput.update(self._audio.take().seconds) or self._rate
+            seconds = self._audio.take().seconds * trainer.world_size  # ranks get equal shares
+            self._rate = self._throughput.update(seconds) or self._rate
         if is_due:
             self._show(self._training_reading(trainer, pl_module))
 

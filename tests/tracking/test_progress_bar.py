@@ -7,8 +7,11 @@ import re
 import sys
 from itertools import pairwise
 
+import lightning as L
 import pytest
+import torch
 
+from interstack.data.batch import collate
 from interstack.growth.schedule import Stage
 from interstack.tracking.meters import Audio, AudioMeter
 from interstack.tracking.progress_bar import EtaEstimator, StageProgressBar
@@ -88,6 +91,15 @@ def test_nothing_is_read_between_two_lines(
     assert lines[1:3] == GROWTHS
     assert re.fullmatch(rf"stage 3/3, depth 4, step 9/9, {FIGURES}", lines[3])
     assert len(lines) == 4
+
+
+def test_the_audio_of_other_ranks_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bar adds no collective to a step: without a process group one would raise."""
+    trainer = L.Trainer(max_steps=4, logger=False, enable_checkpointing=False)
+    monkeypatch.setattr(L.Trainer, "world_size", 2)
+    bar = StageProgressBar(line_seconds=1e9)
+    batch = collate([torch.zeros(16_000)], ["a"])
+    bar.on_train_batch_end(trainer, L.LightningModule(), None, batch, 0)
 
 
 def test_a_run_measured_in_epochs_counts_batches_over_all_of_them(
