@@ -144,8 +144,7 @@ def newest_run(directory: Path) -> SavedRun | None:
             log.warning("an older checkpoint is skipped: %s", _short(error))
         elif isinstance(error, CheckpointReadError):
             raise CheckpointReadError(
-                f"{error}, or move it away for {newest.path} to go on from step "
-                f"{newest.step} instead"
+                f"{error}, or move it away to continue from {newest.path} of step {newest.step}"
             ) from error
         else:
             log.warning(

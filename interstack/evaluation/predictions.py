@@ -207,7 +207,7 @@ def _write(path: Path, part: Path, id_: str, frames: int, pieces: Iterator[Tenso
 
 
 def _header(id_: str, dtype: torch.dtype, shape: tuple[int, int, int]) -> bytes:
-    """Return what a safetensors file begins with, padded so that the tensor is aligned."""
+    """Return the header of a safetensors file, padded so that the tensor is aligned."""
     size = dtype.itemsize * shape[0] * shape[1] * shape[2]
     printable = id_.encode("utf-8", "backslashreplace").decode("utf-8")
     content = {

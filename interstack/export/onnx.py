@@ -135,8 +135,8 @@ def check_onnx(
     report = report_errors(list(errors.items()), "ONNX graph", "float32", BOUNDS["float32"])
     report.require(
         "--onnx",
-        "install another version of torch or onnxruntime, or give --no-precision-check to continue "
-        "without this check",
+        "give another version of torch or onnxruntime, or --no-precision-check to continue without "
+        "this check",
     )
     log.info("%s", report)
     return report

@@ -1,4 +1,4 @@
-"""Lightning's question about SIGTERM, which would make every rank wait at every step."""
+"""Lightning's broadcast of SIGTERM, which would make every rank wait at every step."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from tests.distillation.small_runs import fit, make_module, make_trainer, traini
 
 
 @pytest.mark.parametrize(("ours", "asks"), [(True, 0), (False, 2)])
-def test_it_is_asked_only_where_the_ranks_do_not_agree_otherwise(
+def test_it_runs_only_without_checkpoints(
     ours: bool,
     asks: int,
     teacher_directory: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """That is where there are no ``Checkpoints``."""
+    """With them, the ranks agree on signals over their processors."""
     asked: list[int] = []
     monkeypatch.setattr(_TrainingEpochLoop, "_broadcast_sigterm_tensor", lambda _: asked.append(1))
 

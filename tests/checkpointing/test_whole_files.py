@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, on a disk that really refuses them."""
+"""Atomic and deferred writes, on a disk that really refuses them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_checkpoint_that_does_not_fit_is_told_of_and_not_raised(tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_fit_is_reported_and_not_raised(tmp_path: Path) -> None:
     """The other ranks wait for the one that writes; the earlier checkpoint can still be read."""
     path, plugin = tmp_path / "last.ckpt", AtomicCheckpointIO()
     plugin.save_checkpoint({"weights": torch.ones(3)}, path)
@@ -58,7 +58,7 @@ def test_a_checkpoint_that_does_not_fit_is_told_of_and_not_raised(tmp_path: Path
     assert plugin.failure is None
 
 
-def test_what_is_appended_is_there_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_appending_is_atomic(tmp_path: Path) -> None:
     """A disk that takes a part of a line does not keep it."""
     path = tmp_path / "run" / "events.jsonl"
     append_whole(path, b"first\n")

@@ -1,4 +1,4 @@
-"""A checkpoint's student as a Hugging Face directory: exact, whole, and with its history."""
+"""A checkpoint's student as a Hugging Face directory: exact, atomic, and with its provenance."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_padding_disturbs_a_group_norm_and_not_a_layer_norm(
     assert gaps[1] < 1e-5
 
 
-def test_the_card_tells_where_the_student_comes_from(
+def test_the_card_names_teacher_corpus_layers_and_stages(
     grown_run: Path, teacher_directory: Path, tmp_path: Path
 ) -> None:
     """Teacher, corpus, every layer's descent, stages with losses, command and versions."""
@@ -151,7 +151,7 @@ def test_an_averaged_student_is_exported_and_its_card_says_so(
 def test_without_its_speech_a_checkpoint_is_exported_all_the_same(
     grown_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Only what padding does is not measured then, and that is said."""
+    """Only the padding gap is not measured then, with a warning."""
     content = torch.load(grown_run / "checkpoints" / "last.ckpt", weights_only=True)
     config = content["interstack_config"]
     content["interstack_config"] = config.replace("assets/speech", "assets/nowhere")
@@ -231,7 +231,7 @@ def test_hidden_states_on_a_full_disk_are_a_line(
 
 
 def test_an_export_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
-    """Neither half a directory nor its scratch."""
+    """Neither a partial directory nor its temporary one."""
 
     def break_off() -> None:
         with atomic_directory(tmp_path / "student") as part:

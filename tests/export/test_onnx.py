@@ -1,4 +1,4 @@
-"""The ONNX graph says what torch says, at any length."""
+"""The ONNX graph computes what torch computes, at any length."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_graph_is_checked_against_the_student(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The export says by how much they differ, and refuses a graph of something else by name."""
+    """The export logs by how much they differ, and refuses a graph of something else by name."""
     words = ["export", f"--checkpoint={grown_run}", f"--output={tmp_path / 'student'}", "--onnx"]
     with caplog.at_level("INFO", "interstack"):
         assert main(words) == 0
@@ -77,10 +77,10 @@ def test_a_graph_is_checked_against_the_student(
     assert "install onnxruntime" in caplog.messages[-1]
 
 
-def test_the_check_of_a_graph_can_be_left_out(
+def test_the_check_of_a_graph_can_be_disabled(
     grown_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What fails it is no export then, and without a graph there is nothing to leave out."""
+    """A graph that fails it is not exported; without a graph the option is refused."""
 
     def refuse(*_: object) -> None:
         raise PrecisionError("hidden state 1 is wrong")

@@ -66,7 +66,7 @@ def test_audio_is_loaded_as_torchaudio_did(tmp_path: Path) -> None:
     assert torch.equal(waveform, torch.from_numpy(samples.T / np.float32(2**15)))
 
 
-def test_what_is_not_served_is_named(tmp_path: Path) -> None:
+def test_an_unsupported_effect_is_named(tmp_path: Path) -> None:
     """Another effect, another use of one, a file that is none."""
     clip = REFERENCE / "pauses.flac"
     for effect in (["reverb"], ["channels", "2"], ["silence", "1", "0.1", "1%", "0", "0.1", "1%"]):

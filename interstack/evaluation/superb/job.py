@@ -22,7 +22,7 @@ from interstack.evaluation.superb.compatibility import s3prl_supplied
 from interstack.evaluation.superb.layouts import check_layout
 from interstack.evaluation.superb.preparation import prepare
 from interstack.evaluation.superb.progress import JobProgress
-from interstack.evaluation.superb.tasks import Config, Task, placed
+from interstack.evaluation.superb.tasks import Config, Task, fill_placeholders
 from interstack.evaluation.superb.training import STATES_FILE, DownstreamTraining
 from interstack.evaluation.superb.upstream import FBANK, Upstream
 from interstack.evaluation.upstreams import check_at_first_batch
@@ -85,7 +85,7 @@ class Job:
 
     def settings(self) -> Config:
         """Return the task's settings with this job's variant and directories."""
-        found = placed(self.config, data=str(self.data_root), job=str(self.directory))
+        found = fill_placeholders(self.config, data=str(self.data_root), job=str(self.directory))
         if self.task.name == "er":
             found["downstream_expert"]["datarc"]["test_fold"] = self.variant
         return found
@@ -124,9 +124,8 @@ def check_job(job: Job) -> None:
     path = job.directory / _CONFIG_FILE
     try:
         done = any(is_there(job.directory / name) for name in (RESULT_FILE, STATES_FILE))
-        begun = (
-            yaml.safe_load(path.read_text(encoding="utf-8")) if done and is_there(path) else None
-        )
+        text = path.read_text(encoding="utf-8") if done and is_there(path) else ""
+        recorded = yaml.safe_load(text)
     except OSError as error:
         raise ConfigurationError(unread(path, error)) from error
     except (ValueError, yaml.YAMLError) as error:
@@ -134,7 +133,7 @@ def check_job(job: Job) -> None:
             f"{path}, which holds the settings of its job, is damaged: remove {job.directory}, "
             "and the job restarts, or give another --output"
         ) from error
-    if begun is not None and begun != _record(job):
+    if recorded is not None and recorded != _record(job):
         raise ConfigurationError(
             f"{job.directory} was started with the other settings of its {_CONFIG_FILE}: give "
             "those, or another --output"
@@ -188,7 +187,7 @@ def run_job(
                 check_at_first_batch(upstream, job.upstream.name, device, report)
             training.resume()
             _train(training, progress, directory)
-            progress.pause("judging")
+            progress.pause("evaluating")
             step = training.load_best()
             scalars = training.evaluate(job.test_split)
             result = _result(job, step, scalars, device, list(training.skipped))

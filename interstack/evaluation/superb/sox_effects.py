@@ -138,18 +138,18 @@ def _silence(waveform: Tensor, rate: int, arguments: Sequence[str]) -> tuple[Ten
     window = rate // _RMS_WINDOWS_A_SECOND
     needed, longest = (round(float(seconds) * rate) for seconds in (sound, pause))
     loud, quiet = (float(level.rstrip("%")) / 100 for level in (above, below))
-    kept, begin = [], 0
-    while begin < len(samples):
-        level = _running_level(samples[begin:], window)
+    kept, offset = [], 0
+    while offset < len(samples):
+        level = _running_level(samples[offset:], window)
         start = _first_run(level >= loud, needed)
         if start is None:
             break
         end = _first_run(level[start + needed :] < quiet, longest)
         if end is None:
-            kept.append(samples[begin + start :])
+            kept.append(samples[offset + start :])
             break
-        kept.append(samples[begin + start : begin + start + needed + end])
-        begin += start + needed + end + longest
+        kept.append(samples[offset + start : offset + start + needed + end])
+        offset += start + needed + end + longest
     found = np.concatenate(kept) if kept else np.zeros(0)
     return torch.from_numpy(found).float()[None], rate
 
@@ -157,17 +157,17 @@ def _silence(waveform: Tensor, rate: int, arguments: Sequence[str]) -> tuple[Ten
 def _running_level(samples: NDArray[np.float64], window: int) -> NDArray[np.float64]:
     """Return the root mean square of the last samples at each one, with silence before them."""
     total = np.concatenate([[0.0], np.cumsum(samples**2)])
-    begin = np.maximum(np.arange(1, len(samples) + 1) - window, 0)
-    level: NDArray[np.float64] = np.sqrt(np.maximum(total[1:] - total[begin], 0.0) / window)
+    start = np.maximum(np.arange(1, len(samples) + 1) - window, 0)
+    level: NDArray[np.float64] = np.sqrt(np.maximum(total[1:] - total[start], 0.0) / window)
     return level
 
 
 def _first_run(holds: NDArray[np.bool_], length: int) -> int | None:
     """Return the first index from which a condition holds for so many samples in a row."""
     edges = np.flatnonzero(np.diff(np.concatenate([[0], holds.astype(np.int8), [0]])))
-    begins, ends = edges[::2], edges[1::2]
-    long_enough = np.flatnonzero(ends - begins >= length)
-    return int(begins[long_enough[0]]) if len(long_enough) else None
+    starts, ends = edges[::2], edges[1::2]
+    long_enough = np.flatnonzero(ends - starts >= length)
+    return int(starts[long_enough[0]]) if len(long_enough) else None
 
 
 _EFFECTS: Final[dict[str, Callable[[Tensor, int, Sequence[str]], tuple[Tensor, int]]]] = {

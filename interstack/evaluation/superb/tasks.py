@@ -178,19 +178,19 @@ def protocol(task: Task, preset: str, changes: Mapping[str, Any]) -> Config:
     return config
 
 
-def placed(config: Config, **places: str) -> Config:
+def fill_placeholders(config: Config, **directories: str) -> Config:
     """Return settings with directories for the placeholders ``{data}`` and ``{job}``."""
 
-    def place(value: Any) -> Any:  # noqa: ANN401, whatever YAML holds
+    def fill(value: Any) -> Any:  # noqa: ANN401, whatever YAML holds
         if isinstance(value, str):
-            for name, directory in places.items():
+            for name, directory in directories.items():
                 value = value.replace(f"{{{name}}}", directory)
             return value
         if isinstance(value, dict):
-            return {key: place(each) for key, each in value.items()}
-        return [place(each) for each in value] if isinstance(value, list) else value
+            return {key: fill(each) for key, each in value.items()}
+        return [fill(each) for each in value] if isinstance(value, list) else value
 
-    return {key: place(value) for key, value in config.items()}
+    return {key: fill(value) for key, value in config.items()}
 
 
 def limit_workers(config: Config, most: int) -> None:
@@ -221,24 +221,24 @@ def _set(config: Config, key: str, value: Any) -> None:  # noqa: ANN401, whateve
     *path, last = key.split(".")
     matches = [
         branch
-        for branch, place in _branches(config)
-        if last in branch and place[len(place) - len(path) :] == path
+        for branch, found in _branches(config)
+        if last in branch and found[len(found) - len(path) :] == path
     ]
     if not matches and key in _OPTIONAL:
         matches = [config]
     if len(matches) != 1:
         what = "several such settings" if matches else "no such setting"
         raise ConfigurationError(
-            f"--set {key}: the protocol has {what}; give as much of the path as it takes, from "
+            f"--set {key}: the protocol has {what}: give as much of its path as is needed, from "
             f"{', '.join(config)} on"
         )
     matches[0][last] = value
 
 
-def _branches(config: Config, place: Sequence[str] = ()) -> list[tuple[Config, list[str]]]:
+def _branches(config: Config, path: Sequence[str] = ()) -> list[tuple[Config, list[str]]]:
     """Return every dictionary of nested settings and the path to it."""
-    found = [(config, list(place))]
+    branches = [(config, list(path))]
     for key, value in config.items():
         if isinstance(value, dict):
-            found += _branches(value, [*place, key])
-    return found
+            branches += _branches(value, [*path, key])
+    return branches
