@@ -250,7 +250,7 @@ def test_a_file_that_may_not_be_read_is_corrupt(
         return opened(path, flags, mode)
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.raises(DataError, match=f"^{denied} can't be opened \\(Permission denied\\); see"):
+    with pytest.raises(DataError, match=f"^{denied} can't be opened \\(Permission denied\\): see"):
         _listed(split.parent)
     assert len(_listed(split.parent, "skip")) == 2
     assert f"1 files of train can't be read and are skipped, the first: {denied}" in caplog.text

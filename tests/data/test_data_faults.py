@@ -52,8 +52,8 @@ def _make_unreadable(file: Path) -> None:
     [
         (_cut_off, r"is corrupt \(.*lost sync"),
         (_garble, r"is corrupt \(.*lost sync"),
-        (Path.unlink, r"can't be opened \(No such file or directory\); see that it is there"),
-        (_make_unreadable, r"can't be opened \(Too many levels of symbolic links\); see that"),
+        (Path.unlink, r"can't be opened \(No such file or directory\): see that it is there"),
+        (_make_unreadable, r"can't be opened \(Too many levels of symbolic links\): see that"),
     ],
 )
 def test_a_file_that_turns_bad_is_named(
@@ -150,11 +150,11 @@ def _cut_a_pair(shard: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "complaint"),
     [
-        (Path.unlink, r"No such file.*; see that it is there and readable"),
-        (_make_unreadable, r"Too many levels of symbolic links.*; see that it is there"),
-        (_cut_in_half, r"unexpected end of data\); copy or pack it anew"),
-        (_cut_between_utterances, r"its end is missing\); copy or pack it anew"),
-        (_cut_a_pair, r"Uneven number of files.*; copy or pack it anew"),
+        (Path.unlink, r"No such file.*: see that it is there and readable"),
+        (_make_unreadable, r"Too many levels of symbolic links.*: see that it is there"),
+        (_cut_in_half, r"unexpected end of data\): copy or pack it again"),
+        (_cut_between_utterances, r"its end is missing\): copy or pack it again"),
+        (_cut_a_pair, r"Uneven number of files.*: copy or pack it again"),
     ],
 )
 def test_a_shard_that_turns_bad_is_named(
