@@ -96,7 +96,8 @@ def option_tables() -> str:
         lines += [f"### {title}: {about}", "", *_table(members), ""]
     lines += ["## Sources of speech: `data.source`", ""]
     for kind in (getattr(data, name) for name in data.__all__):
-        if issubclass(kind, SpeechSource) and not isabstract(kind):
+        is_class = isinstance(kind, type)
+        if is_class and issubclass(kind, SpeechSource) and not isabstract(kind):
             parser = jsonargparse.ArgumentParser()
             parser.add_class_arguments(kind)
             lines += [f"### `{kind.__name__}`", "", *_table(list(options_of(parser)), ""), ""]
