@@ -158,7 +158,7 @@ def test_the_report_counts_what_was_left_out(corpus: Path) -> None:
     assert report["train/utterances"] == everything - 10
     assert report["train/too_short"] == 10
     assert report["train/seconds"] == pytest.approx(sum(seconds[10:]))
-    with pytest.raises(DataError, match=r"shorter than 99\.0 s; lower data\.min_seconds"):
+    with pytest.raises(DataError, match=r"shorter than 99\.0 s: lower data\.min_seconds"):
         make_data_module(corpus, min_seconds=99.0, max_seconds=None)
 
 

@@ -141,7 +141,7 @@ def test_a_folder_does_not_even_touch_the_files_that_are_done(corpus: Path) -> N
 
 
 @pytest.mark.parametrize(("before", "now"), [(2, 0), (0, 2), (2, 3)])
-def test_a_stream_keeps_the_number_of_workers_it_was_begun_with(
+def test_a_stream_keeps_the_number_of_workers_its_start_had(
     shards: SpeechSource, before: int, now: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its batches depend on them; one worker and none read alike."""
@@ -150,7 +150,7 @@ def test_a_stream_keeps_the_number_of_workers_it_was_begun_with(
     loader = _loader(shards, num_workers=now)
     with caplog.at_level(logging.INFO, logger="interstack"):
         _resumed(loader, begun.state_dict() | {"first_batch": 5})
-    assert f"epoch 1 is read by {max(1, before)} workers, as it was begun" in caplog.text
+    assert f"epoch 1 is read by {max(1, before)} workers, as its start was" in caplog.text
     assert equal_batches(whole[5:], loader)
     again = _resumed(_loader(shards, num_workers=now), loader.state_dict() | {"first_batch": 7})
     assert equal_batches(whole[7:], again)

@@ -47,21 +47,21 @@ def _tell(workers: list[BaseProcess], what: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cause", "mend"),
+    ("cause", "fix"),
     [
         (signal.SIGKILL, r"memory has run out, lower data\.num_workers or data\.batch_seconds"),
         (signal.SIGBUS, r"shared memory \(/dev/shm\) has run out"),
-        (signal.SIGSEGV, r"data\.num_workers=0"),
+        (signal.SIGSEGV, r"data\.num_workers to 0"),
     ],
 )
 def test_a_worker_that_dies_is_reported(
-    module: SpeechDataModule, cause: signal.Signals, mend: str
+    module: SpeechDataModule, cause: signal.Signals, fix: str
 ) -> None:
     """With what killed it and what to do, and the others are ended."""
     batches = iter(module.train_dataloader())
     next(batches)
     _end(active_children()[0], cause)
-    with pytest.raises(DataError, match=rf"killed by {cause.name}; .*{mend}"):
+    with pytest.raises(DataError, match=rf"killed by {cause.name}: .*{fix}"):
         next(batches)
     assert not active_children()
 
