@@ -202,7 +202,7 @@ class Source:
 
     @contextmanager
     def _explaining_failures(self) -> Iterator[None]:
-        """Turn the many ways in which loading fails into one that names the mend."""
+        """Turn the many ways in which loading fails into one that names the fix."""
         try:
             yield
         except InterstackError:

@@ -153,7 +153,7 @@ def _check_directory(output: Path) -> None:
 @contextmanager
 def _locked(options: CacheOptions) -> Iterator[None]:
     """Keep other processes from the partition, and turn failing writes into one line."""
-    fix = "free space; what is done is kept, and the same command goes on from there"
+    fix = "free space; what is done is kept, and the same command continues from there"
     lock = options.output / f"share-{options.partition}"
     with run_lock(lock, "give another --share"), write_errors(options.output, fix):
         yield

@@ -234,7 +234,7 @@ class SplitWriter:
                     if stop.received is not None:
                         raise RunInterrupted(
                             f"stopped by {stop.received.name}: {len(self.done)} utterances of "
-                            f"{self.name} are kept; the same command goes on from there",
+                            f"{self.name} are kept; the same command continues from there",
                             stop.received,
                         )
             finally:
@@ -274,7 +274,7 @@ class SplitWriter:
             kept = len(self.done) - len(pending)
             raise InterstackError(
                 f"a shard can't be written to {self.directory} ({reason(error)}): free space; "
-                f"{kept} utterances of {self.name} are kept, and the same command goes on from "
+                f"{kept} utterances of {self.name} are kept, and the same command continues from "
                 "there"
             ) from error
         finally:

@@ -56,7 +56,7 @@ def _tolerant(
                 raise
             if not failed["now"]:
                 log.warning(
-                    "%s can't write (%s): training goes on, and it is called again at the next "
+                    "%s can't write (%s): training continues, and it is called again at the next "
                     "point; %s",
                     type(logger).__name__,
                     reason(error),

@@ -47,7 +47,7 @@ def test_stopped_caching_keeps_what_is_done(
     with monkeypatch.context() as patched:
         patched.setattr(writer, "compute_targets", stopping_at(3, writer.compute_targets))
         assert cache(output, teacher_directory, "--dtype=float32") == 75
-    assert "goes on from there" in capsys.readouterr().err
+    assert "continues from there" in capsys.readouterr().err
     first = {path: path.stat().st_mtime_ns for path in output.glob("*/*.safetensors")}
     assert first
     assert cache(output, teacher_directory, "--dtype=float32") == 0

@@ -187,7 +187,7 @@ def test_another_loggers_service_is_called_again(
     for _ in range(4):
         logger.log_metrics({}, 1)
     (message,) = caplog.messages
-    assert f"can't write ({error}): training goes on" in message
+    assert f"can't write ({error}): training continues" in message
     assert message.endswith("see that its service can be reached")
     with pytest.raises(ValueError, match="a defect"):
         logger.log_metrics({}, 1)
