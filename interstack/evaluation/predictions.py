@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ from interstack.errors import DataError
 from interstack.models.student import StudentOutput
 from interstack.models.windows import WindowedOutput
 from interstack.utils.disk import write_errors
+from interstack.utils.tensor_files import safetensors_header, write_pieces
 
 DIRECTORY: Final = "hidden_states"
 SUFFIX: Final = ".safetensors"
@@ -84,10 +85,9 @@ class SaveHiddenStates(BasePredictionWriter):
         directory = _directory(trainer)
         for row, id_ in enumerate(batch.ids):
             path = self._file(directory, id_)
-            part = path.with_name(f".{trainer.global_rank}.part")
             with write_errors(path, _FIX):
                 try:
-                    _write(path, part, id_, *_pieces(prediction, row))
+                    _write(path, id_, *_pieces(prediction, row))
                 except OSError as error:
                     if error.errno != errno.ENAMETOOLONG:
                         raise
@@ -170,50 +170,20 @@ def _pieces(prediction: StudentOutput | WindowedOutput, row: int) -> tuple[int, 
     return frames, iter([states])
 
 
-def _write(path: Path, part: Path, id_: str, frames: int, pieces: Iterator[Tensor]) -> None:
+def _write(path: Path, id_: str, frames: int, pieces: Iterator[Tensor]) -> None:
     """Write a safetensors file of which no more than one piece is in memory.
-
-    The format is 8 bytes of the header's length, the header in JSON, then the tensor; safetensors'
-    own functions take whole tensors only. The file gets its name when it is complete.
 
     Args:
         path: The file.
-        part: Its name until then.
-        id_: Id of the utterance, for the metadata.
-        frames: Frames of all pieces together.
+        id_: Of the utterance, for the metadata.
+        frames: Of all pieces.
         pieces: (depth + 1, frames, width), one after another in time.
 
     Raises:
         OSError: If it can't be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with part.open("wb") as file:
-            done = 0
-            for piece in pieces:
-                states = piece.cpu().contiguous()
-                num_states, length, width = states.shape
-                if not done:
-                    header = _header(id_, states.dtype, (num_states, frames, width))
-                    file.write(header)
-                stride = width * states.element_size()
-                for layer, state in enumerate(states):
-                    file.seek(len(header) + (layer * frames + done) * stride)
-                    file.write(state.view(torch.uint8).numpy().data)
-                done += length
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _header(id_: str, dtype: torch.dtype, shape: tuple[int, int, int]) -> bytes:
-    """Return the header of a safetensors file, padded so that the tensor is aligned."""
-    size = dtype.itemsize * shape[0] * shape[1] * shape[2]
-    printable = id_.encode("utf-8", "backslashreplace").decode("utf-8")
-    content = {
-        "__metadata__": {"id": printable},
-        "hidden_states": {"dtype": _DTYPES[dtype], "shape": shape, "data_offsets": (0, size)},
-    }
-    text = json.dumps(content, ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    first = next(pieces)
+    num_states, _, width = first.shape
+    shape = (num_states, frames, width)
+    header = safetensors_header("hidden_states", first.dtype, shape, {"id": id_})
+    write_pieces(path, header, frames, chain([first], pieces))
