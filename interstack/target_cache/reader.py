@@ -61,8 +61,8 @@ class SplitIndex:
         except FileNotFoundError as error:
             raise ConfigurationError(
                 f"the cache of targets has no finished split {directory.name} ({path} is missing): "
-                f"run the cache command with {directory.name} among its --splits; it continues where "
-                "it stopped"
+                f"run the cache command with {directory.name} among its --splits; it continues "
+                "where it stopped"
             ) from error
         except OSError as error:
             raise ConfigurationError(unread(path, error)) from error
