@@ -129,6 +129,6 @@ def test_every_option_is_in_the_configuration_reference() -> None:
     assert (
         "| `--growth.depths` | `[3, 6, 9, 12]` | list of integer | Layers of each stage" in tables
     )
-    assert "| `--model.objective.kind` | `mse` | `mse`, `distilhubert` |" in tables
+    assert "| `--model.optimizer.kind` | `adamw` | `adamw`, `muon` |" in tables
     assert "### `LibriSpeechFolder`\n\n| option" in tables
     assert "| `root` | required |" in tables
