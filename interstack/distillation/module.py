@@ -435,6 +435,7 @@ class Distillation(L.LightningModule):
         output, targets = (
             self(batch) if teacher_output is None else self.student_forward(batch, teacher_output)
         )
+        # Squares of a 16-bit target's outliers would overflow, and small differences vanish.
         with torch.autocast(self.device.type, enabled=False):
             normalised = self.target_norm(targets)
             sums = tap_sums(output.predictions, normalised, output.mask, self.objective)
@@ -474,6 +475,7 @@ class Distillation(L.LightningModule):
             return rank_loss(mine.sums, self.objective, self.trainer.world_size).to_minimise
         world_size, divisor = self.trainer.world_size, self.window.divisor
         loss = rank_loss(mine.sums, self.objective, world_size, divisor)
+        # Also for a batch that will be skipped: all ranks divide by the same number.
         self.window.open(loss)
         if self.non_finite.defers(self.trainer):
             if self.non_finite.defer(mine, loss.loss, self.trainer):
@@ -482,6 +484,7 @@ class Distillation(L.LightningModule):
             step = self.trainer.global_step
             return self.non_finite.refuse(mine, step, self.student.parameters())
         self.non_finite.count()
+        # Only now: a skipped batch has returned, and is in no mean that is logged.
         self.latest_loss, by_tap = self.window.add(loss, self.objective)
         if step_is_logged(self.trainer):
             self._log_losses("train", self.latest_loss, by_tap, on_step=True)

@@ -91,6 +91,7 @@ class BatchLoss(NamedTuple):
         padding = ~self.output.mask[..., None]
         past_end = torch.arange(self.batch.waveforms.shape[1], device=padding.device)
         silence = past_end >= self.batch.num_samples[:, None]
+        # In the order of cause and effect: bad audio makes the target bad, and that the loss.
         suspects = {
             "audio": (self.batch.waveforms.masked_fill(silence, 0.0),),
             "target": (target.masked_fill(padding, 0.0) for target in self.targets),
@@ -227,6 +228,7 @@ class NonFiniteBatches:
     def _patience(self, trainer: L.Trainer) -> int:
         if self.patience is not None:
             return self.patience
+        # Nothing is asynchronous on a CPU, so that looking costs nothing.
         on_cpu = trainer.strategy.root_device.type == "cpu"
         # A scaler waits for the device at every step by itself, and holds updates back in its way.
         scales = getattr(trainer.precision_plugin, "scaler", None) is not None

@@ -105,6 +105,7 @@ def check_computation(trainer: L.Trainer, module: Distillation) -> list[Precisio
     teacher_format = "float32" if teacher is None else number_format(teacher, device)
     if student_format == teacher_format == "float32":
         return []
+    # An error is passed on to the other ranks instead of raised: they would wait for ever.
     found: list[PrecisionReport] | InterstackError
     try:
         batch = _sample(trainer)

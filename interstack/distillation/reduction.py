@@ -45,9 +45,11 @@ def rank_loss(
         divisor: Frames that ``to_minimise`` is divided by, (), equal on all ranks; None: the
             batch's own, of all ranks.
     """
+    # One collective a batch: the loss and the number of frames travel together.
     total, num_frames = sum_over_ranks((sums.by_tap, sums.num_frames), world_size)
     frames = num_frames.clamp(min=1)
     by_tap = (total / frames).float()
+    # DDP averages gradients over ranks: this takes its division by their number back.
     mine = sums.by_tap / ((frames if divisor is None else divisor) / world_size).float()
     totals = TapSums(total, num_frames)
     return RankLoss(total_loss(mine, config), total_loss(by_tap, config), by_tap, totals)
@@ -111,6 +113,7 @@ class AccumulationWindow:
         self.clear()
         if window == 1 or divisor is None or totals is None:
             return
+        # Lightning has divided each batch's loss by the window, and we by the first batch's frames.
         factor = (window * divisor / totals.num_frames.clamp(min=1)).float()
         gradients = [each.grad for each in parameters if each.grad is not None]
         if gradients:

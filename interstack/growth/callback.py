@@ -238,12 +238,16 @@ class InterleavedStacking(Stacking, L.Callback):
         listeners = [
             each for each in (pl_module, *callbacks_of(trainer)) if isinstance(each, GrowthListener)
         ]
+        # Several plans only where a stage has no step of its own, as in a short trial run.
         for plan in self.steps_to(present, depth):
             for listener in listeners:
                 listener.on_growth_start(trainer, pl_module)
+            # The module grows first: the new optimizer is made over what it has then.
             grow_at(pl_module, self.layers, plan)
             layers = find_layers(pl_module, self.layers)
             rebuild_after_growth(trainer, plan, layers, self.optimizer_state)
+            # After the optimizer: under DDP, wrapping has made the ranks' fresh layers equal by
+            # now.
             grow_averages(trainer, pl_module, self.layers, plan)
             self._last_growth = trainer.global_step
             self._attach(trainer)

@@ -77,6 +77,8 @@ def inherit_optimizer_state(
     for group in new.param_groups:
         for parameter in group["params"]:
             is_clone = parameter in parents
+            # An original is the very same Parameter before and after, so that its state is found by
+            # it; a clone is new, and is looked up by its parent.
             state = old.state.get(parents.get(parameter, parameter))
             if not state:  # never stepped, or not trained before
                 continue
@@ -106,6 +108,8 @@ def inherit_learning_rate(
         plan: The growth step.
         schedulers: Pairs of an old scheduler and its new counterpart, which takes over its state.
     """
+    # Weight decay, say, may put weights and biases into different groups, and a grown module's
+    # groups need not come in the old order: they are matched by what is in them.
     groups = _old_groups(old, new, parent_parameters(layers, plan))
     pairs = list(schedulers)
     for before, after in pairs:

@@ -61,6 +61,7 @@ def grow_layers(
             if is_compiled:  # a copy of a compiled layer is a plain one
                 compile_layers([layer])
         grown.append(layer)
+    # The list object stays the same one: modules, hooks and DDP may hold it.
     del layers[:]
     layers.extend(grown)
 
