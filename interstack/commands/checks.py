@@ -20,7 +20,9 @@ from interstack.distillation.precision import check_precision_option
 from interstack.errors import ConfigurationError
 from interstack.growth.callback import InterleavedStacking, callbacks_of
 from interstack.growth.schedule import run_length
+from interstack.models.pretrained import Source
 from interstack.settings import check_effect, defaults_of
+from interstack.target_cache.reader import TargetCache
 from interstack.tracking.metrics import AXES, POINT_METRICS, loss_metrics
 
 
@@ -148,3 +150,21 @@ def check_run(
     check_accumulation(trainer, datamodule.global_batch_seconds)
     growth.record(run_length(trainer), trial=bool(vars(trainer).get("fast_dev_run")))
     check_precision_option(trainer, module, cached=datamodule.target_cache is not None)
+
+
+def check_teacher_is_there(module: Distillation, datamodule: SpeechDataModule) -> None:
+    """Refuse a fit whose teacher, or the cache of its targets, can't be found.
+
+    Args:
+        module: Not set up.
+        datamodule: Not set up.
+
+    Raises:
+        TeacherError: If there is no such teacher.
+        ConfigurationError: If there is no such cache.
+    """
+    config = module.teacher_config
+    if datamodule.target_cache is not None:
+        TargetCache(datamodule.target_cache)
+    elif config.family is None:
+        Source(config.source, config.revision, None, config.local_files_only).read_config()

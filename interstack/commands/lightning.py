@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from interstack.checkpointing.callback import Checkpoints
 from interstack.checkpointing.inspect import SavedRun
-from interstack.commands.checks import check_run, check_sections
+from interstack.commands.checks import check_run, check_sections, check_teacher_is_there
 from interstack.commands.overlays import without_empty_configs
 from interstack.commands.refusals import one_line_parse_errors, one_line_refusals
 from interstack.commands.resuming import checkpoint_of, with_saved_config
@@ -155,6 +155,7 @@ class InterstackCLI(LightningCLI):
         with one_line_refusals(vars(self._settings()), "run"):
             if subcommand == "fit":
                 check_run(self.trainer, self.model, self.datamodule, self.config_init.fit.growth)
+                check_teacher_is_there(self.model, self.datamodule)
                 prepare_directory(self.config.fit, self.resumed)
                 if self.config.fit.ckpt_path is not None:
                     _keep_learning_rate(self.trainer)

@@ -151,6 +151,24 @@ def test_a_run_leaves_its_configuration_and_its_student(finished_run: Path) -> N
         assert torch.equal(weight, loaded.student.model.state_dict()[name])
 
 
+@pytest.mark.parametrize("option", ["model.teacher.source", "data.target_cache"])
+def test_a_run_that_can_not_start_leaves_an_earlier_one_alone(
+    option: str,
+    tmp_path: Path,
+    teacher_directory: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A teacher or cache that is not there is found before anything is moved."""
+    words = ["fit", *small_run(tmp_path / "run", teacher_directory)]
+    earlier = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text("an earlier run's")
+    more = ["--data.crop=fixed"] if option == "data.target_cache" else []
+    assert main([*words, f"--{option}={tmp_path / 'nowhere'}", *more]) == 2
+    assert "nowhere" in capsys.readouterr().err
+    assert earlier.read_text() == "an earlier run's"
+
+
 def test_a_second_run_moves_the_first_aside(tmp_path: Path, teacher_directory: Path) -> None:
     """Running the same command twice loses nothing."""
     options = small_run(tmp_path / "run", teacher_directory)
