@@ -144,7 +144,8 @@ def newest_run(directory: Path) -> SavedRun | None:
             log.warning("an older checkpoint is skipped: %s", _short(error))
         elif isinstance(error, CheckpointReadError):
             raise CheckpointReadError(
-                f"{error}, or move it away to continue from {newest.path} of step {newest.step}"
+                f"{error}, or move it away to resume from {newest.path} at step "
+                f"{newest.step} instead"
             ) from error
         else:
             log.warning(

@@ -249,7 +249,7 @@ def test_a_fault_of_the_file_server_stops_instead_of_going_back(
     error = capsys.readouterr().err
     assert "can't be read (Input/output error): give the same command again once it can" in error
     if where == "last.ckpt":
-        assert f"stage-2.ckpt to go on from step {NUM_STEPS} instead" in error
+        assert f"stage-2.ckpt at step {NUM_STEPS} instead" in error
     assert files_of(broken) == before
     faulty.clear()
     assert resume_last(broken) == 0
