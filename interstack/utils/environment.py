@@ -14,7 +14,7 @@ import torch
 from interstack.errors import ConfigurationError
 
 _PACKAGES = ("torch", "lightning", "transformers", "interstack")
-_ROOT = Path(__file__).parents[1]
+_ROOT = Path(__file__).parents[2]
 
 
 def choose_device(name: str) -> torch.device:
