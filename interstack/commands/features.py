@@ -8,10 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-import torch
-from rich.console import Console
-from rich.progress import track
-
 from interstack.data.skips import OnCorrupt, SkipCounter, Tolerance, report_skipped
 from interstack.errors import ConfigurationError, DataError
 from interstack.evaluation.features import (
@@ -25,6 +21,8 @@ from interstack.evaluation.features import (
 )
 from interstack.models.pretrained import Source
 from interstack.target_cache.partition import Partition
+from interstack.utils.environment import choose_device
+from interstack.utils.progress import Reading, RunPosition, job_display
 from interstack.utils.tensor_files import TensorFormat
 
 log = logging.getLogger(__name__)
@@ -40,12 +38,9 @@ def run_features(arguments: Sequence[str]) -> None:
         InterstackError: If audio, model or settings can't be used.
     """
     options = _parser().parse_args(arguments)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("--device is cuda, but no GPU is available: give cpu")
     if options.window_seconds <= 0:
         raise ConfigurationError(f"--window-seconds is {options.window_seconds}: give more than 0")
-    available = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(available if options.device == "auto" else options.device)
+    device = choose_device(options.device)
     part = Partition.parse(options.partition, "--partition")
     num_layers: int = Source(options.model).read_config().num_hidden_layers
     settings = FeatureSettings(
@@ -66,14 +61,15 @@ def run_features(arguments: Sequence[str]) -> None:
         log.info("%d of %d files are there already", len(mine) - len(missing), len(mine))
     skipped = SkipCounter()
     tolerance = Tolerance(options.on_corrupt, skipped)
-    console = Console(stderr=True)
-    for file in track(missing, "features", console=console, disable=not console.is_terminal):
-        try:
-            extractor.write(file)
-        except DataError as error:
-            tolerance.failed(error)
-        else:
-            tolerance.passed()
+    with job_display() as display:
+        for number, file in enumerate(missing):
+            display.update(Reading(("features",), RunPosition(number, len(missing), "file")))
+            try:
+                extractor.write(file)
+            except DataError as error:
+                tolerance.failed(error)
+            else:
+                tolerance.passed()
     counted = skipped.take()
     report_skipped(counted.skipped, counted.example, "files")
     log.info("hidden states of %d files are in %s", len(mine) - counted.skipped, options.output)

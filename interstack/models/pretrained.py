@@ -233,16 +233,18 @@ def bake_weight_norm(model: nn.Module) -> dict[nn.Module, bytes]:
     digests = {}
     for module in model.modules():
         if parametrize.is_parametrized(module, "weight"):
-            digests[module] = _digest(module.state_dict())
+            digests[module] = tensors_digest(module.state_dict())
             parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
     return digests
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> bytes:
-    digest = hashlib.sha256()
+def tensors_digest(tensors: Mapping[str, Tensor], facts: bytes = b"") -> bytes:
+    """Return the SHA-256 of some facts and of named tensors, the same on every machine."""
+    digest = hashlib.sha256(facts)
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        values = tensor.detach().cpu().contiguous().flatten()
+        digest.update(values.view(torch.uint8).numpy().tobytes())
     return digest.digest()
 
 

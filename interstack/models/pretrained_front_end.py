@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any, Protocol
 
@@ -17,7 +16,7 @@ from interstack.models.front_end import (
     normalise_waveform,
     num_frames,
 )
-from interstack.models.pretrained import WAVEFORM_FAMILIES, Source
+from interstack.models.pretrained import WAVEFORM_FAMILIES, Source, tensors_digest
 
 
 class FrontEndFacts(Protocol):
@@ -84,12 +83,8 @@ class PretrainedFrontEnd(FrontEndWeights, nn.Module):
     def fingerprint(self) -> str:
         """Return the SHA-256 of what the features depend on, wherever the model lies."""
         facts = {**front_end_fields(self.config), "normalises_waveform": self.normalises_waveform}
-        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        for name, tensor in sorted(self.front_end_state().items()):
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            values = tensor.detach().cpu().contiguous()
-            digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
+        text = json.dumps(facts, sort_keys=True).encode()
+        return tensors_digest(self.front_end_state(), text).hex()
 
 
 def front_end_source(name: str, *, local_files_only: bool = False) -> Source:
